@@ -1,0 +1,77 @@
+"""What every model of the zoo offers to a distiller.
+
+Shapes: `B` batch, `H`/`W` pixels, `N` classes, `C` channels of the pooled feature.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Stages(NamedTuple):
+    """The maps of one forward pass, from the stem to the last stage.
+
+    Attributes:
+        feats: stage maps after their activation, `[B, C_i, H_i, W_i]` each.
+        preact_feats: the same maps before that activation.
+        final_map: the last stage's activated map; `feats[-1]` for every family but WRN.
+    """
+
+    feats: List[Tensor]
+    preact_feats: List[Tensor]
+    final_map: Tensor
+
+
+class ClassifierModel(nn.Module):
+    """An image classifier in two halves: `forward_stages` up to the final map, `forward_tail` from there to the logits.
+
+    A family sets `stage_channels`, and `classifier_name` where its `nn.Linear` is not called `fc`; it implements
+    `forward_stages` and `get_bn_before_relu`, and overrides `forward_pool` where layers stand between the final map
+    and the pooling.
+    """
+
+    classifier_name = "fc"
+    stage_channels: List[int]
+
+    def forward_stages(self, image: Tensor) -> Stages:
+        """Run `image [B, 3, H, W]` up to the final map."""
+        raise NotImplementedError
+
+    def forward_pool(self, final_map: Tensor) -> Tensor:
+        """Turn the final map into the pooled feature `[B, C]` that the classifier consumes."""
+        return F.adaptive_avg_pool2d(final_map, 1).flatten(1)
+
+    def forward_tail(self, final_map: Tensor) -> Tuple[Tensor, Tensor]:
+        """Turn the final map into `(logits [B, N], pooled_feat [B, C])`."""
+        pooled = self.forward_pool(final_map)
+        return self.get_submodule(self.classifier_name)(pooled), pooled
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Dict[str, Any]]:
+        """Return `(logits [B, N], feats)`.
+
+        `feats` has the lists `feats` and `preact_feats` (see `Stages`), `final_map`, and `pooled_feat [B, C]`,
+        the tensor that the classifier consumed.
+        """
+        stages = self.forward_stages(image)
+        logits, pooled = self.forward_tail(stages.final_map)
+        return logits, {**stages._asdict(), "pooled_feat": pooled}
+
+    def get_classifier(self) -> nn.Linear:
+        """Return the linear layer that turns the pooled feature into logits."""
+        classifier = self.get_submodule(self.classifier_name)
+        assert isinstance(classifier, nn.Linear)
+        return classifier
+
+    def get_stage_channels(self) -> List[int]:
+        """Return the channels of each map in `feats`, stem first."""
+        return list(self.stage_channels)
+
+    def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
+        """Return, for each stage after the stem, the BatchNorm whose statistics describe its `preact_feats`.
+
+        Source: the margin ReLU of "A Comprehensive Overhaul of Feature Distillation" (2019) reads them.
+        """
+        raise NotImplementedError
