@@ -1,0 +1,34 @@
+"""What the command lines share: arguments, and errors as one line with exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Callable, NoReturn
+
+from .errors import UserError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line; `--help` has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Accept `KEY VALUE` pairs; use `parse_intermixed_args`, so that options may stand before or after them."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change, as SOLVER.LR 0.1")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command line; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; continue with --resume from the last whole epoch", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,80 @@
+"""Data sets and their loaders. Adding a set: one file with a function(cfg) -> Splits, registered in `dataset_dict`."""
+
+from __future__ import annotations
+
+from typing import Tuple, Union
+
+import torch
+from yacs.config import CfgNode
+
+from . import cifar100, fashion_demo, imagefolder, imagenet  # noqa: F401 (they register themselves)
+from .device_loader import DeviceLoader
+from .draws import EpochDraws
+from .images import View, decode_all
+from .info import DatasetInfo
+from .loader import Batch, Loader
+from .options import Options, read_options
+from .splits import ArraySplit, FileSplit, ImageSplit, Splits, balanced_part, dataset_dict
+from .stream_loader import StreamLoader
+
+__all__ = [
+    "ArraySplit",
+    "Batch",
+    "DatasetInfo",
+    "DeviceLoader",
+    "EpochDraws",
+    "FileSplit",
+    "Loader",
+    "Splits",
+    "StreamLoader",
+    "dataset_dict",
+    "get_dataset",
+    "get_val_loader",
+]
+
+Device = Union[str, torch.device, None]
+
+
+def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, int, int]:
+    """Return `(train_loader, val_loader, num_data, num_classes)` of the data set `cfg.DATASET.TYPE`.
+
+    Args:
+        cfg: keys `DATASET.*`, `SOLVER.BATCH_SIZE` and `EXPERIMENT.SEED` are read.
+        device: where the batches are to be; by default CUDA if there is any, else the CPU.
+
+    Returns:
+        The two loaders (see `Loader` for what they yield), the number of training images in use (after
+        `DATASET.TRAIN_FRACTION`) and the number of classes.
+
+    Raises:
+        UserError: an unknown name, a value out of range, or data that is missing, damaged or laid out otherwise.
+    """
+    splits, options = _read(cfg)
+    train = splits.train
+    if options.train_fraction < 1:
+        train = train.subset(balanced_part(train.targets, options.train_fraction, options.seed))
+    in_memory = options.fits_in_memory(len(train) + len(splits.val))
+    train_loader = _loader(train, splits.info, options, device, in_memory, train=True)
+    val_loader = _loader(splits.val, splits.info, options, device, in_memory, train=False)
+    return train_loader, val_loader, len(train), splits.info.num_classes
+
+
+def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
+    """Return the validation loader of `get_dataset` alone, without reading the training images (where that can be)."""
+    splits, options = _read(cfg)
+    return _loader(splits.val, splits.info, options, device, options.fits_in_memory(len(splits.val)), train=False)
+
+
+def _read(cfg: CfgNode) -> Tuple[Splits, Options]:
+    splits = dataset_dict[cfg.DATASET.TYPE](cfg)
+    return splits, read_options(cfg, splits.info.input_size)
+
+
+def _loader(
+    split: ImageSplit, info: DatasetInfo, options: Options, device: Device, in_memory: bool, train: bool
+) -> Loader:
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    view = View(info.input_size, margin=options.augment == "resized_crop")
+    if in_memory:
+        return DeviceLoader(decode_all(split, view, options.num_workers), info, options, place, train)
+    return StreamLoader(split, view, info, options, place, train)

@@ -1,0 +1,60 @@
+"""Small sets: uint8 images that stay on the device and are augmented a batch at a time."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import torch
+from torch.nn.functional import pad
+
+from .info import DatasetInfo
+from .loader import Batch, Loader
+from .options import Options
+from .splits import ArraySplit
+
+
+class DeviceLoader(Loader):
+    """Batches from images on the device, without Python per image, synchronisation or copies from the host.
+
+    The images are stored zero-padded, `[N, W, W, 3]` with `W = S + 2·padding`, and seen as a list of pixels. A crop
+    starts at pixel `n·W² + top·W + left`; its other pixels lie at fixed distances from there, of which there are two
+    tables, plain and mirrored. So a batch is one small look-up, one gather of pixels and one multiply-add. (One core of
+    an AMD EPYC, B = 64, S = 32, images/s: 190,000; indexing `[n, row, column]` 79,000; windows over a store that also
+    holds the mirrored images, so twice the memory, 199,000.)
+
+    Args:
+        split: the images, at the size that the model sees.
+        info, options, device, train: see `Loader`.
+    """
+
+    def __init__(
+        self, split: ArraySplit, info: DatasetInfo, options: Options, device: torch.device, train: bool
+    ) -> None:
+        super().__init__(info, split.targets.to(device), options, device, train)
+        images = torch.as_tensor(split.images).to(device)
+        p, size = self.padding, info.input_size
+        assert images.shape[1:] == (size, size, 3), images.shape
+        self.images = pad(images, (0, 0, p, p, p, p)) if p else images
+        self._width = width = size + 2 * p
+        table = torch.arange(size, device=device)[:, None] * width + torch.arange(size, device=device)
+        self._distances = torch.stack([table, table.flip(1)]).view(2, size * size)
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        draws = self.draws()
+        order, variant = draws.order.to(self.device), draws.variant(self.padding).to(self.device)
+        first = (order * self._width**2) + (draws.top * self._width + draws.left).to(self.device)
+        flip = draws.flip.long().to(self.device)
+        size, pixels = self.info.input_size, self.images.view(-1, 3)
+        for part in self._slices(start_step):
+            index = order[part]
+            if self.augment == "none":
+                images = self.images.index_select(0, index)
+            else:
+                where = self._distances.index_select(0, flip[part]).add_(first[part, None])
+                images = pixels.index_select(0, where.view(-1)).view(-1, size, size, 3)
+            yield {
+                "image": self._normalise(images),
+                "target": self.targets.index_select(0, index),
+                "index": index,
+                "variant": variant[part],
+            }

@@ -1,0 +1,126 @@
+"""A user's own images: `train/<class>/*` and `val/<class>/*` below one folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Iterable, List, Sequence, Tuple
+
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from yacs.config import CfgNode
+
+from .. import paths
+from ..errors import UserError
+from .draws import mix
+from .images import View, decode_all, decode_chunks
+from .info import DatasetInfo
+from .options import Channels, Options, read_options
+from .splits import FileSplit, ImageSplit, Splits, dataset_dict
+from .stats import Memory, measure
+
+log = logging.getLogger("mdistiller")
+
+LAYOUT = "expected <DATASET.ROOT>/train/<class>/<image> and <DATASET.ROOT>/val/<class>/<image>"
+DEFAULT_SIZE = 32  # px
+SAMPLE = 10_000  # images that the statistics of a streamed set are measured on
+
+
+@dataset_dict.register("imagefolder")
+def imagefolder(cfg: CfgNode) -> Splits:
+    """Find the images below `DATASET.ROOT`; a class is a folder (or a link to one), labels go by the sorted names.
+
+    Mean and std are those given, else they are measured over the training images as the model sees them un-augmented
+    (all of them if the set fits in memory, else a random 10,000) and remembered until a file changes.
+
+    Raises:
+        UserError: what is wrong with the folder, in one line.
+    """
+    options = read_options(cfg, own_size=DEFAULT_SIZE)
+    if not cfg.DATASET.ROOT:
+        raise UserError(f"DATASET.ROOT is not set; {LAYOUT}")
+    root = paths.find_file(cfg.DATASET.ROOT)
+    if not root.is_dir() or not any(root.iterdir()):
+        raise UserError(f"DATASET.ROOT {root} is {'empty' if root.is_dir() else 'not a folder'}; {LAYOUT}")
+    classes = _classes(root / "train")
+    _check_same(root, classes, _classes(root / "val"))
+    train, val = (_find(root / name, classes) for name in ("train", "val"))
+    if cfg.DATASET.INPUT_SIZE is None:
+        log.info("DATASET.INPUT_SIZE is not set: images are resized to %d px", DEFAULT_SIZE)
+    train_split, mean, std = _with_statistics(train, root / "train", options, len(train) + len(val))
+    return Splits(train_split, val, DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std))
+
+
+def _classes(folder: Path) -> List[str]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; {LAYOUT}")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder} holds no class folders; {LAYOUT}")
+    return names
+
+
+def _check_same(root: Path, train: List[str], val: List[str]) -> None:
+    more, less = sorted(set(val) - set(train)), sorted(set(train) - set(val))
+    if more or less:
+        wrong = [f"val has {_listed(more)}, which train lacks"] if more else []
+        wrong += [f"val lacks {_listed(less)}, which train has"] if less else []
+        raise UserError(f"the classes of {root} differ: {'; '.join(wrong)}; give both the same class folders")
+
+
+def _listed(names: List[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _find(folder: Path, classes: Iterable[str]) -> FileSplit:
+    files: List[Path] = []
+    targets: List[int] = []
+    for label, name in enumerate(classes):
+        found = _images(folder / name)
+        if not found:
+            raise UserError(f"the class folder {folder / name} holds no image; add some ({' '.join(IMG_EXTENSIONS)})")
+        files += found
+        targets += [label] * len(found)
+    return FileSplit(files, targets)
+
+
+def _images(folder: Path) -> List[Path]:
+    """Return the images at any depth below `folder`, sorted, each linked folder once."""
+    seen, found = set(), []
+    for place, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in names if name.lower().endswith(IMG_EXTENSIONS)]
+    return sorted(found)
+
+
+def _with_statistics(
+    train: FileSplit, folder: Path, options: Options, num_images: int
+) -> Tuple[ImageSplit, Channels, Channels]:
+    """Return the training set, decoded if that was necessary anyway, and its mean and std."""
+    if options.statistics is not None:
+        return (train, *options.statistics)
+    view = View(options.input_size, margin=options.augment == "resized_crop")
+    everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
+    memory = Memory(folder, f"{view}, {'all images' if everything else f'{SAMPLE} images'}", train.files)
+    known = memory.recall()
+    if known is not None:
+        return (train, *known)
+    split: ImageSplit = train
+    if options.fits_in_memory(num_images):
+        split = decode_all(train, view, options.num_workers)
+        mean, std = measure([split.images])
+    else:
+        indices: Sequence[int] = range(len(train))
+        if not everything:
+            generator = torch.Generator().manual_seed(mix("statistics"))
+            indices = torch.randperm(len(train), generator=generator)[:SAMPLE].sort().values.tolist()
+        mean, std = measure(decode_chunks(train, view, indices, options.num_workers))
+    memory.store(mean, std)
+    log.info("measured over %s training images: DATASET.MEAN %s DATASET.STD %s", len(split), list(mean), list(std))
+    return split, mean, std

@@ -1,0 +1,98 @@
+"""What both loaders have in common: lengths, epochs, steps."""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, Optional
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .draws import EpochDraws, draw_epoch, in_file_order
+from .images import Normaliser
+from .info import DatasetInfo
+from .options import Options
+
+Batch = Dict[str, Tensor]
+
+
+class Loader:
+    """An iterable of batches on one device.
+
+    A batch is a dict with
+
+    - "image": float32 [B, 3, S, S], normalised, channels_last strides;
+    - "target": int64 [B], labels;
+    - "index": int64 [B], numbers of the images in the split in use, from 0;
+    - "variant": int64 [B], which of the `num_variants` augmented forms each image has,
+      `(top·(2p+1) + left)·2 + flip`; there is no such key where `num_variants` is None.
+
+    All randomness of an epoch comes from the seed and the epoch's number: call `set_epoch` before each epoch, or every
+    pass repeats epoch 0. Training shuffles; the last, partial batch is kept, but for one of a single image, which is
+    dropped (BatchNorm cannot train on it). Validation shows every image, in index order, un-augmented.
+
+    Args:
+        info: of the data set.
+        targets: labels, int64 [N].
+        options: of the data layer.
+        device: where the batches are to be.
+        train: whether to shuffle and augment.
+
+    Attributes:
+        info, targets, device, train: as given.
+        num_images: N.
+        batch_size: images in a full batch.
+        augment: "pad_crop", "resized_crop" or "none".
+        padding: zeros on each side before the random crop, in pixels.
+        num_variants: how many augmented forms an image has, or None for infinitely many (resized_crop).
+        epoch: the number last given to `set_epoch`, 0 before.
+
+    Raises:
+        UserError: a training set of fewer than 2 images.
+    """
+
+    def __init__(self, info: DatasetInfo, targets: Tensor, options: Options, device: torch.device, train: bool) -> None:
+        if train and len(targets) < 2:
+            raise UserError(f"the training set has {len(targets)} image; BatchNorm needs at least 2 in a batch")
+        self.info = info
+        self.targets = targets
+        self.device = device
+        self.train = train
+        self.num_images = len(targets)
+        self.batch_size = options.batch_size if train else options.test_batch_size
+        self.augment = options.augment if train else "none"
+        self.padding = options.padding if self.augment == "pad_crop" else 0
+        self.num_variants: Optional[int] = {
+            "pad_crop": 2 * (2 * self.padding + 1) ** 2,
+            "none": 1,
+        }.get(self.augment)
+        self.epoch = 0
+        self._seed = options.seed
+        self._normalise = Normaliser(info, device)
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.num_images, self.batch_size)
+        return full + (rest > 1 if self.train else rest > 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.iterate()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Fix the order and the augmentation of the passes that start from now on."""
+        self.epoch = epoch
+
+    def draws(self) -> EpochDraws:
+        """Return this epoch's order, crops and flips, on the CPU."""
+        if not self.train:
+            return in_file_order(self.num_images)
+        return draw_epoch(self.num_images, self.padding, self._seed, self.epoch, self.augment == "pad_crop")
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """Yield this epoch's batches from number `start_step` (from 0) on, equal to those of a full pass."""
+        raise NotImplementedError
+
+    def _slices(self, start_step: int) -> Iterator[slice]:
+        if not 0 <= start_step <= len(self):
+            raise ValueError(f"start_step is {start_step}; an epoch has {len(self)} batches")
+        for step in range(start_step, len(self)):
+            yield slice(step * self.batch_size, (step + 1) * self.batch_size)

@@ -1,0 +1,84 @@
+"""Mean and standard deviation of a folder of images: measured once, then remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Iterable, Optional, Sequence, Tuple
+
+import numpy as np
+
+from .. import paths
+from .options import Channels
+
+log = logging.getLogger("mdistiller")
+
+
+def measure(chunks: Iterable[np.ndarray]) -> Tuple[Channels, Channels]:
+    """Return `(mean, std)` over all pixels of images uint8 [n, S, S, 3], scaled to [0, 1], rounded to 4 decimals.
+
+    A channel without any variation gets a deviation of 1, so that one can divide by it.
+    """
+    histogram = np.zeros((3, 256), dtype=np.int64)
+    for chunk in chunks:
+        for channel in range(3):
+            histogram[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+    share = histogram / histogram.sum(axis=1, keepdims=True)
+    levels = np.arange(256) / 255
+    mean = share @ levels
+    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
+    return _rounded(mean), _rounded(np.where(std < 5e-5, 1.0, std))
+
+
+def _rounded(values: Iterable[float]) -> Channels:
+    red, green, blue = (round(float(value), 4) for value in values)
+    return red, green, blue
+
+
+def fingerprint(files: Sequence[Path], folder: Path) -> str:
+    """Return a digest of the files' names below `folder`, sizes and times of change."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        stat = os.stat(path)
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+class Memory:
+    """The remembered statistics of one folder under one way of looking at it: a small JSON file in the cache folder.
+
+    Args:
+        folder: of the training images.
+        look: everything besides the files that the figures depend on, as text.
+        files: the training images.
+    """
+
+    def __init__(self, folder: Path, look: str, files: Sequence[Path]) -> None:
+        self.key = {"folder": str(folder.resolve()), "look": look, "fingerprint": fingerprint(files, folder)}
+        name = hashlib.blake2b(f"{self.key['folder']}\0{look}".encode(), digest_size=12).hexdigest()
+        self.file = paths.cache_root() / "statistics" / f"{name}.json"
+
+    def recall(self) -> Optional[Tuple[Channels, Channels]]:
+        """Return the remembered `(mean, std)`, or None if there are none or the folder has changed."""
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            if any(found[key] != value for key, value in self.key.items()):
+                return None
+            return _rounded(found["mean"]), _rounded(found["std"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def store(self, mean: Channels, std: Channels) -> None:
+        """Remember `(mean, std)`; where that cannot be written, say so and go on."""
+        part = self.file.with_suffix(f".{os.getpid()}.part")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps({**self.key, "mean": mean, "std": std}, indent=1) + "\n", encoding="utf-8")
+            os.replace(part, self.file)
+        except OSError as error:
+            log.warning(
+                "cannot remember the data set's mean and std in %s (%s): they will be measured again", self.file, error
+            )

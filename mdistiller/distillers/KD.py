@@ -1,0 +1,52 @@
+"""KD: "Distilling the Knowledge in a Neural Network" (2015).
+
+Shapes: `B` batch, `N` classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._base import Distiller, register
+
+
+def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
+    """Return the scalar `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, averaged over the batch.
+
+    Args:
+        logits_student: `[B, N]`, floating point.
+        logits_teacher: `[B, N]`, floating point.
+        temperature: `T > 0`; the factor `T²` keeps the gradient's scale when `T` changes.
+    """
+    log_student = F.log_softmax(logits_student.float() / temperature, dim=1)
+    log_teacher = F.log_softmax(logits_teacher.float() / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+@register("KD")
+class KD(Distiller):
+    """Cross-entropy with the labels plus `kd_loss` with the teacher's logits."""
+
+    DEFAULTS = {
+        "TEMPERATURE": 4.0,
+        "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        self.temperature = cfg.KD.TEMPERATURE
+        self.ce_weight = cfg.KD.LOSS.CE_WEIGHT
+        self.kd_weight = cfg.KD.LOSS.KD_WEIGHT
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits_student, _ = self.student(image)
+        with torch.no_grad():
+            logits_teacher, _ = self.teacher(image)
+        return logits_student, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
+            "loss_kd": self.kd_weight * kd_loss(logits_student, logits_teacher, self.temperature),
+        }

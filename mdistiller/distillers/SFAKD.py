@@ -1,0 +1,313 @@
+"""SFAKD: Smoothed Frequency Augmentation for Knowledge Distillation.
+
+Source: "Smooth the Signal, Distill the Essence: A Frequency-Aware Modulation Framework for Knowledge Distillation"
+(2025). The text is followed; where the authors' code departs from it (alignment of maps instead of pooled features,
+masks and shapes typed by hand, a head that is not saved), `SFAKD.ALIGN: map` is the switch, the rest is inferred and
+saved here.
+
+Shapes: `B` batch, `C_s`/`C_t` channels of the student's final map / of the teacher's pooled feature, `H`/`W` bins of
+the student's final map, `N` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._base import Distiller, register
+from ._common import probe
+from .heads import Head, HeadOutput, head_dict, own_logits, split_forward
+
+
+def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor) -> Tensor:
+    """Return the scalar `mean over images of ‖p − t‖²`; both arguments `[B, C_t]`, floating point.
+
+    The squared error is summed over channels: averaged over them, its gradients are `C_t` times smaller and do not
+    train the student.
+    """
+    return (pooled_student.float() - pooled_teacher.float()).square().sum(1).mean()
+
+
+def map_alignment_loss(map_student: Tensor, map_teacher: Tensor) -> Tensor:
+    """Return the scalar squared error of two maps `[B, C_t, H_i, W_i]`, floating point.
+
+    Summed over channels, averaged over images and positions; the larger map is first pooled to the smaller one's size.
+    """
+    size = [min(s, t) for s, t in zip(map_student.shape[-2:], map_teacher.shape[-2:])]
+    student, teacher = (F.adaptive_avg_pool2d(m.float(), size) for m in (map_student, map_teacher))
+    return (student - teacher).square().sum(1).mean()
+
+
+class FrequencyFilter(nn.Module):
+    """A learnable complex weight for each channel and frequency, `K ∈ C[C_s, H, W]`, the identity at first."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        real = torch.ones(channels, height, width)
+        self.weight = nn.Parameter(torch.stack([real, torch.zeros_like(real)], dim=-1))  # [C_s, H, W, (re, im)]
+
+    def forward(self) -> Tensor:
+        """Return the half spectrum, complex `[C_s, H, W // 2 + 1]`, that acts on a real map as `K` does.
+
+        The branch keeps the real part only, and `Re(IFFT(X ⊙ K))` of a real map depends on the Hermitian part of `K`,
+        `(K(u) + K*(−u)) / 2`, alone; half of that determines the rest.
+        """
+        # contiguous: `module.to(memory_format=channels_last)` re-strides this 4-D parameter too
+        full = torch.view_as_complex(self.weight.float().contiguous())
+        mirrored = torch.roll(full.flip(-2, -1), shifts=(1, 1), dims=(-2, -1)).conj()
+        return (0.5 * (full + mirrored))[..., : full.shape[-1] // 2 + 1]
+
+
+class GaussianHighPass(nn.Module):
+    """The mask `M = G / max(G)`, `G = 1 − exp(−d² / 2σ²)`, `d` the distance in bins from the zero frequency.
+
+    Args:
+        height, width: bins of the map; a 1×1 map has nothing to suppress, its mask is 1.
+        sigma: `σ / min(height, width)`, greater than 0.
+        learnable: whether `σ` is trained (as its logarithm, hence positive).
+    """
+
+    squared_distance: Tensor
+    fixed: Tensor
+
+    def __init__(self, height: int, width: int, sigma: float, learnable: bool = False) -> None:
+        super().__init__()
+        rows, columns = (torch.arange(n) - n // 2 for n in (height, width))
+        centred = (rows[:, None] ** 2 + columns[None, :] ** 2).float()
+        # in the order of the FFT's bins, zero frequency first: no shift is left to do in a step
+        self.register_buffer("squared_distance", torch.fft.ifftshift(centred), persistent=False)
+        log_sigma = torch.tensor(math.log(sigma * min(height, width)))
+        self.log_sigma = nn.Parameter(log_sigma) if learnable else None
+        self.register_buffer("fixed", self._mask(log_sigma), persistent=False)
+
+    def _mask(self, log_sigma: Tensor) -> Tensor:
+        if self.squared_distance.numel() == 1:
+            return torch.ones_like(self.squared_distance)
+        gain = -torch.expm1(-self.squared_distance / (2 * torch.exp(2 * log_sigma)))
+        return gain / gain.max()
+
+    def forward(self) -> Tensor:
+        """Return the mask `[H, W]`, zero frequency at `[0, 0]`; `torch.fft.fftshift` of it is centred."""
+        return self.fixed if self.log_sigma is None else self._mask(self.log_sigma)
+
+
+class FrequencyBranch(nn.Module):
+    """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, in float32 whatever autocast says."""
+
+    def __init__(self, channels: int, height: int, width: int, sigma: float, learnable_sigma: bool) -> None:
+        super().__init__()
+        self.filter = FrequencyFilter(channels, height, width)
+        self.mask = GaussianHighPass(height, width, sigma, learnable_sigma)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Modulate `feature [B, C_s, H, W]`; returns float32 of the same shape."""
+        with torch.autocast(feature.device.type, enabled=False):
+            gain = self.filter()
+            gain = gain * self.mask()[:, : gain.shape[-1]]
+            spectrum = torch.fft.rfft2(feature.float(), norm="ortho")
+            return torch.fft.irfft2(spectrum * gain, s=feature.shape[-2:], norm="ortho")
+
+
+class SpatialBranch(nn.Conv2d):
+    """`F_spat = Conv1×1(F)`, `C_s → C_s`, with bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=1)
+
+
+class Fusion(nn.Module):
+    """`A = α · F_freq + β · F_spat`, both weights learnable, 0.5 at first; a branch that is `None` is left out."""
+
+    def __init__(self, frequency: Optional[nn.Module], spatial: Optional[nn.Module]) -> None:
+        super().__init__()
+        self.frequency = frequency
+        self.spatial = spatial
+        self.alpha = None if frequency is None else nn.Parameter(torch.tensor(0.5))
+        self.beta = None if spatial is None else nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Augment `feature [B, C_s, H, W]`; the shape stays."""
+        parts = []
+        if self.frequency is not None:
+            parts.append(self.alpha * self.frequency(feature))
+        if self.spatial is not None:
+            parts.append(self.beta * self.spatial(feature))
+        return sum(parts[1:], parts[0])
+
+
+class BottleneckProjector(nn.Sequential):
+    """Adaptive bottleneck `C_s → m → C_t`, `m = ⌊(C_s + C_t) / 2⌋`, with a depthwise separable 3×3 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        mid = (in_channels + out_channels) // 2
+        super().__init__(
+            nn.Conv2d(in_channels, mid, 1, bias=False),
+            nn.BatchNorm2d(mid),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid, mid, 3, padding=1, groups=mid, bias=False),
+            nn.Conv2d(mid, mid, 1, bias=False),
+            nn.BatchNorm2d(mid),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+@head_dict.register("SFAKD")
+class SFAKDHead(Head):
+    """Fusion of the branches and bottleneck projector, before the teacher's classifier.
+
+    Args:
+        in_channels, height, width: `C_s`, `H`, `W` of the final map.
+        out_channels, num_classes, bias: `C_t`, `N` and bias of the teacher's classifier.
+        sigma, learnable_sigma: see `GaussianHighPass`.
+        frequency, spatial: which branches there are; at least one.
+    """
+
+    kind = "SFAKD"
+
+    def __init__(
+        self,
+        in_channels: int,
+        height: int,
+        width: int,
+        out_channels: int,
+        num_classes: int,
+        bias: bool = True,
+        sigma: float = 0.1,
+        learnable_sigma: bool = False,
+        frequency: bool = True,
+        spatial: bool = True,
+    ) -> None:
+        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        fusion = Fusion(
+            FrequencyBranch(in_channels, height, width, sigma, learnable_sigma) if frequency else None,
+            SpatialBranch(in_channels) if spatial else None,
+        )
+        projector = nn.Sequential()
+        projector.add_module("fusion", fusion)
+        projector.add_module("bottleneck", BottleneckProjector(in_channels, out_channels))
+        super().__init__(projector, out_channels, num_classes, bias, options)
+        self.map_size = (height, width)
+
+    def forward(self, final_map: Tensor) -> HeadOutput:
+        if tuple(final_map.shape[-2:]) != self.map_size:
+            raise UserError(
+                f"the student's final map is {tuple(final_map.shape[-2:])}, this SFAKD head was built for"
+                f" {self.map_size}: its filter has one weight per frequency; give images of the size it was trained on"
+            )
+        return super().forward(final_map)
+
+
+@register("SFAKD")
+class SFAKD(Distiller):
+    """L2 alignment of the student's projected, frequency-augmented feature with the teacher's.
+
+    With `CLASSIFIER: teacher` (the default, the method) the deployed student is backbone, head and the teacher's
+    classifier, and the student's own classifier is trained as a probe on detached features. With `CLASSIFIER: student`
+    the bare student is deployed: its own classifier learns by cross-entropy, the alignment regularises the backbone,
+    and the head is dropped after training.
+    """
+
+    DEFAULTS = {
+        "FEAT_WEIGHT": 0.1,  # of the alignment loss
+        "CE_WEIGHT": 0.0,  # of the cross-entropy on the deployed logits
+        "SIGMA": 0.1,  # of the Gaussian mask, relative to the smaller side of the map
+        "LEARNABLE_SIGMA": False,
+        "FREQUENCY_BRANCH": True,
+        "SPATIAL_BRANCH": True,
+        "ALIGN": "pooled",  # "pooled" | "map"
+        "CLASSIFIER": "teacher",  # "teacher" | "student"
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        options = cfg.SFAKD
+        _check(options)
+        self.feat_weight = options.FEAT_WEIGHT
+        self.ce_weight = options.CE_WEIGHT
+        self.align = options.ALIGN
+
+        input_size = cfg.DATASET.INPUT_SIZE
+        classifier = teacher.get_classifier()
+        _, in_channels, height, width = probe(student, input_size)[1]["final_map"].shape
+        if self.align == "map":
+            _check_map(probe(teacher, input_size)[1]["final_map"].shape[1], classifier.in_features)
+        aligner = SFAKDHead(
+            in_channels=in_channels,
+            height=height,
+            width=width,
+            out_channels=classifier.in_features,
+            num_classes=classifier.out_features,
+            bias=classifier.bias is not None,
+            sigma=options.SIGMA,
+            learnable_sigma=options.LEARNABLE_SIGMA,
+            frequency=options.FREQUENCY_BRANCH,
+            spatial=options.SPATIAL_BRANCH,
+        )
+        aligner.copy_classifier(classifier)
+        if options.CLASSIFIER == "teacher":
+            self.head = aligner
+        else:
+            self.aligner = aligner
+
+    def get_learnable_parameters(self) -> List[nn.Parameter]:
+        extra = [] if self.head is not None else [p for p in self.aligner.parameters() if p.requires_grad]
+        return super().get_learnable_parameters() + extra
+
+    def get_extra_parameters(self) -> int:
+        return sum(p.numel() for p in (self.head or self.aligner).parameters())
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        with torch.no_grad():
+            _, feats_teacher = self.teacher(image)
+        losses = {}
+        if self.head is None:
+            logits, feats = self.student(image)
+            output = self.aligner(feats["final_map"])
+        else:
+            final_map, pooled = split_forward(self.student, image)
+            output = self.head(final_map)
+            logits = output.logits
+            losses["loss_probe"] = F.cross_entropy(own_logits(self.student, final_map, pooled).float(), target)
+        losses["loss_feat"] = self.feat_weight * self._alignment_loss(output, feats_teacher)
+        if self.ce_weight:
+            losses["loss_ce"] = self.ce_weight * F.cross_entropy(logits.float(), target)
+        return logits, losses
+
+    def _alignment_loss(self, output: HeadOutput, feats_teacher: Dict[str, Any]) -> Tensor:
+        if self.align == "map":
+            return map_alignment_loss(output.projected, feats_teacher["final_map"])
+        return pooled_alignment_loss(output.pooled, feats_teacher["pooled_feat"])
+
+
+def _check(options: Any) -> None:
+    for key, choices in (("ALIGN", ("pooled", "map")), ("CLASSIFIER", ("teacher", "student"))):
+        if options[key] not in choices:
+            raise UserError(f"SFAKD.{key} is {options[key]!r}; expected {' or '.join(choices)}")
+    if not options.SIGMA > 0:
+        raise UserError(f"SFAKD.SIGMA is {options.SIGMA}; expected a number above 0 (0.1 is the default)")
+    for key in ("FEAT_WEIGHT", "CE_WEIGHT"):
+        if not options[key] >= 0:
+            raise UserError(f"SFAKD.{key} is {options[key]}; expected a weight of 0 or more")
+    if not (options.FREQUENCY_BRANCH or options.SPATIAL_BRANCH):
+        raise UserError("SFAKD.FREQUENCY_BRANCH and SFAKD.SPATIAL_BRANCH are both off; switch at least one on")
+    if options.CLASSIFIER == "student" and not options.CE_WEIGHT > 0:
+        raise UserError(
+            "SFAKD.CLASSIFIER student trains the student's own classifier by cross-entropy, but SFAKD.CE_WEIGHT is 0;"
+            " set it, for example to 1.0"
+        )
+
+
+def _check_map(map_channels: int, in_features: int) -> None:
+    if map_channels != in_features:
+        raise UserError(
+            f"SFAKD.ALIGN map needs a teacher's final map with the {in_features} channels that its classifier consumes,"
+            f" this teacher's has {map_channels}; use SFAKD.ALIGN pooled"
+        )

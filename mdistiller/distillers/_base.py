@@ -1,0 +1,105 @@
+"""The distiller: a student, a frozen teacher, a training loss, and what is deployed afterwards.
+
+Shapes: `B` batch, `H`/`W` pixels, `N` classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..registry import Registry
+from .heads import Head, deployed_logits, eval_logits
+
+distiller_dict: Registry[Type[Distiller]] = Registry("distiller")
+
+
+def register(name: str) -> Callable[[Type[Distiller]], Type[Distiller]]:
+    """Class decorator: make a distiller known as `DISTILLER.TYPE: name`, its `DEFAULTS` as the config section `name`."""
+    return distiller_dict.register(name)
+
+
+class Distiller(nn.Module):
+    """Base of all methods; a method implements `__init__(student, teacher, cfg)` and `forward_train`.
+
+    Args:
+        student: a model of the contract in `mdistiller.models`; it is trained.
+        teacher: another one; it is frozen and stays in evaluation mode. `None` for methods that need none.
+
+    Attributes:
+        DEFAULTS: the method's config section, a plain nested dictionary.
+        needs_teacher: whether the teacher is built and loaded at all.
+        head: what replaces the student's own classifier when the student is deployed; `None` keeps that classifier.
+    """
+
+    DEFAULTS: Dict[str, Any] = {}
+    needs_teacher = True
+    head: Optional[Head]
+
+    def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None) -> None:
+        super().__init__()
+        self.student = student
+        self.head = None
+        if teacher is not None:
+            teacher.requires_grad_(False).eval()
+        self.teacher = teacher
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Set the training mode of everything but the teacher."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def get_learnable_parameters(self) -> List[nn.Parameter]:
+        """Return what the optimizer updates: the student, and the head where there is one."""
+        parameters = list(self.student.parameters())
+        if self.head is not None:
+            parameters += self.head.parameters()
+        return [p for p in parameters if p.requires_grad]
+
+    def get_extra_parameters(self) -> int:
+        """Return how many parameters the method adds to the student's."""
+        return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """Return the student's logits `[B, N]` and named scalar losses; the trainer minimises their sum.
+
+        Args:
+            image: `[B, 3, H, W]`, normalised.
+            target: `[B]`, int64 labels.
+            kwargs: the rest of the batch (`index [B]`, …) and `epoch`, counted from 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward_train")
+
+    def forward_test(self, image: Tensor) -> Tensor:
+        """Return the deployed student's logits `[B, N]`."""
+        return deployed_logits(self.student, self.head, image)
+
+    def forward_eval(self, image: Tensor) -> Dict[str, Tensor]:
+        """Return logits `[B, N]` by name: `deployed`, and with a head also `probe`."""
+        if self.head is None:
+            return {"deployed": self.forward_test(image)}
+        return eval_logits(self.student, self.head, image)
+
+    def forward(self, **kwargs: Any) -> Any:
+        """`forward_train(**batch)` in training mode, `forward_test(image)` otherwise."""
+        if self.training:
+            return self.forward_train(**kwargs)
+        return self.forward_test(kwargs["image"])
+
+
+@register("NONE")
+class Vanilla(Distiller):
+    """The student alone, trained by cross-entropy."""
+
+    needs_teacher = False
+
+    def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None, cfg: Any = None) -> None:
+        super().__init__(student)
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits, _ = self.student(image)
+        return logits, {"loss_ce": F.cross_entropy(logits.float(), target)}

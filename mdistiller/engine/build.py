@@ -1,0 +1,107 @@
+"""The only place where the names in a configuration become objects."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..dataset import get_dataset
+from ..dataset.info import DatasetInfo
+from ..distillers import distiller_dict
+from ..errors import UserError
+from ..models import build_model, cifar_model_dict, load_weights
+from .cfg import experiment_name, resolved
+from .checkpoint import is_described, read_checkpoint, weights_of
+from .precision import pick_device
+from .trainer import Trainer, trainer_dict
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def released_weights(arch: str) -> str | os.PathLike[str]:
+    """Return where the released checkpoint of `arch` lies.
+
+    Raises:
+        UserError: there is none of that name, or it is not there yet.
+    """
+    _, path = cifar_model_dict[arch]
+    if path is None:
+        raise UserError(f"no checkpoint of {arch} is released; train one, and give its file")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"no checkpoint at {path}; get cifar_teachers.tar of the release 'checkpoints' of"
+            " https://github.com/megvii-research/mdistiller and unpack it into download_ckpts/, or give a file of your own"
+        )
+    return path
+
+
+def build_teacher(cfg: Any, info: DatasetInfo) -> nn.Module:
+    """Return the teacher with its weights, once they are known to fit the data set."""
+    arch = cfg.DISTILLER.TEACHER
+    path = cfg.DISTILLER.TEACHER_WEIGHTS or released_weights(arch)
+    checkpoint = read_checkpoint(path)
+    if is_described(checkpoint):
+        if checkpoint["arch"] != arch:
+            raise UserError(
+                f"DISTILLER.TEACHER is {arch}, but {path} holds a {checkpoint['arch']}; set it to {checkpoint['arch']}"
+            )
+        if checkpoint["head"] is not None:
+            raise UserError(
+                f"{path} is a student that needs its {checkpoint['head']['kind']} head; a teacher must be a bare model"
+            )
+        check_classes(checkpoint["classes"], info, path)
+    teacher = build_model(arch, info.num_classes)
+    load_weights(teacher, weights_of(checkpoint, path), str(path))
+    return teacher
+
+
+def check_classes(classes: Any, info: DatasetInfo, path: str | os.PathLike[str]) -> None:
+    """Refuse a described checkpoint whose classes are not those of the data set, in the same order."""
+    if len(classes) != info.num_classes:
+        raise UserError(
+            f"checkpoint {path} was trained on {len(classes)} classes, the data set {info.name} has {info.num_classes};"
+            " give the data set that it was trained on, or another checkpoint"
+        )
+    for label, (theirs, ours) in enumerate(zip(classes, info.classes)):
+        if theirs != ours:
+            raise UserError(
+                f"checkpoint {path} knows class {label} as {theirs!r}, in the data set {info.name} it is {ours!r};"
+                " give the data set that it was trained on, or another checkpoint"
+            )
+
+
+def build_trainer(cfg: Any) -> Trainer:
+    """Build everything that `cfg` names, data first, and join it.
+
+    Raises:
+        UserError: an unknown name, missing data or weights, parts that do not fit each other.
+    """
+    distiller_class, trainer_class = distiller_dict[cfg.DISTILLER.TYPE], trainer_dict[cfg.SOLVER.TRAINER]
+    _check_model_names(cfg, distiller_class.needs_teacher)
+    device = pick_device()
+    train_loader, val_loader, _, num_classes = get_dataset(cfg, device)
+    info = train_loader.info
+    cfg = resolved(cfg, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
+
+    teacher = build_teacher(cfg, info) if distiller_class.needs_teacher else None
+    # after the teacher, so that a student starts from the same weights whatever it is trained with
+    seed_everything(cfg.EXPERIMENT.SEED)
+    student = build_model(cfg.DISTILLER.STUDENT, num_classes)
+    distiller = distiller_class(student, teacher, cfg).to(device)
+    return trainer_class(experiment_name(cfg), distiller, train_loader, val_loader, cfg)
+
+
+def _check_model_names(cfg: Any, needs_teacher: bool) -> None:
+    """An unknown name shows before minutes of decoding."""
+    for name in (cfg.DISTILLER.STUDENT, *([cfg.DISTILLER.TEACHER] if needs_teacher else [])):
+        cifar_model_dict[name]

@@ -1,0 +1,217 @@
+"""The configuration: every key with its default, and how files and overrides change it.
+
+A file may name another with `_BASE_: path` (relative to itself), whose values it then changes. Each distiller's own
+section comes from the `DEFAULTS` beside its code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from ..distillers import distiller_dict
+from ..errors import UserError, did_you_mean
+from ..paths import find_file
+
+CFG = CN()
+
+CFG.EXPERIMENT = CN()
+CFG.EXPERIMENT.PROJECT = "distill"
+CFG.EXPERIMENT.NAME = ""  # output folder below LOG.PREFIX; empty: PROJECT/TAG
+CFG.EXPERIMENT.TAG = "default"
+CFG.EXPERIMENT.SEED = 0
+CFG.EXPERIMENT.REFERENCE = []  # summary.json files of other runs, listed in the final table
+
+CFG.DATASET = CN()
+CFG.DATASET.TYPE = "cifar100"
+CFG.DATASET.ROOT = ""  # empty: the data set's own folder below data/
+CFG.DATASET.NUM_WORKERS = 2
+CFG.DATASET.INPUT_SIZE = None  # side in pixels; None: the data set's own
+CFG.DATASET.MEAN = None  # of images in [0, 1]; None: known or measured once
+CFG.DATASET.STD = None
+CFG.DATASET.TRAIN_FRACTION = 1.0  # class-balanced part of the training set, in (0, 1]
+CFG.DATASET.AUGMENT = "auto"  # auto | pad_crop | resized_crop | none
+CFG.DATASET.PADDING = 4  # pixels, of pad_crop
+CFG.DATASET.IN_MEMORY = "auto"  # auto | yes | no
+CFG.DATASET.MEMORY_GB = 2.0  # what auto may fill with images, GiB
+CFG.DATASET.TEST = CN()
+CFG.DATASET.TEST.BATCH_SIZE = 64
+
+CFG.DISTILLER = CN()
+CFG.DISTILLER.TYPE = "NONE"
+CFG.DISTILLER.TEACHER = "ResNet50"
+CFG.DISTILLER.STUDENT = "resnet32"
+CFG.DISTILLER.TEACHER_WEIGHTS = ""  # checkpoint; empty: the released one of that name
+
+CFG.SOLVER = CN()
+CFG.SOLVER.TRAINER = "base"
+CFG.SOLVER.BATCH_SIZE = 64
+CFG.SOLVER.EPOCHS = 240
+CFG.SOLVER.LR = 0.05
+CFG.SOLVER.SCHEDULE = "step"  # step | cosine | linear
+CFG.SOLVER.LR_DECAY_STAGES = [150, 180, 210]  # epochs after which the rate falls
+CFG.SOLVER.LR_DECAY_RATE = 0.1
+CFG.SOLVER.WARMUP_EPOCHS = 0.0  # linear rise of the rate from 0, before the schedule's own value
+CFG.SOLVER.WEIGHT_DECAY = 0.0001
+CFG.SOLVER.MOMENTUM = 0.9
+CFG.SOLVER.NESTEROV = False
+CFG.SOLVER.TYPE = "SGD"
+CFG.SOLVER.AMP = "auto"  # auto | off | bf16 | fp16
+
+CFG.LOG = CN()
+CFG.LOG.TENSORBOARD_FREQ = 500  # steps
+CFG.LOG.SAVE_CHECKPOINT_FREQ = 40  # epochs between the checkpoints that are kept
+CFG.LOG.PREFIX = "./output"
+CFG.LOG.WANDB = True
+
+for _name, _distiller in distiller_dict.items():
+    if _distiller.DEFAULTS:
+        CFG[_name] = CN(_distiller.DEFAULTS)
+
+
+def show_cfg(cfg: CN) -> None:
+    """Print the resolved configuration: the distiller's own section, not those of the others."""
+    others = set(distiller_dict) - {cfg.DISTILLER.TYPE}
+    print(CN({name: section for name, section in cfg.items() if name not in others}))
+
+
+def to_dict(node: Any) -> Any:
+    """Return a configuration as plain nested dictionaries, lists and scalars."""
+    if isinstance(node, dict):
+        return {key: to_dict(value) for key, value in node.items()}
+    return [to_dict(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
+def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
+    """Return the defaults, changed by the YAML file at `path`, then by `overrides` (`KEY VALUE KEY VALUE …`).
+
+    Raises:
+        UserError: a missing or malformed file, an unknown key, a value of the wrong type, an override without a value.
+    """
+    cfg = CFG.clone()
+    if path:
+        _merge(cfg, CFG, _read(find_file(path), ()), str(path))
+    merge_overrides(cfg, overrides)
+    return cfg
+
+
+def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
+    """Change `cfg` in place by `KEY VALUE` pairs; values are YAML (`0.1`, `[60, 80]`, `name`)."""
+    if len(overrides) % 2:
+        raise UserError(f"override {overrides[-1]!r} has no value; expected KEY VALUE pairs, for example SOLVER.LR 0.1")
+    for key, text in zip(overrides[::2], overrides[1::2]):
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(cfg, CFG, nested, "the command line")
+
+
+def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
+    """Return the YAML file as a dictionary, merged over the files that `_BASE_` names."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: _BASE_ leads back to the file itself; break the circle")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config {path} cannot be read ({error.strerror}){_similar_configs(path)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise UserError(f"config {path} holds a {type(content).__name__}; expected sections such as SOLVER:")
+    base = content.pop("_BASE_", None)
+    if base is None:
+        return content
+    return _over(_read(path.parent / str(base), (*seen, path.resolve())), content)
+
+
+def _similar_configs(path: Path) -> str:
+    parent = next((p for p in path.parents if p.is_dir()), Path())
+    known = {p.stem: p for p in sorted(parent.rglob("*.yaml"))[:500]} if parent != Path() else {}
+    near = difflib.get_close_matches(path.stem, list(known), n=3)
+    return f"; did you mean {' or '.join(str(known[n]) for n in near)}?" if near else "; give the path of a YAML file"
+
+
+def _over(base: Dict[str, Any], change: Dict[str, Any]) -> Dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _over(merged[key], value) if both else value
+    return merged
+
+
+def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: str = "") -> None:
+    for key, value in change.items():
+        name = f"{prefix}{key}"
+        if key not in cfg:
+            raise UserError(f"unknown config key {name} in {source}{did_you_mean(name, _leaves(CFG))}")
+        if isinstance(cfg[key], CN):
+            if not isinstance(value, dict):
+                raise UserError(f"{name} in {source} is a section, given {value!r}; set its keys, as in {name}.KEY VALUE")
+            _merge(cfg[key], defaults[key], value, source, f"{name}.")
+        else:
+            cfg[key] = _typed(value, defaults[key], name, source)
+
+
+def _leaves(cfg: CN, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        if isinstance(value, CN):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _typed(value: Any, default: Any, name: str, source: str) -> Any:
+    """Return `value` in the type of `default`: an int or `1e-4` (a string to YAML 1.1) serve where a float stands."""
+    if default is None:
+        return list(value) if isinstance(value, tuple) else value
+    if isinstance(default, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
+        return list(value)
+    elif isinstance(default, str) and isinstance(value, (str, int, float, bool)):
+        # YAML 1.1 reads `off` and `no` as false, `yes` as true; 32 may well be a name
+        return value if isinstance(value, str) else _SPOKEN.get((name, value), str(value))
+    elif type(value) is type(default):
+        return value
+    raise UserError(f"{name} in {source} is {value!r}; expected a {_TYPE_NAMES[type(default)]}, for example {default!r}")
+
+
+_TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
+_SPOKEN: Dict[Tuple[str, Any], str] = {
+    ("SOLVER.AMP", False): "off",
+    ("DATASET.IN_MEMORY", False): "no",
+    ("DATASET.IN_MEMORY", True): "yes",
+}
+
+
+def resolved(cfg: CN, **dataset: Any) -> CN:
+    """Return a frozen copy of `cfg` with what the data set settled (`INPUT_SIZE`, `MEAN`, `STD`) written in."""
+    cfg = cfg.clone()
+    for key, value in dataset.items():
+        cfg.DATASET[key] = list(value) if isinstance(value, tuple) else value
+    cfg.freeze()
+    return cfg
+
+
+def dump(cfg: CN) -> str:
+    """Return the configuration as YAML that `load_cfg` reads back."""
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False)
+
+
+def experiment_name(cfg: CN) -> str:
+    """Return the run's name, hence its folder: `EXPERIMENT.NAME`, or upstream's `PROJECT/TAG` when that is empty."""
+    return cfg.EXPERIMENT.NAME or f"{cfg.EXPERIMENT.PROJECT}/{cfg.EXPERIMENT.TAG}"
+
+

@@ -1,0 +1,130 @@
+"""Checkpoints: read without executing anything, written whole or not at all.
+
+A deployed student is one dictionary of tensors and plain values:
+`format`, `version`, `model` (the bare student's state_dict), `head` (`kind`, `options`, `state`; None without one),
+`arch`, `dataset`, `classes`, `input_size`, `mean`, `std`, `epoch`, `accuracy` (percent, by name), `config`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..dataset.info import DatasetInfo
+from ..distillers import DeployedStudent, head_dict
+from ..errors import UserError
+from ..models import build_model, load_weights
+
+FORMAT = "mdistiller.student"
+VERSION = 1
+
+
+def _numpy_scalars() -> List[Any]:
+    """What unpickling a NumPy scalar calls: older training code left such accuracies in its checkpoints."""
+    core = getattr(np, "_core", None) or np.core
+    dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
+    return [core.multiarray.scalar, np.dtype, *dtypes]
+
+
+torch.serialization.add_safe_globals(_numpy_scalars())
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
+    """Load a checkpoint onto the CPU; only tensors and plain values are accepted, nothing in it is executed.
+
+    Raises:
+        UserError: no such file, a truncated or foreign file, or one that wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; give the path of a .pth file (see download_ckpts/README.md)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"checkpoint {path} refused: {_reason(error)}; save it as tensors and plain values") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({_reason(error)}); get it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dictionary with the key 'model'")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of torch's multi-line advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line] or lines or [type(error).__name__]
+    return telling[0].split(". ")[0].rstrip(".")[:160]
+
+
+def weights_of(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Dict[str, torch.Tensor]:
+    """Return the model's state_dict of a checkpoint: below `model` or `state_dict`, or the dictionary itself."""
+    state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
+    if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
+        raise UserError(
+            f"checkpoint {path} holds no model weights (keys: {', '.join(map(str, list(checkpoint)[:6]))});"
+            " expected a state_dict below the key 'model'"
+        )
+    return state
+
+
+def save(content: Dict[str, Any], path: Path) -> None:
+    """Write `content` to `path` so that there is never half a file under that name."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+def describe_student(
+    student: DeployedStudent, arch: str, info: DatasetInfo, accuracy: Dict[str, float], epoch: int, config: Dict[str, Any]
+) -> Dict[str, Any]:
+    """Return the deployed student as the dictionary that the module's docstring lists."""
+    head = student.head
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": student.backbone.state_dict(),
+        "head": None if head is None else {"kind": head.kind, "options": head.options, "state": head.state_dict()},
+        "arch": arch,
+        "dataset": info.name,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(info).items() if key != "name"},
+        "epoch": epoch,
+        "accuracy": accuracy,
+        "config": config,
+    }
+
+
+def is_described(checkpoint: Dict[str, Any]) -> bool:
+    """Whether a checkpoint says itself what it holds."""
+    if checkpoint.get("format") != FORMAT:
+        return False
+    if checkpoint["version"] > VERSION:
+        raise UserError(f"checkpoint has format version {checkpoint['version']}, this mdistiller reads up to {VERSION}; upgrade it")
+    return True
+
+
+def load_student(checkpoint: Dict[str, Any], arch: str, num_classes: int, path: str | os.PathLike[str]) -> DeployedStudent:
+    """Build the deployed student of a checkpoint; without a description: the bare model `arch`.
+
+    Args:
+        checkpoint: what `read_checkpoint` returned.
+        arch: the model's name; one that the checkpoint contradicts is refused.
+        num_classes: outputs of the classifier.
+        path: named in messages.
+    """
+    if is_described(checkpoint) and checkpoint["arch"] != arch:
+        raise UserError(f"checkpoint {path} holds a {checkpoint['arch']}, not a {arch}; give -m {checkpoint['arch']}")
+    backbone = build_model(arch, num_classes)
+    load_weights(backbone, weights_of(checkpoint, path), str(path))
+    saved = checkpoint.get("head") if is_described(checkpoint) else None
+    if saved is None:
+        return DeployedStudent(backbone)
+    head = head_dict[saved["kind"]](**saved["options"])
+    head.load_state_dict(saved["state"])
+    return DeployedStudent(backbone, head)

@@ -1,0 +1,72 @@
+"""Evaluation of a checkpoint file: what it is, what it was trained on, how accurate it is."""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import torch
+from torch import nn
+
+from ..dataset import get_val_loader
+from ..models import cifar_model_dict
+from .build import check_classes, released_weights
+from .cfg import CFG, merge_overrides
+from .checkpoint import is_described, load_student, read_checkpoint
+from .evaluate import evaluate
+from .precision import pick_device
+
+
+def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = ()) -> str:
+    """Return a report on the accuracy of `arch` with the weights at `path`, on the validation set.
+
+    Args:
+        arch: the model's name.
+        path: a checkpoint; `None` for the released teacher of that name.
+        overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults without one.
+
+    Raises:
+        UserError: an unknown name, a missing or refused file, parts that do not fit each other.
+    """
+    cifar_model_dict[arch]
+    source = path or released_weights(arch)
+    checkpoint = read_checkpoint(source)
+    described = is_described(checkpoint)
+
+    cfg = CFG.clone()
+    if described:
+        for key, value in checkpoint["config"]["DATASET"].items():
+            cfg.DATASET[key] = value if not isinstance(value, dict) else type(cfg)(value)
+    merge_overrides(cfg, overrides)
+    loader = get_val_loader(cfg, pick_device())
+    info = loader.info
+    if described:
+        check_classes(checkpoint["classes"], info, source)
+
+    student = load_student(checkpoint, arch, info.num_classes, source).eval()
+    # the layout of training, so that rounding and hence every digit is the same
+    student.to(pick_device(), memory_format=torch.channels_last)
+    accuracy = evaluate(student.forward_eval, loader)
+
+    head = student.head
+    parts = f"backbone {_millions(student.backbone)}" + (f", {head.kind} head {_millions(head)}" if head else "")
+    lines = [
+        f"model     {arch} from {source} ({parts})",
+        f"data      {info.name}, {loader.num_images} validation images, {info.num_classes} classes",
+        f"deployed  top-1 {accuracy['deployed_top1']:.2f}  top-5 {accuracy['deployed_top5']:.2f}",
+    ]
+    if head is not None:
+        lines.append(
+            f"probe     top-1 {accuracy['probe_top1']:.2f}  top-5 {accuracy['probe_top5']:.2f}"
+            "  (the bare backbone with its own classifier)"
+        )
+    if described:
+        recorded = checkpoint["accuracy"]
+        lines.append(
+            f"recorded  top-1 {recorded['deployed_top1']:.2f}  top-5 {recorded['deployed_top5']:.2f}"
+            f"  (by training, epoch {checkpoint['epoch']})"
+        )
+    return "\n".join(lines)
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters"

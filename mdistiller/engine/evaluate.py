@@ -1,0 +1,33 @@
+"""Top-1 and top-5 accuracy over a whole data set, summed on the device."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict
+
+import torch
+from torch import Tensor
+
+
+def count_correct(logits: Tensor, target: Tensor) -> Tensor:
+    """Return `[2]`, int64: how many of the `B` targets are the first, and among the first five, of `logits [B, N]`."""
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = top == target[:, None]
+    return torch.stack([hits[:, :1].sum(), hits.sum()])
+
+
+@torch.inference_mode()
+def evaluate(forward: Callable[[Tensor], Dict[str, Tensor]], loader: Any) -> Dict[str, float]:
+    """Return `{name_top1, name_top5}` in percent, to two decimals, for each of the named logits of `forward(image)`.
+
+    Runs in float32 whatever the training's precision, so that a number does not depend on the hardware's shortcuts.
+    """
+    correct: Dict[str, Tensor] = {}
+    for batch in loader:
+        for name, logits in forward(batch["image"]).items():
+            hits = count_correct(logits, batch["target"])
+            correct[name] = correct[name] + hits if name in correct else hits
+    return {
+        f"{name}_top{k}": round(100 * hits / loader.num_images, 2)
+        for name, counts in correct.items()
+        for k, hits in zip((1, 5), counts.tolist())
+    }

@@ -1,0 +1,88 @@
+"""Where a run's numbers go: the screen, worklog.txt, metrics.jsonl, TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Dict
+
+from tensorboardX import SummaryWriter
+
+from .cfg import experiment_name, to_dict
+from .run_folder import RunFolder
+
+
+class RunLogger:
+    """All sinks of one run.
+
+    Args:
+        folder: the run's folder; it exists.
+        cfg: the resolved configuration.
+        start_epoch: epochs already done; on a resume, later rows of metrics.jsonl are dropped, they will be written again.
+    """
+
+    def __init__(self, folder: RunFolder, cfg: Any, start_epoch: int = 0) -> None:
+        self.folder = folder
+        self._drop_rows_after(start_epoch)
+        self.tensorboard = SummaryWriter(str(folder.tensorboard))
+        self.wandb = self._start_wandb(cfg) if cfg.LOG.WANDB else None
+
+    def _drop_rows_after(self, epoch: int) -> None:
+        if self.folder.metrics.is_file():
+            rows = self.folder.metrics.read_text(encoding="utf-8").splitlines()
+            kept = [row for row in rows if json.loads(row)["epoch"] <= epoch]
+            self.folder.metrics.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+
+    def _start_wandb(self, cfg: Any) -> Any:
+        """Return a wandb run; offline without credentials, `None` when wandb cannot start. Never asks, never fails."""
+        try:
+            import wandb
+
+            mode = os.environ.get("WANDB_MODE")
+            if mode is None and not wandb.api.api_key:
+                mode = "offline"
+                self.say("wandb: no credentials, logging offline (wandb login, or LOG.WANDB False to switch it off)")
+            return wandb.init(
+                project=cfg.EXPERIMENT.PROJECT,
+                name=experiment_name(cfg),
+                tags=[tag.strip() for tag in cfg.EXPERIMENT.TAG.split(",")],
+                config=to_dict(cfg),
+                dir=str(self.folder.path),
+                mode=mode,
+                settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            )
+        except Exception as error:  # a logging service must not cost a training run, whatever it raises
+            self.say(f"wandb: off for this run ({' '.join(str(error).split())[:160]})")
+            return None
+
+    def say(self, line: str) -> None:
+        """Print a line, and keep it in worklog.txt with the time."""
+        print(line, flush=True)
+        with self.folder.worklog.open("a", encoding="utf-8") as log:
+            for part in line.splitlines():
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n")
+
+    def steps(self, step: int, values: Dict[str, float]) -> None:
+        """Scalars of the training step `step`, for TensorBoard."""
+        for name, value in values.items():
+            self.tensorboard.add_scalar(f"step/{name}", value, step)
+
+    def epoch(self, row: Dict[str, Any]) -> None:
+        """One epoch's row, `epoch` among its keys, for every machine-readable sink."""
+        with self.folder.metrics.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "epoch":
+                self.tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
+        self.tensorboard.flush()
+        if self.wandb is not None:
+            self.wandb.log(row)
+
+    def close(self, summary: Dict[str, Any]) -> None:
+        """Write summary.json, and close the sinks."""
+        self.folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.summary.update(summary)
+            self.wandb.finish()

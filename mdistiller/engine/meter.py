@@ -1,0 +1,73 @@
+"""Losses and accuracy of an epoch, summed on the device and looked at only now and then."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .evaluate import count_correct
+
+
+class NonFiniteLoss(UserError):
+    """A loss became NaN or infinite."""
+
+
+class EpochMeter:
+    """Collects every step's losses without waiting for the device; `sync` fetches them in one copy.
+
+    Args:
+        epoch: counted from 1, for messages.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.names: Tuple[str, ...] = ()
+        self.images = 0
+        self._pending: List[Tuple[int, int, Tensor]] = []  # step, images, losses [L]
+        self._correct: Optional[Tensor] = None
+        self._sums: Dict[str, float] = {}
+
+    def add(self, step: int, losses: Dict[str, Tensor], logits: Tensor, target: Tensor) -> None:
+        """Take in one training step: scalar losses by name, `logits [B, N]`, `target [B]`."""
+        self.names = tuple(losses)
+        self._pending.append((step, len(target), torch.stack([loss.detach().float() for loss in losses.values()])))
+        hits = count_correct(logits.detach(), target)
+        self._correct = hits if self._correct is None else self._correct + hits
+
+    def sync(self) -> Dict[int, Dict[str, float]]:
+        """Fetch the losses of the steps since the last call, by step.
+
+        Raises:
+            NonFiniteLoss: naming epoch, step and each loss.
+        """
+        if not self._pending:
+            return {}
+        rows = torch.stack([losses for _, _, losses in self._pending]).tolist()
+        fetched = {}
+        for (step, images, _), row in zip(self._pending, rows):
+            fetched[step] = values = dict(zip(self.names, row))
+            if not all(abs(value) < float("inf") for value in row):
+                shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+                raise NonFiniteLoss(
+                    f"the loss is not finite at epoch {self.epoch}, step {step} ({shown}); training stopped:"
+                    " lower SOLVER.LR, set SOLVER.WARMUP_EPOCHS, or try SOLVER.AMP off"
+                )
+            self.images += images
+            for name, value in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value * images
+        self._pending.clear()
+        return fetched
+
+    def averages(self) -> Dict[str, float]:
+        """Return, over the images synced so far: `loss` and each of its parts, `train_top1`, `train_top5` in percent."""
+        means = {name: total / self.images for name, total in self._sums.items()}
+        top1, top5 = self._correct.tolist() if self._correct is not None else (0, 0)
+        return {
+            "loss": sum(means.values()),
+            **means,
+            "train_top1": round(100 * top1 / self.images, 2),
+            "train_top5": round(100 * top5 / self.images, 2),
+        }

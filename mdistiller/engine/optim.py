@@ -1,0 +1,55 @@
+"""Optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Dict, List
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+
+def build_optimizer(cfg: Any, parameters: List[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer that `SOLVER` describes."""
+    if cfg.SOLVER.TYPE != "SGD":
+        raise UserError(f"SOLVER.TYPE is {cfg.SOLVER.TYPE!r}; expected SGD")
+    return torch.optim.SGD(
+        parameters,
+        lr=cfg.SOLVER.LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        nesterov=cfg.SOLVER.NESTEROV,
+    )
+
+
+def _step_decay(cfg: Any, progress: float) -> float:
+    # a stage of 150 means: epochs 1 to 150 at the old rate, 151 at the new one
+    return cfg.SOLVER.LR_DECAY_RATE ** sum(progress >= stage for stage in cfg.SOLVER.LR_DECAY_STAGES)
+
+
+def _cosine(cfg: Any, progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress / cfg.SOLVER.EPOCHS))
+
+
+def _linear(cfg: Any, progress: float) -> float:
+    return 1 - progress / cfg.SOLVER.EPOCHS
+
+
+SCHEDULES: Dict[str, Callable[[Any, float], float]] = {"step": _step_decay, "cosine": _cosine, "linear": _linear}
+
+
+def learning_rate(cfg: Any, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of the training step `step`, counted from 0 over the whole run.
+
+    `step` keeps its rate over an epoch; `cosine` and `linear` fall to 0 step by step. Over the
+    first `WARMUP_EPOCHS` the rate is multiplied by a ramp that rises linearly to 1.
+    """
+    if cfg.SOLVER.SCHEDULE not in SCHEDULES:
+        raise UserError(f"SOLVER.SCHEDULE is {cfg.SOLVER.SCHEDULE!r}; expected one of {', '.join(SCHEDULES)}")
+    factor = SCHEDULES[cfg.SOLVER.SCHEDULE](cfg, step / steps_per_epoch)
+    warmup_steps = cfg.SOLVER.WARMUP_EPOCHS * steps_per_epoch
+    if step < warmup_steps:
+        factor *= (step + 1) / warmup_steps
+    return cfg.SOLVER.LR * factor

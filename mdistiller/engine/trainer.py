@@ -1,0 +1,239 @@
+"""The training loop: epochs, evaluation, checkpoints, and the numbers of each."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any, Dict, Tuple, Type
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..distillers import DeployedStudent, Distiller
+from ..errors import UserError
+from ..registry import Registry
+from . import checkpoint
+from .cfg import dump, to_dict
+from .evaluate import evaluate
+from .logger import RunLogger
+from .meter import EpochMeter
+from .optim import build_optimizer, learning_rate
+from .precision import pick_precision
+from .report import epoch_line, final_line, final_table, read_references
+from .run_folder import RunFolder
+
+SYNC_STEPS = 50  # between two looks of the host at the device's numbers
+
+trainer_dict: Registry[Type[Trainer]] = Registry("trainer")
+
+
+@trainer_dict.register("base")
+class Trainer:
+    """Trains a distiller; the same loop serves every method.
+
+    Args:
+        experiment_name: the run's folder below `LOG.PREFIX`.
+        distiller: on the device of the loaders' batches.
+        train_loader, val_loader: what `get_dataset` returned.
+        cfg: the resolved configuration.
+    """
+
+    def __init__(
+        self, experiment_name: str, distiller: Distiller, train_loader: Any, val_loader: Any, cfg: Any
+    ) -> None:
+        self.name = experiment_name
+        self.folder = RunFolder(cfg.LOG.PREFIX, experiment_name)
+        self.distiller = distiller.to(memory_format=torch.channels_last)
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.cfg = cfg
+        self.references = read_references(cfg.EXPERIMENT.REFERENCE)
+        self.device = next(distiller.parameters()).device
+        self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
+        self.optimizer = build_optimizer(cfg, distiller.get_learnable_parameters())
+        self.epoch = 0  # epochs done
+        self.teacher: Dict[str, float] = {}  # accuracies in percent, as are best and last
+        self.best: Dict[str, float] = {}
+        self.last: Dict[str, float] = {}
+        self.train_seconds = 0.0
+        self.total_seconds = 0.0
+        self.images = 0
+
+    def train(self, resume: bool = False, overwrite: bool = False) -> Dict[str, Any]:
+        """Run the epochs that are left; return the summary that is also written to summary.json."""
+        self.folder.check(resume, overwrite)
+        if resume:
+            self._load_state(checkpoint.read_checkpoint(self.folder.latest))
+        self.folder.create(resume)
+        self.folder.config.write_text(dump(self.cfg), encoding="utf-8")
+        logger = RunLogger(self.folder, self.cfg, self.epoch)
+        self._announce(logger, resume)
+        while self.epoch < self.cfg.SOLVER.EPOCHS:
+            started = time.perf_counter()
+            row = self._train_epoch(self.epoch + 1, logger)
+            row.update(self._validate())
+            self.epoch += 1
+            self.total_seconds += time.perf_counter() - started
+            logger.epoch(row)
+            logger.say(epoch_line(row, self.cfg.SOLVER.EPOCHS, self.total_seconds))
+            self._save()
+        summary = self._summary()
+        for text in (final_table(summary, self.references), final_line(summary)):
+            logger.say(text)
+        logger.close(summary)
+        return summary
+
+    def _announce(self, logger: RunLogger, resume: bool) -> None:
+        info = self.train_loader.info
+        logger.say(
+            f"{self.cfg.DISTILLER.TYPE}: student {self.cfg.DISTILLER.STUDENT}, {info.name} ({self.train_loader.num_images}"
+            f" training and {self.val_loader.num_images} validation images, {info.num_classes} classes,"
+            f" {info.input_size} px), {self.device}, {self.precision}, output {self.folder.path}"
+        )
+        if self.distiller.teacher is not None:
+            teacher = self.distiller.teacher
+            self.teacher = evaluate(lambda image: {"deployed": teacher(image)[0]}, self.val_loader)
+            logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {self.teacher['deployed_top1']:.2f}")
+        if resume:
+            logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}")
+
+    def _train_epoch(self, epoch: int, logger: RunLogger) -> Dict[str, Any]:
+        self.distiller.train()
+        self.train_loader.set_epoch(epoch)
+        meter = EpochMeter(epoch)
+        steps = len(self.train_loader)
+        first_step = (epoch - 1) * steps
+        started = time.perf_counter()
+        title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
+        # disable=None: no bar where stderr is a file, the line per epoch says the same
+        with tqdm(total=self.train_loader.num_images, desc=title, unit="img", leave=False, disable=None) as bar:
+            for step, batch in enumerate(self.train_loader, start=1):
+                losses, logits = self._step(batch, epoch, first_step + step - 1, steps)
+                meter.add(step, losses, logits, batch["target"])
+                if step % SYNC_STEPS == 0 or step == steps:
+                    self._log_steps(meter.sync(), first_step, logger)
+                    bar.update(meter.images - bar.n)
+                    bar.set_postfix(loss=f"{meter.averages()['loss']:.3f}")
+        seconds = time.perf_counter() - started
+        self.train_seconds += seconds
+        self.images += meter.images
+        return {
+            "epoch": epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **meter.averages(),
+            "images_per_second": round(meter.images / seconds, 1),
+            "seconds": round(seconds, 2),
+        }
+
+    def _step(
+        self, batch: Dict[str, Tensor], epoch: int, global_step: int, steps_per_epoch: int
+    ) -> Tuple[Dict[str, Tensor], Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.cfg, global_step, steps_per_epoch)
+        with self.precision.autocast():
+            logits, losses = self.distiller(**batch, epoch=epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(sum(losses.values())).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return losses, logits
+
+    def _log_steps(self, fetched: Dict[int, Dict[str, float]], first_step: int, logger: RunLogger) -> None:
+        for step, values in fetched.items():
+            if (first_step + step) % self.cfg.LOG.TENSORBOARD_FREQ == 0:
+                logger.steps(first_step + step, values)
+
+    def _validate(self) -> Dict[str, float]:
+        self.distiller.eval()
+        self.last = evaluate(self.distiller.forward_eval, self.val_loader)
+        return self.last
+
+    def _save(self) -> None:
+        improved = self.last["deployed_top1"] > self.best.get("deployed_top1", -1.0)
+        if improved:
+            self.best = {**self.last, "epoch": self.epoch}
+        student = checkpoint.describe_student(
+            DeployedStudent(self.distiller.student, self.distiller.head),
+            self.cfg.DISTILLER.STUDENT,
+            self.train_loader.info,
+            self.last,
+            self.epoch,
+            to_dict(self.cfg),
+        )
+        state = self._state()
+        checkpoint.save(student, self.folder.student_latest)
+        if improved:
+            checkpoint.save(student, self.folder.student_best)
+            checkpoint.save(state, self.folder.best)
+        if self.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
+            checkpoint.save(state, self.folder.kept(self.epoch))
+        checkpoint.save(state, self.folder.latest)
+
+    def _state(self) -> Dict[str, Any]:
+        """Everything that a resumed run needs; not the teacher, which is frozen and has its own file."""
+        weights = {k: v for k, v in self.distiller.state_dict().items() if not k.startswith("teacher.")}
+        numpy_state = np.random.get_state(legacy=False)
+        numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+        return {
+            "distiller": weights,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "best": self.best,
+            "last": self.last,
+            "train_seconds": self.train_seconds,
+            "total_seconds": self.total_seconds,
+            "images": self.images,
+            "random": {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()},
+            "config": to_dict(self.cfg),
+        }
+
+    def _load_state(self, state: Dict[str, Any]) -> None:
+        try:
+            missing, unexpected = self.distiller.load_state_dict(state["distiller"], strict=False)
+            missing = [key for key in missing if not key.startswith("teacher.")]
+            if missing or unexpected:
+                raise ValueError(f"weights differ, first {(missing + unexpected)[0]}")
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            for name in ("epoch", "best", "last", "train_seconds", "total_seconds", "images"):
+                setattr(self, name, state[name])
+            numpy_state = state["random"]["numpy"]
+            numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+            np.random.set_state(numpy_state)
+            random.setstate(state["random"]["python"])
+            torch.set_rng_state(state["random"]["torch"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"--resume: {self.folder.latest} is not a state of this configuration ({type(error).__name__}: {reason});"
+                " give the configuration that the run was started with"
+            ) from None
+
+    def _summary(self) -> Dict[str, Any]:
+        """What summary.json holds; accuracies in percent."""
+        cfg = self.cfg
+        return {
+            "name": self.name,
+            "method": cfg.DISTILLER.TYPE,
+            "student": cfg.DISTILLER.STUDENT,
+            "teacher": cfg.DISTILLER.TEACHER if self.distiller.teacher is not None else None,
+            "dataset": cfg.DATASET.TYPE,
+            "num_classes": self.train_loader.info.num_classes,
+            "train_images": self.train_loader.num_images,
+            "val_images": self.val_loader.num_images,
+            "epochs": self.epoch,
+            "batch_size": cfg.SOLVER.BATCH_SIZE,
+            "seed": cfg.EXPERIMENT.SEED,
+            "last": self.last,
+            "best": self.best,
+            "teacher_accuracy": self.teacher,
+            "images_per_second": round(self.images / self.train_seconds, 1) if self.train_seconds else 0.0,
+            "seconds": round(self.total_seconds, 1),
+            "device": str(self.device),
+            "precision": str(self.precision),
+            "torch": torch.__version__,
+        }

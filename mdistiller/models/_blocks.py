@@ -1,0 +1,72 @@
+"""Pieces that several families share.
+
+Shapes: `B` batch, `C` channels, `H`/`W` pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._contract import Stages
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias, padded so that stride 1 keeps the map's size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+
+
+class ReluSequential(nn.Sequential):
+    """Units that end before their last ReLU, which stands between each two of them and not after the last.
+
+    Takes an activated map and returns one that is not, so that a distiller can have both sides of the ReLU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn an activated map `[B, C, H, W]` into the last unit's map before its ReLU."""
+        first, *others = self
+        x = first(x)
+        for unit in others:
+            x = unit(F.relu(x))
+        return x
+
+
+def run_stages(stem: Tensor, stages: Iterable[nn.Module]) -> Stages:
+    """Run `stages`, each from an activated map to one before its ReLU, on the `stem`'s map before its ReLU.
+
+    Args:
+        stem: `[B, C, H, W]`.
+    """
+    preacts, feats = [stem], [F.relu(stem)]
+    for stage in stages:
+        preacts.append(stage(feats[-1]))
+        feats.append(F.relu(preacts[-1]))
+    return Stages(feats, preacts, final_map=feats[-1])
+
+
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels (dimension 1 of any `x [B, C, ...]`) of `groups` equal groups.
+
+    Source: "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices" (2018).
+    """
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def as_batch_norm(module: object) -> nn.BatchNorm2d:
+    """Return `module`, known to be a BatchNorm."""
+    assert isinstance(module, nn.BatchNorm2d), module
+    return module
+
+
+def init_he(model: nn.Module) -> None:
+    """Draw convolutions from N(0, 2 / (k * k * out_channels)) and zero their biases.
+
+    Source: "Delving Deep into Rectifiers" (2015), in its fan-out form.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

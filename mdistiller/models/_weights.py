@@ -1,0 +1,56 @@
+"""Loading a state dict that must fit."""
+
+from __future__ import annotations
+
+from typing import Any, List, Mapping
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+PARALLEL_PREFIX = "module."  # of models saved inside nn.DataParallel
+NAMED_KEYS = 3
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -> None:
+    """Load `state_dict` into `model`, all of it or nothing.
+
+    Keys may have the `module.` prefix of `nn.DataParallel`. The counters `num_batches_tracked`, which checkpoints older
+    than PyTorch 0.4.1 lack, may be missing and then start at 0.
+
+    Args:
+        source: where the weights come from, for the message.
+
+    Raises:
+        UserError: keys are missing or unexpected, or shapes differ; the message names the first few.
+    """
+    expected = model.state_dict()
+    given = {_own_key(key, expected): value for key, value in state_dict.items()}
+    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in expected]
+    misshapen = [
+        f"{key} {_shape(given[key])} (expected {_shape(value)})"
+        for key, value in expected.items()
+        if key in given and _shape(given[key]) != _shape(value)
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
+    problems = [f"{kind}: {_first_few(keys)}" for kind, keys in kinds.items() if keys]
+    if problems:
+        raise UserError(
+            f"the weights in {source} do not fit {type(model).__name__}; {'; '.join(problems)}; "
+            "give a checkpoint of the same model and number of classes, or name the model that it is of"
+        )
+    model.load_state_dict(given)
+
+
+def _own_key(key: str, expected: Mapping[str, Tensor]) -> str:
+    return key[len(PARALLEL_PREFIX) :] if key.startswith(PARALLEL_PREFIX) and key not in expected else key
+
+
+def _shape(value: object) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _first_few(keys: List[str]) -> str:
+    more = len(keys) - NAMED_KEYS
+    return ", ".join(keys[:NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")

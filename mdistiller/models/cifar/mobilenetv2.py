@@ -1,0 +1,107 @@
+"""MobileNetV2 at half width, for small images.
+
+Source: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018); the strides and the plain ReLU as in
+"Contrastive Representation Distillation" (2020). Shapes: `B` batch, `C` channels, `H`/`W` pixels.
+"""
+
+from __future__ import annotations
+
+from typing import List
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._blocks import as_batch_norm, conv, init_he
+from .._contract import ClassifierModel, Stages
+
+# expansion (None: the model's own), output channels at full width, units, stride of the first unit
+SETTINGS = (
+    (1, 16, 1, 1),
+    (None, 24, 2, 1),
+    (None, 32, 3, 2),
+    (None, 64, 4, 2),
+    (None, 96, 3, 1),
+    (None, 160, 3, 2),
+    (None, 320, 1, 1),
+)
+STAGE_ENDS = (1, 2, 4, 6)  # the blocks whose outputs are in `feats`
+POOLED_CHANNELS = 1280
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, depthwise 3x3, linear 1x1 projection; a residual where the shape stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.has_residual = stride == 1 and in_channels == out_channels
+        self.conv = nn.Sequential(
+            conv(in_channels, hidden, 1),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            conv(hidden, hidden, 3, stride, groups=hidden),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            conv(hidden, out_channels, 1),
+            nn.BatchNorm2d(out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn a linear bottleneck `[B, C, H, W]` into the next, `[B, C', H', W']`."""
+        out = self.conv(x)
+        return out + x if self.has_residual else out
+
+
+class MobileNetV2(ClassifierModel):
+    """A MobileNetV2. Its stages end in linear bottlenecks, so their `preact_feats` and `feats` are the same tensors.
+
+    The pooled feature is that of a 1x1 convolution on the final map, hence wider than it.
+
+    Args:
+        num_classes: outputs of the classifier.
+        expansion: hidden channels of a unit per input channel (`T` in the published code).
+        width: factor on the channels of the stem and the bottlenecks.
+    """
+
+    classifier_name = "classifier.0"
+
+    def __init__(self, num_classes: int = 100, expansion: int = 6, width: float = 0.5) -> None:
+        super().__init__()
+        channels = int(32 * width)
+        self.conv1 = nn.Sequential(conv(3, channels, 3, stride=2), nn.BatchNorm2d(channels), nn.ReLU())
+        self.stage_channels = [channels]
+        self.blocks = nn.ModuleList()
+        for block, (own_expansion, full_width, num_units, stride) in enumerate(SETTINGS):
+            units = []
+            for index in range(num_units):
+                out_channels = int(full_width * width)
+                unit_stride = stride if index == 0 else 1
+                units.append(InvertedResidual(channels, out_channels, unit_stride, own_expansion or expansion))
+                channels = out_channels
+            self.blocks.append(nn.Sequential(*units))
+            if block in STAGE_ENDS:
+                self.stage_channels.append(channels)
+        self.conv2 = nn.Sequential(conv(channels, POOLED_CHANNELS, 1), nn.BatchNorm2d(POOLED_CHANNELS), nn.ReLU())
+        linear = nn.Linear(POOLED_CHANNELS, num_classes)
+        self.classifier = nn.Sequential(linear)
+        init_he(self)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+
+    def forward_stages(self, image: Tensor) -> Stages:
+        convolution, norm, relu = self.conv1
+        stem = norm(convolution(image))
+        x = relu(stem)
+        feats = [x]
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in STAGE_ENDS:
+                feats.append(x)
+        return Stages(feats, [stem, *feats[1:]], final_map=x)
+
+    def forward_pool(self, final_map: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.conv2(final_map), 1).flatten(1)
+
+    def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
+        """Return the BatchNorm that ends each stage's last unit; no ReLU follows it here."""
+        return [as_batch_norm([*self.blocks[end].modules()][-1]) for end in STAGE_ENDS]

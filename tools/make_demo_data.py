@@ -1,0 +1,59 @@
+"""Make the demo's contact sheets, data/fashion-mnist-part/*.png, from the IDX files of Fashion-MNIST."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mdistiller.dataset.fashion_demo import CLASSES, FOLDER, TILE, sheet_name
+from mdistiller.errors import UserError
+from mdistiller.paths import CLONE
+
+SHEETS = {"train": ("train", 20, 30), "test": ("t10k", 10, 20)}  # split: prefix of the files, rows, columns of a sheet
+
+
+def read_idx(path: Path, header: int) -> np.ndarray:
+    """Return the bytes after the header (16 of an image file, 8 of a label file)."""
+    try:
+        return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)[header:]
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot read {path} ({error}); give the folder of Fashion-MNIST's four *.gz files") from error
+
+
+def make_sheets(source: Path, target: Path) -> int:
+    """Write a sheet a class and split, with the first images of the class in file order; return their bytes."""
+    size = 0
+    for split, (prefix, rows, columns) in SHEETS.items():
+        images = read_idx(source / f"{prefix}-images-idx3-ubyte.gz", 16).reshape(-1, TILE, TILE)
+        labels = read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", 8)
+        for label in range(len(CLASSES)):
+            tiles = images[labels == label][: rows * columns].reshape(rows, columns, TILE, TILE)
+            sheet = target / sheet_name(split, label)
+            Image.fromarray(tiles.swapaxes(1, 2).reshape(rows * TILE, columns * TILE)).save(sheet, optimize=True)
+            size += sheet.stat().st_size
+    return size
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, metavar="SOURCE_FOLDER", help="folder of the four *-ubyte.gz files")
+    parser.add_argument("--out", type=Path, default=CLONE / "data" / FOLDER, help="default: %(default)s")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        print(f"{args.out}: {make_sheets(args.source, args.out) / 1e6:.2f} MB")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Train a student: tools/train.py --cfg FILE [-d DATASET] [--resume | --overwrite] [KEY VALUE ...]."""
+
+from mdistiller.cli import OneLineParser, add_overrides, run
+
+
+def main() -> None:
+    parser = OneLineParser(prog="tools/train.py", description="Train a student as a YAML configuration says.")
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="configuration, as configs/demo/sfakd.yaml")
+    parser.add_argument("-d", "--dataset", help="overrides DATASET.TYPE")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    add_overrides(parser)
+    args = parser.parse_intermixed_args()
+
+    from mdistiller.engine.build import build_trainer
+    from mdistiller.engine.cfg import experiment_name, load_cfg
+    from mdistiller.engine.run_folder import RunFolder
+
+    dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
+    cfg = load_cfg(args.cfg, args.overrides + dataset)
+    RunFolder(cfg.LOG.PREFIX, experiment_name(cfg)).check(args.resume, args.overwrite)
+    build_trainer(cfg).train(resume=args.resume, overwrite=args.overwrite)
+
+
+if __name__ == "__main__":
+    run(main)
