@@ -14,6 +14,8 @@ import numpy as np
 from .. import paths
 from .options import Channels
 
+PIECE = 10_000_000  # numbers counted at a time: bincount widens them to 8 bytes each
+
 log = logging.getLogger("mdistiller")
 
 
@@ -24,8 +26,9 @@ def measure(chunks: Iterable[np.ndarray]) -> Tuple[Channels, Channels]:
     """
     histogram = np.zeros((3, 256), dtype=np.int64)
     for chunk in chunks:
-        for channel in range(3):
-            histogram[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+        for images in np.array_split(chunk, 1 + chunk.size // PIECE):
+            for channel in range(3):
+                histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
     share = histogram / histogram.sum(axis=1, keepdims=True)
     levels = np.arange(256) / 255
     mean = share @ levels

@@ -26,8 +26,8 @@ CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: pa
 class StreamLoader(Loader):
     """Batches from worker processes; normalised on the device, after the copy.
 
-    Order and augmentation depend on the seed, the epoch and the image only, not on the number of workers. With "pad_crop"
-    and "none" the batches equal those of a `DeviceLoader`. The calling process's random numbers are left alone.
+    Order and augmentation depend on the seed, the epoch and the image only, not on the number of workers. With
+    "pad_crop" and "none" the batches equal those of a `DeviceLoader`. The caller's random numbers are left alone.
 
     Args:
         split: the images.
@@ -73,8 +73,10 @@ class StreamLoader(Loader):
 
 
 class _Reader(Dataset):
-    """Takes a step (indices, variants) to its batch. What cannot be read is returned as text, not raised, because a worker
-    process adds its traceback to what it raises."""
+    """Takes a step (indices, variants) to its batch.
+
+    What cannot be read is returned as text, not raised, because a worker process adds its traceback to what it raises.
+    """
 
     def __init__(self, split: ImageSplit, view: View, augment: str, padding: int, seed: int) -> None:
         self.split = split

@@ -1,0 +1,29 @@
+"""Models whose BatchNorms are not at their trivial start."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from mdistiller.models import ClassifierModel, cifar_model_dict
+
+
+def _vivid_model(name: str, num_classes: int = 7) -> ClassifierModel:
+    torch.manual_seed(0)
+    model = cifar_model_dict[name][0](num_classes=num_classes)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.3)
+            nn.init.normal_(norm.running_mean, std=0.3)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return model
+
+
+@pytest.fixture(scope="session")
+def vivid_model() -> Callable[..., ClassifierModel]:
+    """`vivid_model(name, num_classes=7)`: a model from seed 0, with random BatchNorm parameters and statistics."""
+    return _vivid_model

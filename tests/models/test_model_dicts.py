@@ -1,0 +1,81 @@
+"""The dictionaries of models."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from mdistiller import models
+from mdistiller.errors import UserError
+from mdistiller.models import build_model, cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
+from mdistiller.models.cifar import mobilenetv2, resnet, resnetv2, shufflenetv1, shufflenetv2, vgg, wrn
+
+FAMILIES = {
+    resnet: "resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet8x4 resnet32x4",
+    resnetv2: "ResNet18 ResNet34 ResNet50",
+    wrn: "wrn_16_1 wrn_16_2 wrn_40_1 wrn_40_2",
+    vgg: "vgg8 vgg11 vgg13 vgg16 vgg19",
+    mobilenetv2: "MobileNetV2",
+    shufflenetv1: "ShuffleV1",
+    shufflenetv2: "ShuffleV2",
+}
+TEACHERS = {"resnet56", "resnet110", "resnet32x4", "ResNet50", "wrn_40_2", "vgg13"}
+
+
+def test_names_and_constructors():
+    constructors = {name: getattr(module, name) for module, names in FAMILIES.items() for name in names.split()}
+    assert {name: constructor for name, (constructor, _) in cifar_model_dict.items()} == constructors
+    assert {name: entry for name, entry in tiny_imagenet_model_dict.items()} == {
+        name: (constructor, None) for name, constructor in constructors.items()
+    }
+
+
+def test_constructors_default_to_100_classes():
+    assert cifar_model_dict["resnet8"][0]().get_classifier().out_features == 100
+    assert resnet.resnet8(num_classes=3).get_classifier().out_features == 3
+
+
+def test_teachers():
+    assert {name for name, (_, teacher) in cifar_model_dict.items() if teacher is not None} == TEACHERS
+
+
+def test_teacher_path_follows_the_environment(monkeypatch, tmp_path):
+    teacher = cifar_model_dict["wrn_40_2"][1]
+    monkeypatch.setenv("MDISTILLER_CKPTS", str(tmp_path))
+    path = tmp_path / "cifar_teachers" / "wrn_40_2_vanilla" / "ckpt_epoch_240.pth"
+    assert str(teacher) == os.fspath(teacher) == str(path)
+    path.parent.mkdir(parents=True)
+    torch.save({"model": {"x": torch.ones(2)}}, path)
+    assert torch.equal(torch.load(teacher, weights_only=True)["model"]["x"], torch.ones(2))
+
+
+def test_teacher_path_follows_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv("MDISTILLER_CKPTS", raising=False)
+    (tmp_path / "download_ckpts").mkdir()
+    monkeypatch.chdir(tmp_path)
+    expected = tmp_path / "download_ckpts/cifar_teachers/vgg13_vanilla/ckpt_epoch_240.pth"
+    assert str(cifar_model_dict["vgg13"][1]) == str(expected)
+
+
+@pytest.mark.parametrize("dataset", ["cifar100", "tiny_imagenet", "own_data"])
+def test_build_model(dataset):
+    model = build_model("wrn_16_1", num_classes=4, dataset=dataset)
+    assert isinstance(model, wrn.WideResNet)
+    assert model.get_classifier().out_features == 4
+
+
+def test_build_model_for_imagenet(monkeypatch):
+    monkeypatch.setattr(models, "imagenet_model_dict", {"tiny": lambda pretrained=False, num_classes=1000: num_classes})
+    assert models.build_model("tiny", num_classes=8, dataset="imagenet") == 8
+
+
+def test_misses_name_the_nearest():
+    with pytest.raises(UserError, match=r"^unknown CIFAR model 'resnet18'; did you mean .*ResNet18.*\?$"):
+        build_model("resnet18", num_classes=10)
+    with pytest.raises(UserError, match=r"^unknown Tiny-ImageNet model 'vgg9'; did you mean .*vgg"):
+        build_model("vgg9", num_classes=10, dataset="tiny_imagenet")
+    with pytest.raises(UserError, match=r"^unknown ImageNet model 'Q'"):
+        build_model("Q", num_classes=10, dataset="imagenet")
+    assert isinstance(imagenet_model_dict, dict)
