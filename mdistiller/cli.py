@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from typing import Callable, NoReturn
 
@@ -21,8 +22,19 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change, as SOLVER.LR 0.1")
 
 
+class _Print(logging.Handler):
+    """Shows the library's notes among the run's own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command line; a `UserError` becomes one line on stderr and exit status 2."""
+    notes = logging.getLogger("mdistiller")
+    notes.setLevel(logging.INFO)
+    if not notes.handlers:
+        notes.addHandler(_Print())
     try:
         main()
     except UserError as error:

@@ -33,7 +33,7 @@ class Loader:
 
     Args:
         info: of the data set.
-        targets: labels, int64 [N].
+        targets: labels in index order, int64 [N], on any device.
         options: of the data layer.
         device: where the batches are to be.
         train: whether to shuffle and augment.

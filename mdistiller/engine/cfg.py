@@ -105,7 +105,8 @@ def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
         raise UserError(f"override {overrides[-1]!r} has no value; expected KEY VALUE pairs, for example SOLVER.LR 0.1")
     for key, text in zip(overrides[::2], overrides[1::2]):
         try:
-            value = yaml.safe_load(text)
+            # an empty word is an empty text, and None is Python's null; YAML has it the other way round
+            value = {"": "", "None": None}[text] if text in ("", "None") else yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
         nested: Any = value
@@ -134,8 +135,10 @@ def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
 
 
 def _similar_configs(path: Path) -> str:
-    parent = next((p for p in path.parents if p.is_dir()), Path())
-    known = {p.stem: p for p in sorted(parent.rglob("*.yaml"))[:500]} if parent != Path() else {}
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    # the working directory may be anything, a home folder even: no search below it
+    files = folder.glob("*.yaml") if folder == Path() else folder.rglob("*.yaml")
+    known = {file.stem: file for file in sorted(files)}
     near = difflib.get_close_matches(path.stem, list(known), n=3)
     return f"; did you mean {' or '.join(str(known[n]) for n in near)}?" if near else "; give the path of a YAML file"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List
@@ -21,6 +22,7 @@ from ..dataset.info import DatasetInfo
 from ..distillers import DeployedStudent, head_dict
 from ..errors import UserError
 from ..models import build_model, load_weights
+from ..paths import find_file
 
 FORMAT = "mdistiller.student"
 VERSION = 1
@@ -42,14 +44,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     Raises:
         UserError: no such file, a truncated or foreign file, or one that wants to run code.
     """
-    path = Path(path)
+    path = find_file(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; give the path of a .pth file (see download_ckpts/README.md)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on unusual pickle protocols: what matters here is whether it loads
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} refused: {_reason(error)}; save it as tensors and plain values") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # damaged bytes can make the reader raise anything
         raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({_reason(error)}); get it again") from None
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dictionary with the key 'model'")

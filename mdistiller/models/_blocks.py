@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,10 +48,13 @@ def run_stages(stem: Tensor, stages: Iterable[nn.Module]) -> Stages:
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Interleave the channels (dimension 1 of any `x [B, C, ...]`) of `groups` equal groups.
+    """Interleave the channels (dimension 1 of any `x [B, C, ...]`) of `groups` equal groups; keeps the memory format.
 
     Source: "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices" (2018).
     """
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        pixels = x.permute(0, 2, 3, 1)
+        return pixels.unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 

@@ -69,6 +69,7 @@ def test_shapes_and_stage_channels(name, model, output):
     assert [tuple(f.shape) for f in feats["feats"]] == [(2, c, s, s) for c, s in zip(channels, sides)]
     assert [f.shape for f in feats["preact_feats"]] == [f.shape for f in feats["feats"]]
     assert len(feats["feats"]) == len(channels) == len(sides)
+    assert all(f.is_contiguous() for f in feats["feats"] + feats["preact_feats"])  # distillers call `view` on them
     assert feats["pooled_feat"].shape == (2, model.get_classifier().in_features)
 
 
@@ -149,6 +150,7 @@ def test_channels_last_gives_the_same(name, vivid_model, image, output):
     model = vivid_model(name).eval().to(memory_format=torch.channels_last)
     with torch.no_grad():
         logits, feats = model(image.contiguous(memory_format=torch.channels_last))
+    assert all(f.is_contiguous(memory_format=torch.channels_last) for f in feats["feats"])
     scale = output[0].abs().max()
     torch.testing.assert_close(logits / scale, output[0] / scale, atol=1e-4, rtol=0)
     for ours, theirs in zip(feats["preact_feats"], output[1]["preact_feats"]):
@@ -164,6 +166,24 @@ def test_seed_sets_the_weights():
         first, again, other = states
         assert all(torch.equal(first[key], again[key]) for key in first)
         assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "norms"),
+    [
+        ("resnet14", ["layer1.1.bn2", "layer2.1.bn2", "layer3.1.bn2"]),
+        ("ResNet18", ["layer1.1.bn2", "layer2.1.bn2", "layer3.1.bn2", "layer4.1.bn2"]),
+        ("ResNet50", ["layer1.2.bn3", "layer2.3.bn3", "layer3.5.bn3", "layer4.2.bn3"]),
+        ("wrn_16_1", ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"]),
+        ("vgg13", ["block1.4", "block2.4", "block3.4", "block4.4"]),
+        ("MobileNetV2", ["blocks.1.1.conv.7", "blocks.2.2.conv.7", "blocks.4.2.conv.7", "blocks.6.0.conv.7"]),
+        ("ShuffleV1", ["layer1.3.bn3", "layer2.7.bn3", "layer3.3.bn3"]),
+    ],
+)
+def test_bn_before_relu_by_name(name, norms):
+    model = build_model(name, num_classes=2)
+    own_names = {module: key for key, module in model.named_modules()}
+    assert [own_names[norm] for norm in model.get_bn_before_relu()] == norms
 
 
 def test_vgg_pools_a_fourth_time_from_64_pixels_on(vivid_model):

@@ -27,9 +27,7 @@ TEACHERS = {"resnet56", "resnet110", "resnet32x4", "ResNet50", "wrn_40_2", "vgg1
 def test_names_and_constructors():
     constructors = {name: getattr(module, name) for module, names in FAMILIES.items() for name in names.split()}
     assert {name: constructor for name, (constructor, _) in cifar_model_dict.items()} == constructors
-    assert {name: entry for name, entry in tiny_imagenet_model_dict.items()} == {
-        name: (constructor, None) for name, constructor in constructors.items()
-    }
+    assert tiny_imagenet_model_dict == {name: (constructor, None) for name, constructor in constructors.items()}
 
 
 def test_constructors_default_to_100_classes():

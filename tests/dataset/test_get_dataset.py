@@ -1,0 +1,233 @@
+"""From a config to loaders: the built-in sets, TRAIN_FRACTION, values out of range."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from mdistiller import paths
+from mdistiller.dataset import DeviceLoader, StreamLoader, dataset_dict, get_dataset, get_val_loader
+from mdistiller.dataset.draws import mix
+from mdistiller.dataset.fashion_demo import MEAN, STD, fashion_demo
+from mdistiller.dataset.splits import balanced_part
+from mdistiller.dataset.stats import measure
+from mdistiller.errors import UserError
+
+Make = Callable[..., Any]
+DEMO = Path(__file__).resolve().parents[2] / "data" / "fashion-mnist-part"
+
+
+class FakeCIFAR100:
+    """torchvision's class with 20 images instead of 60,000."""
+
+    calls: List[Dict[str, Any]] = []
+
+    def __init__(self, root: str, train: bool, download: bool) -> None:
+        print("Files already downloaded and verified")
+        self.calls.append({"root": root, "train": train, "download": download})
+        rng = np.random.default_rng(int(train))
+        self.data = rng.integers(0, 256, (12 if train else 8, 32, 32, 3), dtype=np.uint8)
+        self.targets = [i % 4 for i in range(len(self.data))]
+        self.classes = ["apple", "bear", "can", "dolphin"]
+
+
+def test_cifar100(
+    make_cfg: Make, collect: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(datasets, "CIFAR100", FakeCIFAR100)
+    FakeCIFAR100.calls.clear()
+    monkeypatch.setenv("MDISTILLER_DATA", str(tmp_path))
+    train, val, num_data, num_classes = get_dataset(make_cfg(), device="cpu")
+    assert (num_data, num_classes, train.num_images, val.num_images) == (12, 4, 12, 8)
+    assert [call["train"] for call in FakeCIFAR100.calls] == [True, False]
+    assert all(call["root"] == str(tmp_path) and call["download"] for call in FakeCIFAR100.calls)
+    assert capsys.readouterr().out == ""
+    assert train.info.classes == ("apple", "bear", "can", "dolphin") and train.info.name == "cifar100"
+    assert train.info.mean == (0.5071, 0.4867, 0.4408) and train.info.std == (0.2675, 0.2565, 0.2761)
+    assert isinstance(train, DeviceLoader) and isinstance(val, DeviceLoader)
+    images = torch.from_numpy(FakeCIFAR100(str(tmp_path), False, True).data).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (train.info.mean, train.info.std))
+    torch.testing.assert_close(collect(val)["image"], (images - mean) / std)
+
+
+def test_cifar100_in_another_place_and_size(make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(datasets, "CIFAR100", FakeCIFAR100)
+    FakeCIFAR100.calls.clear()
+    train, val, _, _ = get_dataset(make_cfg(ROOT=str(tmp_path), INPUT_SIZE=48, MEAN=[0.5] * 3, STD=[0.25] * 3), "cpu")
+    assert FakeCIFAR100.calls[0]["root"] == str(tmp_path)
+    assert next(iter(train))["image"].shape == (12, 3, 48, 48)
+    assert next(iter(val))["image"].shape == (8, 3, 48, 48)
+    assert train.info.input_size == 48 and train.info.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError("corrupted"), EOFError()])
+def test_cifar100_without_network(
+    make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "CIFAR100", fail)
+    with pytest.raises(UserError) as caught:
+        get_dataset(make_cfg(ROOT=str(tmp_path)), "cpu")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html" in message
+    assert message.endswith(f"{tmp_path}/cifar-100-python/")
+
+
+def test_cifar100_in_its_file_format(make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "cifar-100-python"
+    folder.mkdir()
+    rows = {"train": rng.integers(0, 256, (6, 3072), np.uint8), "test": rng.integers(0, 256, (2, 3072), np.uint8)}
+    for name, data in rows.items():
+        (folder / name).write_bytes(pickle.dumps({"data": data, "fine_labels": [1, 0, 2, 1, 0, 2][: len(data)]}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear", "can"]}))
+    # without a sum to compare, torchvision's check is that the file exists
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", None]])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", None]])
+    monkeypatch.setattr(datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": None})
+    train, val, num_data, num_classes = get_dataset(make_cfg(ROOT=str(tmp_path)), "cpu")
+    assert (num_data, num_classes, val.num_images) == (6, 3, 2)
+    assert train.targets.tolist() == [1, 0, 2, 1, 0, 2]
+    expected = torch.from_numpy(rows["train"]).view(6, 3, 32, 32).permute(0, 2, 3, 1)
+    assert torch.equal(train.images[:, 4:-4, 4:-4], expected)
+
+
+def test_demo_is_balanced_and_complete(make_cfg: Make) -> None:
+    splits = fashion_demo(make_cfg(TYPE="fashion_demo", ROOT=str(DEMO)))
+    assert splits.train.images.shape == (6000, 32, 32, 3) and splits.val.images.shape == (2000, 32, 32, 3)
+    assert splits.train.targets.bincount().tolist() == [600] * 10
+    assert splits.val.targets.bincount().tolist() == [200] * 10
+    for split in (splits.train, splits.val):
+        assert (split.images[..., 0] == split.images[..., 2]).all()
+        border = split.images.copy()
+        border[:, 2:-2, 2:-2] = 0
+        assert border.max() == 0 and split.images.max() == 255
+        assert (split.images.reshape(len(split), -1).max(1) > 0).all(), "an empty tile"
+    assert measure([splits.train.images]) == (MEAN, STD)
+    everything = np.concatenate([splits.train.images, splits.val.images])[..., 0].reshape(8000, -1)
+    assert len(np.unique(everything, axis=0)) > 7950, "the two splits overlap"
+
+
+def test_demo_files() -> None:
+    assert "MIT" in (DEMO / "LICENSE").read_text() and "Zalando" in (DEMO / "LICENSE").read_text()
+    assert "Fashion-MNIST" in (DEMO / "README.md").read_text()
+    sheets = list(DEMO.glob("*.png"))
+    assert len(sheets) == 20 and sum(sheet.stat().st_size for sheet in sheets) <= 4.8e6
+
+
+@pytest.mark.skipif(not (paths.CLONE / "data").is_dir(), reason="the package is not imported from a clone")
+def test_demo_is_found_from_anywhere(make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MDISTILLER_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    train, val, num_data, num_classes = get_dataset(make_cfg(TYPE="fashion_demo"), "cpu")
+    assert (num_data, val.num_images, num_classes, len(train), len(val)) == (6000, 2000, 10, 94, 32)
+
+
+def test_demo_missing_or_damaged(make_cfg: Make, tmp_path: Path) -> None:
+    cfg = make_cfg(TYPE="fashion_demo", ROOT=str(tmp_path))
+    with pytest.raises(UserError, match=r"train-0-t-shirt-top.png is missing; restore"):
+        get_dataset(cfg, "cpu")
+    (tmp_path / "train-0-t-shirt-top.png").write_bytes((DEMO / "train-0-t-shirt-top.png").read_bytes()[:5000])
+    with pytest.raises(UserError, match="is damaged; restore"):
+        get_dataset(cfg, "cpu")
+
+
+def test_train_fraction(make_cfg: Make) -> None:
+    def run(fraction: float, seed: int = 0) -> Any:
+        cfg = make_cfg(TYPE="fashion_demo", TRAIN_FRACTION=fraction)
+        cfg.EXPERIMENT.SEED = seed
+        return get_dataset(cfg, "cpu")
+
+    train, val, num_data, _ = run(0.1)
+    assert num_data == train.num_images == 600 and val.num_images == 2000
+    assert train.targets.bincount().tolist() == [60] * 10
+    index = torch.cat([batch["index"] for batch in train])
+    assert torch.equal(index.sort().values, torch.arange(600))
+    inner = train.images[:, 4:-4, 4:-4]
+    assert torch.equal(inner, run(0.1)[0].images[:, 4:-4, 4:-4])
+    assert not torch.equal(inner, run(0.1, seed=1)[0].images[:, 4:-4, 4:-4])
+
+
+def test_balanced_part() -> None:
+    targets = torch.tensor([2] * 10 + [0] * 100 + [1] * 3)
+    parts = {f: balanced_part(targets, f, seed=0) for f in (0.01, 0.1, 0.5, 1.0)}
+    assert targets[parts[0.1]].bincount().tolist() == [10, 1, 1]
+    assert targets[parts[0.01]].bincount().tolist() == [1, 1, 1]
+    assert torch.equal(parts[1.0], torch.arange(113))
+    assert set(parts[0.01].tolist()) <= set(parts[0.1].tolist()) <= set(parts[0.5].tolist())
+    assert not torch.equal(parts[0.5], balanced_part(targets, 0.5, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TRAIN_FRACTION", 0.0, "TRAIN_FRACTION is 0.0"),
+        ("TRAIN_FRACTION", 1.5, "TRAIN_FRACTION is 1.5"),
+        ("TRAIN_FRACTION", -0.1, "TRAIN_FRACTION is -0.1"),
+        ("AUGMENT", "padcrop", "'padcrop'; did you mean pad_crop"),
+        ("IN_MEMORY", "maybe", "IN_MEMORY is 'maybe'"),
+        ("PADDING", -1, "PADDING is -1"),
+        ("NUM_WORKERS", -1, "NUM_WORKERS is -1"),
+        ("INPUT_SIZE", 0, "INPUT_SIZE is 0"),
+        ("INPUT_SIZE", "32", "INPUT_SIZE is '32'"),
+        ("MEAN", [0.5, 0.5, 0.5], "DATASET.MEAN is given alone; give both"),
+        ("TYPE", "cifar10", "unknown data set 'cifar10'; did you mean cifar100"),
+        ("TYPE", "imagenet", "imagenet comes with a later release.*imagefolder"),
+        ("TYPE", "tiny_imagenet", "tiny_imagenet comes with a later release.*imagefolder"),
+    ],
+)
+def test_values_out_of_range(make_cfg: Make, key: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        get_dataset(make_cfg(**{"TYPE": "fashion_demo", key: value}), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mean", [0.5, [0.5, 0.5], ["a", "b", "c"], [125.3, 123.0, 113.9]])
+def test_bad_mean(make_cfg: Make, mean: Any) -> None:
+    with pytest.raises(UserError, match="MEAN is"):
+        get_dataset(make_cfg(TYPE="fashion_demo", MEAN=mean, STD=[0.2, 0.2, 0.2]), "cpu")
+
+
+def test_batch_size(make_cfg: Make) -> None:
+    cfg = make_cfg(TYPE="fashion_demo")
+    cfg.SOLVER.BATCH_SIZE = 1
+    with pytest.raises(UserError, match="BATCH_SIZE is 1"):
+        get_dataset(cfg, "cpu")
+
+
+def test_memory_or_stream(make_cfg: Make) -> None:
+    def kind(**keys: Any) -> type:
+        train, val, _, _ = get_dataset(make_cfg(TYPE="fashion_demo", **keys), "cpu")
+        assert type(train) is type(val)
+        return type(train)
+
+    assert kind() is DeviceLoader
+    assert kind(IN_MEMORY="no") is kind(IN_MEMORY=False) is StreamLoader  # YAML's bare no
+    assert kind(MEMORY_GB=0.01) is StreamLoader
+    assert kind(MEMORY_GB=0.01, IN_MEMORY="yes") is DeviceLoader
+    assert kind(AUGMENT="resized_crop") is kind(INPUT_SIZE=65) is StreamLoader
+    with pytest.raises(UserError, match="IN_MEMORY yes does not go with"):
+        kind(AUGMENT="resized_crop", IN_MEMORY="yes")
+
+
+def test_val_loader_alone(make_cfg: Make, collect: Make) -> None:
+    cfg = make_cfg(TYPE="fashion_demo")
+    alone, beside = collect(get_val_loader(cfg, "cpu")), collect(get_dataset(cfg, "cpu")[1])
+    assert all(torch.equal(value, beside[key]) for key, value in alone.items())
+
+
+def test_seeds_never_change() -> None:
+    assert (mix("epoch", 0, 1), mix("part", 0, 2)) == (424759700494125895, 187085198014858340)
+
+
+def test_names() -> None:
+    assert {"cifar100", "imagefolder", "fashion_demo", "imagenet", "tiny_imagenet"} == set(dataset_dict)

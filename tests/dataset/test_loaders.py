@@ -1,0 +1,272 @@
+"""The two loaders: what a batch holds, which augmentation, which order."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import functional as F
+
+from mdistiller.dataset import ArraySplit, DatasetInfo, DeviceLoader, Loader, StreamLoader
+from mdistiller.dataset.draws import EpochDraws, draw_epoch
+from mdistiller.dataset.images import View
+from mdistiller.errors import UserError
+
+CPU = torch.device("cpu")
+Make = Callable[..., Any]
+
+
+@pytest.fixture(params=["device", "stream"])
+def make_loader(request: pytest.FixtureRequest, make_split: Make, make_info: Make, make_options: Make) -> Make:
+    """Return a function(num_images, train, **options) -> loader, of either kind."""
+
+    def make(num_images: int = 21, train: bool = True, **changed: Any) -> Loader:
+        split, options = make_split(num_images), make_options(**changed)
+        if request.param == "device":
+            return DeviceLoader(split, make_info(), options, CPU, train)
+        return StreamLoader(split, View(8, margin=False), make_info(), options, CPU, train)
+
+    return make
+
+
+def chi_square(counts: torch.Tensor) -> float:
+    expected = counts.sum() / counts.numel()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def all_variants(padding: int, loader: Loader) -> EpochDraws:
+    """Return draws that show image k in form k."""
+    n, side = loader.num_images, 2 * padding + 1
+    number = torch.arange(n)
+    return EpochDraws(number, number // 2 // side, number // 2 % side, (number % 2).bool())
+
+
+@pytest.mark.parametrize("kind", ["device", "stream"])
+def test_all_162_variants_are_those_of_torchvision(
+    kind: str, make_info: Make, make_options: Make, collect: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.random.default_rng(1).integers(1, 256, (8, 8, 3), dtype=np.uint8)
+    split = ArraySplit(np.repeat(picture[None], 162, axis=0), [0] * 162)
+    loader: Loader
+    if kind == "device":
+        loader = DeviceLoader(split, make_info(), make_options(), CPU, train=True)
+    else:
+        loader = StreamLoader(split, View(8, margin=False), make_info(), make_options(), CPU, train=True)
+    monkeypatch.setattr(loader, "draws", lambda: all_variants(4, loader))
+    found = collect(loader)
+    assert loader.num_variants == 162
+    padded = F.pad(Image.fromarray(picture), [4])
+    seen = set()
+    for variant in range(162):
+        top, left, flip = variant // 2 // 9, variant // 2 % 9, variant % 2
+        expected = F.crop(padded, top, left, 8, 8)
+        expected = np.asarray(F.hflip(expected) if flip else expected)
+        image = found["image"][variant].permute(1, 2, 0).round().to(torch.uint8).numpy()
+        np.testing.assert_array_equal(image, expected, err_msg=f"variant {variant}")
+        seen.add(image.tobytes())
+        assert found["variant"][variant] == variant
+    assert len(seen) == 162
+
+
+def test_literal_crop_and_normalisation(make_options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros((2, 2, 2, 3), dtype=np.uint8)
+    pixels[1, :, :, 0] = [[51, 102], [153, 204]]
+    info = DatasetInfo("test", ("a",), 2, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
+    loader = DeviceLoader(ArraySplit(pixels, [0, 0]), info, make_options(padding=1), CPU, train=True)
+    draws = EpochDraws(torch.tensor([1, 0]), torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([True, False]))
+    monkeypatch.setattr(loader, "draws", lambda: draws)
+    batch = next(iter(loader))
+    # one row down from the centre: the lower row moves up, zeros come in below; then mirrored
+    assert torch.allclose(batch["image"][0, 0], torch.tensor([[0.6, 0.2], [-1.0, -1.0]]))
+    assert torch.equal(batch["image"][0, 1:], torch.tensor([-1.0, 0.0]).view(2, 1, 1).expand(2, 2, 2))
+    assert batch["variant"].tolist() == [(2 * 3 + 1) * 2 + 1, 0]
+    assert batch["index"].tolist() == [1, 0]
+
+
+def test_a_batch(make_loader: Make, make_split: Make, collect: Make) -> None:
+    loader = make_loader(augment="none")
+    batch = next(iter(loader))
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == {
+        "image": (torch.float32, (8, 3, 8, 8)),
+        "target": (torch.int64, (8,)),
+        "index": (torch.int64, (8,)),
+        "variant": (torch.int64, (8,)),
+    }
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    split, seen = make_split(), collect(loader)
+    assert torch.equal(loader.targets, split.targets)
+    assert torch.equal(seen["target"], split.targets[seen["index"]])
+    images = torch.from_numpy(split.images)[seen["index"]].permute(0, 3, 1, 2)
+    assert torch.equal(seen["image"].round().to(torch.uint8), images)
+    assert seen["variant"].eq(0).all() and loader.num_variants == 1
+    assert (loader.num_images, loader.batch_size, loader.info.num_classes) == (21, 8, 3)
+
+
+def test_both_loaders_agree(make_split: Make, make_info: Make, make_options: Make, collect: Make) -> None:
+    split, info, options = make_split(), make_info(), make_options()
+    device = DeviceLoader(split, info, options, CPU, train=True)
+    stream = StreamLoader(split, View(8, margin=False), info, options, CPU, train=True)
+    for loader in (device, stream):
+        loader.set_epoch(3)
+    one, other = collect(device), collect(stream)
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    draws = draw_epoch(162 * 400, padding=4, seed=0, epoch=0)
+    counts = draws.variant(4).bincount(minlength=162)
+    # 161 degrees of freedom: mean 161, standard deviation 18; offsets drawn from 8 instead of 9 values give over 7,000
+    assert chi_square(counts.double()) < 161 + 4 * 18
+    # same for the place of an image in the epoch against its form: 16 x 18 cells
+    cells = (draws.order * 16 // len(draws.order)) * 18 + draws.variant(4) // 9
+    assert chi_square(cells.bincount(minlength=288).double()) < 287 + 4 * 24
+    following = draws.variant(4)[:-1] // 9 * 18 + draws.variant(4)[1:] // 9
+    assert chi_square(following.bincount(minlength=324).double()) < 323 + 4 * 25.5
+
+
+def test_distribution_is_that_of_the_torchvision_transforms(make_info: Make, make_options: Make, collect: Make) -> None:
+    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    picture[..., 0] = np.arange(1, 65).reshape(8, 8)
+    count = 8 * 1500
+    transform = transforms.Compose([transforms.RandomCrop(8, padding=4), transforms.RandomHorizontalFlip()])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        image = Image.fromarray(picture)
+        theirs = [np.asarray(transform(image)) for _ in range(count)]
+    split = ArraySplit(np.repeat(picture[None], count, axis=0), [0] * count)
+    loader = DeviceLoader(split, make_info(), make_options(batch_size=1000), CPU, train=True)
+    ours = collect(loader)["image"].permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+    tally: Dict[bytes, list[int]] = {}
+    for who, images in enumerate((theirs, ours)):
+        for one in images:
+            tally.setdefault(one.tobytes(), [0, 0])[who] += 1
+    assert len(tally) == 162
+    table = torch.tensor(list(tally.values())).double()
+    # two samples of one size from one distribution: chi-square with 161 degrees of freedom
+    statistic = float(((table[:, 0] - table[:, 1]) ** 2 / table.sum(1)).sum())
+    assert statistic < 161 + 4 * 18
+
+
+def test_an_epoch_depends_on_seed_and_number_alone(make_loader: Make, collect: Make) -> None:
+    loader = make_loader()
+    loader.set_epoch(1)
+    first = collect(loader)
+    loader.set_epoch(2)
+    second = collect(loader)
+    loader.set_epoch(1)
+    again = collect(loader)
+    fresh = make_loader()
+    fresh.set_epoch(1)
+    other_seed = make_loader(seed=1)
+    other_seed.set_epoch(1)
+    for key, value in first.items():
+        assert torch.equal(value, again[key]), key
+        assert torch.equal(value, collect(fresh)[key]), key
+    for key in ("image", "index", "variant"):
+        assert not torch.equal(first[key], second[key]), key
+        assert not torch.equal(first[key], collect(other_seed)[key]), key
+
+
+def test_other_random_numbers_are_left_alone(make_loader: Make, collect: Make) -> None:
+    before = torch.get_rng_state()
+    collect(make_loader())
+    collect(make_loader(train=False))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_start_step_continues_a_pass(make_loader: Make, collect: Make) -> None:
+    loader = make_loader()
+    loader.set_epoch(5)
+    whole = collect(loader)
+    for step in (0, 1, 2):
+        rest = collect(loader, step)
+        for key, value in whole.items():
+            assert torch.equal(value[8 * step :], rest[key]), (step, key)
+    assert list(loader.iterate(len(loader))) == []
+    with pytest.raises(ValueError, match="start_step is 4; an epoch has 3 batches"):
+        list(loader.iterate(4))
+
+
+@pytest.mark.parametrize(
+    ("num_images", "train", "sizes"),
+    [(21, True, [8, 8, 5]), (17, True, [8, 8]), (17, False, [8, 8, 1]), (16, True, [8, 8]), (2, True, [2])],
+)
+def test_last_batch(make_loader: Make, num_images: int, train: bool, sizes: list[int]) -> None:
+    loader = make_loader(num_images, train)
+    batches = list(loader)
+    assert [len(batch["index"]) for batch in batches] == sizes
+    assert len(loader) == len(sizes)
+    index = torch.cat([batch["index"] for batch in batches])
+    assert len(index.unique()) == sum(sizes), "an image twice"
+    assert num_images < 8 or index.equal(torch.arange(num_images)) != train
+
+
+def test_one_image_is_no_training_set(make_loader: Make) -> None:
+    with pytest.raises(UserError, match="has 1 image"):
+        make_loader(1)
+    assert len(make_loader(1, train=False)) == 1
+
+
+def test_validation_is_not_augmented(make_loader: Make, make_split: Make, collect: Make) -> None:
+    seen = collect(make_loader(train=False))
+    assert torch.equal(seen["index"], torch.arange(21))
+    images = torch.from_numpy(make_split().images).permute(0, 3, 1, 2)
+    assert torch.equal(seen["image"].round().to(torch.uint8), images)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("augment", ["pad_crop", "resized_crop"])
+def test_workers_do_not_change_a_stream(
+    augment: str, make_split: Make, make_info: Make, make_options: Make, collect: Make
+) -> None:
+    split = make_split(21, size=20)
+    runs = []
+    for num_workers in (0, 1, 2):
+        options = make_options(augment=augment, num_workers=num_workers)
+        loader = StreamLoader(split, View(8, margin=augment == "resized_crop"), make_info(), options, CPU, train=True)
+        runs.append(collect(loader))
+    assert ("variant" in runs[0]) == (loader.num_variants is not None) == (augment == "pad_crop")
+    for run in runs[1:]:
+        for key, value in runs[0].items():
+            assert torch.equal(value, run[key]), key
+
+
+def test_resized_crop(make_split: Make, make_info: Make, make_options: Make, collect: Make) -> None:
+    split = make_split(21, size=20)
+    loader = StreamLoader(
+        split, View(8, margin=True), make_info(), make_options(augment="resized_crop"), CPU, train=True
+    )
+    first = collect(loader)
+    loader.set_epoch(1)
+    second = collect(loader)
+    assert first["image"].shape == (21, 3, 8, 8)
+    by_index = [run["image"][run["index"].argsort()] for run in (first, second)]
+    assert (by_index[0] != by_index[1]).flatten(1).any(1).all(), "an image has the same crop in two epochs"
+
+
+def test_resized_crop_is_that_of_torchvision() -> None:
+    from mdistiller.dataset.stream_loader import resized_crop
+
+    # every pixel tells where it is, so that the mean of a crop tells its centre, and the spread its extent
+    column = np.tile(np.arange(100, dtype=np.uint8) * 2, (100, 1))
+    picture = Image.fromarray(np.stack([column, column.T, column], axis=2))
+    transform = transforms.Compose([transforms.RandomResizedCrop(8), transforms.RandomHorizontalFlip()])
+    ours = np.stack([np.asarray(resized_crop(picture, 8, seed)) for seed in range(800)]).astype(float)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = np.stack([np.asarray(transform(picture)) for _ in range(800)]).astype(float)
+    for figure in (
+        lambda x: x.mean((1, 2)),
+        lambda x: x.std((1, 2)),
+        lambda x: x[:, :, -1, 0] - x[:, :, 0, 0],
+    ):
+        one, other = figure(ours), figure(theirs)
+        error = np.sqrt((one.var(0) + other.var(0)) / 800)
+        assert (np.abs(one.mean(0) - other.mean(0)) < 4 * error).all()
+        assert (np.abs(one.std(0) / other.std(0) - 1) < 0.15).all()

@@ -1,0 +1,119 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from mdistiller.dataset.info import DatasetInfo
+from mdistiller.distillers import DeployedStudent, head_dict
+from mdistiller.engine import checkpoint as ck
+from mdistiller.errors import UserError
+from mdistiller.models import build_model
+
+INFO = DatasetInfo("imagefolder", ("ant", "bee", "cat"), 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def deployed():
+    head = head_dict["SFAKD"](in_channels=64, height=8, width=8, out_channels=20, num_classes=3)
+    return DeployedStudent(build_model("resnet8", 3), head).eval()
+
+
+def described(student):
+    return ck.describe_student(student, "resnet8", INFO, {"deployed_top1": 50.0}, 4, {"SOLVER": {"LR": 0.1}})
+
+
+def test_a_student_comes_back_whole(tmp_path):
+    student = deployed()
+    ck.save(described(student), tmp_path / "s.pth")
+    content = ck.read_checkpoint(tmp_path / "s.pth")
+    loaded = ck.load_student(content, "resnet8", 3, tmp_path / "s.pth").eval()
+    image = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(image), student(image), rtol=0, atol=0)
+    assert content["classes"] == ["ant", "bee", "cat"]
+    assert (content["mean"], content["input_size"], content["epoch"]) == ([0.1, 0.2, 0.3], 32, 4)
+
+
+def test_the_key_model_alone_is_a_plain_checkpoint(tmp_path):
+    student = deployed()
+    ck.save(described(student), tmp_path / "s.pth")
+    state = torch.load(tmp_path / "s.pth", weights_only=True)["model"]
+    bare = build_model("resnet8", 3).eval()
+    bare.load_state_dict(state)
+    image = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(bare(image)[0], student.backbone(image)[0])
+
+
+@pytest.mark.parametrize("layout", ["model", "state_dict", "raw", "parallel", "legacy", "numpy"])
+def test_foreign_layouts_load(tmp_path, layout):
+    model = build_model("resnet8", 3).eval()
+    state = model.state_dict()
+    content = {
+        "model": {"model": state, "epoch": 240},
+        "state_dict": {"state_dict": state},
+        "raw": state,
+        "parallel": {"model": {f"module.{k}": v for k, v in state.items()}},
+        "legacy": {"model": state},
+        "numpy": {"model": state, "accuracy": np.float64(79.4), "best": np.float32(1), "best_acc": torch.tensor(79.4)},
+    }[layout]
+    torch.save(content, tmp_path / "t.pth", _use_new_zipfile_serialization=layout != "legacy")
+    loaded = ck.load_student(ck.read_checkpoint(tmp_path / "t.pth"), "resnet8", 3, "t.pth").eval()
+    image = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(image), model(image)[0])
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_hostile_pickle_is_refused_not_executed(tmp_path, zipped):
+    torch.save({"model": Hostile()}, tmp_path / "h.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="refused.*system"):
+        ck.read_checkpoint(tmp_path / "h.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_plain_hostile_pickle_is_refused(tmp_path):
+    (tmp_path / "h.pth").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(UserError, match="refused|not a PyTorch file"):
+        ck.read_checkpoint(tmp_path / "h.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.3, 0.9])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    ck.save(described(deployed()), tmp_path / "s.pth")
+    content = (tmp_path / "s.pth").read_bytes()
+    (tmp_path / "s.pth").write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    with pytest.raises(UserError, match=r"s\.pth (is truncated|refused)"):
+        ck.read_checkpoint(tmp_path / "s.pth")
+
+
+def test_messages():
+    with pytest.raises(UserError, match="no checkpoint at gone.pth; give the path"):
+        ck.read_checkpoint("gone.pth")
+    torch.save([1], "list.pth")
+    with pytest.raises(UserError, match="holds a list; expected a dictionary"):
+        ck.read_checkpoint("list.pth")
+    torch.save({"epoch": 3}, "empty.pth")
+    with pytest.raises(UserError, match=r"holds no model weights \(keys: epoch\)"):
+        ck.load_student(ck.read_checkpoint("empty.pth"), "resnet8", 3, "empty.pth")
+    with pytest.raises(UserError, match="holds a resnet8, not a resnet20; give -m resnet8"):
+        ck.load_student(described(deployed()), "resnet20", 3, "s.pth")
+    with pytest.raises(UserError, match="format version 99.*upgrade"):
+        ck.is_described({"format": ck.FORMAT, "version": 99})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    ck.save({"model": {"a": torch.zeros(1)}}, tmp_path / "s.pth")
+
+    def full_disk(content, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        ck.save({"model": {"a": torch.ones(1)}}, tmp_path / "s.pth")
+    assert torch.equal(ck.read_checkpoint(tmp_path / "s.pth")["model"]["a"], torch.zeros(1))

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch import nn
+
+from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.optim import build_optimizer, learning_rate
+from mdistiller.errors import UserError
+
+
+def rates(steps_per_epoch=3, epochs=240, **solver):
+    cfg = load_cfg(None, [part for key, value in solver.items() for part in (f"SOLVER.{key}", str(value))])
+    return [learning_rate(cfg, step, steps_per_epoch) for step in range(epochs * steps_per_epoch)]
+
+
+def test_step_decay_is_upstreams():
+    by_step = rates()
+    for epoch in range(1, 241):  # upstream: decays where epoch > stage, epochs counted from 1
+        expected = 0.05 * 0.1 ** sum(epoch > stage for stage in (150, 180, 210))
+        assert by_step[3 * (epoch - 1) : 3 * epoch] == pytest.approx([expected] * 3)
+
+
+def test_step_decay_is_torchs():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.05)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [150, 180, 210], gamma=0.1)
+    for ours in rates(steps_per_epoch=1):
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_warmup_rises_linearly_then_follows_the_schedule():
+    by_step = rates(steps_per_epoch=4, epochs=10, WARMUP_EPOCHS=2.0, EPOCHS=10)
+    assert by_step[:8] == pytest.approx([0.05 * n / 8 for n in range(1, 9)])
+    assert by_step[8:] == pytest.approx([0.05] * 32)
+
+
+def test_cosine_and_linear_reach_nearly_zero():
+    cosine = rates(SCHEDULE="cosine", EPOCHS=10, epochs=10)
+    linear = rates(SCHEDULE="linear", EPOCHS=10, epochs=10)
+    assert cosine[0] == linear[0] == 0.05
+    assert cosine[15] == pytest.approx(0.025)
+    assert linear == pytest.approx([0.05 * (1 - n / 30) for n in range(30)])
+    assert cosine == sorted(cosine, reverse=True)
+    assert cosine[-1] < 0.001
+
+
+def test_optimizer_settings():
+    cfg = load_cfg(None, ["SOLVER.LR", "0.3", "SOLVER.NESTEROV", "True", "SOLVER.WEIGHT_DECAY", "0.002"])
+    (group,) = build_optimizer(cfg, [nn.Parameter(torch.zeros(2))]).param_groups
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.3, 0.9, True, 0.002)
+
+
+def test_unknown_names():
+    with pytest.raises(UserError, match="SOLVER.SCHEDULE is 'stairs'; expected one of step, cosine, linear"):
+        rates(SCHEDULE="stairs")
+    with pytest.raises(UserError, match="SOLVER.TYPE is 'Adam'; expected SGD"):
+        build_optimizer(load_cfg(None, ["SOLVER.TYPE", "Adam"]), [])

@@ -1,0 +1,204 @@
+"""The training loop on a handful of images: files, numbers, resume, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from mdistiller.distillers import Distiller
+from mdistiller.engine import checkpoint
+from mdistiller.engine.build import build_trainer
+from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.meter import NonFiniteLoss
+from mdistiller.errors import UserError
+
+
+def settings(root, *overrides, name="run", method="NONE", epochs=2):
+    return load_cfg(
+        None,
+        [
+            *("DATASET.TYPE", "imagefolder", "DATASET.ROOT", str(root), "DATASET.INPUT_SIZE", "16"),
+            *("DATASET.TEST.BATCH_SIZE", "4", "DATASET.NUM_WORKERS", "0"),
+            *("DISTILLER.TYPE", method, "DISTILLER.STUDENT", "resnet8", "DISTILLER.TEACHER", "resnet14"),
+            *("DISTILLER.TEACHER_WEIGHTS", "teacher.pth", "EXPERIMENT.NAME", name),
+            *("SOLVER.EPOCHS", str(epochs), "SOLVER.BATCH_SIZE", "8", "SOLVER.LR", "0.02", "SOLVER.AMP", "off"),
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture
+def teacher(image_folder):
+    """`teacher.pth`: a resnet14 that knows the images."""
+    cfg = settings(
+        image_folder, "DISTILLER.STUDENT", "resnet14", "SOLVER.SCHEDULE", "linear", name="teacher", epochs=8
+    )
+    trainer = build_trainer(cfg)
+    trainer.train()
+    trainer.folder.student_latest.rename("teacher.pth")
+    return image_folder
+
+
+def rows(trainer):
+    return [json.loads(row) for row in trainer.folder.metrics.read_text().splitlines()]
+
+
+def test_a_run_leaves_its_files(teacher):
+    trainer = build_trainer(settings(teacher, method="SFAKD"))
+    summary = trainer.train()
+    names = {path.name for path in trainer.folder.path.iterdir()}
+    assert names >= {"student_best.pth", "student_latest.pth", "best.pth", "latest.pth", "worklog.txt", "metrics.jsonl"}
+    assert names >= {"config.yaml", "summary.json", "train.events"}
+    assert not [name for name in names if "partial" in name]
+    assert list((trainer.folder.path / "train.events").iterdir())
+    assert json.loads(trainer.folder.summary.read_text()) == json.loads(json.dumps(summary))
+    assert load_cfg(str(trainer.folder.config)).DATASET.MEAN == list(trainer.train_loader.info.mean)
+    first, second = rows(trainer)
+    assert (first["epoch"], second["epoch"]) == (1, 2)
+    assert second["loss"] == pytest.approx(second["loss_feat"] + second["loss_probe"])
+    assert {"deployed_top1", "deployed_top5", "probe_top1", "train_top1", "images_per_second"} <= set(second)
+    student = checkpoint.read_checkpoint(trainer.folder.student_latest)
+    assert student["accuracy"] == {k: second[k] for k in student["accuracy"]} == summary["last"]
+    log = trainer.folder.worklog.read_text()
+    assert "epoch   2/2" in log
+    assert "done: last top-1" in log
+
+
+def test_the_teacher_is_in_no_student_file(teacher):
+    trainer = build_trainer(settings(teacher, method="SFAKD"))
+    trainer.train()
+    for path in (trainer.folder.student_best, trainer.folder.latest):
+        content = checkpoint.read_checkpoint(path)
+        keys = [*content.get("distiller", ()), *content.get("model", ()), *(content.get("head") or {}).get("state", ())]
+        assert keys
+        assert not [key for key in keys if key.startswith("teacher")]
+
+
+@pytest.mark.parametrize("method", ["NONE", "KD", "SFAKD"])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(teacher, method):
+    whole = build_trainer(settings(teacher, name="whole", method=method, epochs=3))
+    whole.train()
+    # a run of 3 epochs that is stopped in the second
+    part = build_trainer(settings(teacher, name="part", method=method, epochs=3))
+    step, calls = part._step, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) > len(part.train_loader) + 1:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    part._step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        part.train()
+    resumed = build_trainer(settings(teacher, name="part", method=method, epochs=3))
+    resumed.train(resume=True)
+    for key, value in checkpoint.read_checkpoint(whole.folder.latest)["distiller"].items():
+        assert torch.equal(value, checkpoint.read_checkpoint(resumed.folder.latest)["distiller"][key]), key
+    timing = {"images_per_second", "seconds"}
+    for ours, theirs in zip(rows(resumed), rows(whole)):
+        assert {k: v for k, v in ours.items() if k not in timing} == {k: v for k, v in theirs.items() if k not in timing}
+    assert len(rows(resumed)) == 3
+    assert resumed.best == whole.best
+
+
+def test_students_of_one_seed_start_alike_whatever_the_method(teacher):
+    students = [build_trainer(settings(teacher, method=m)).distiller.student for m in ("NONE", "KD", "SFAKD")]
+    states = [student.state_dict() for student in students]
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key])
+        assert torch.equal(value, states[2][key])
+    other = build_trainer(settings(teacher, "EXPERIMENT.SEED", "1")).distiller.student
+    assert not torch.equal(other.conv1.weight, students[0].conv1.weight)
+
+
+def test_the_loop_learns(teacher):
+    summary = build_trainer(settings(teacher, "SOLVER.SCHEDULE", "linear", method="KD", epochs=10)).train()
+    assert summary["best"]["deployed_top1"] >= 80  # three colours; chance is 33
+
+
+def test_golden_losses(teacher):
+    """The same numbers as when this loop was written: guards refactors of data, loop and loss."""
+    torch.manual_seed(0)
+    trainer = build_trainer(settings(teacher, epochs=1))
+    trainer.train()
+    reference = build_trainer(settings(teacher, name="again", epochs=1))
+    reference.distiller.train()
+    reference.train_loader.set_epoch(1)
+    total = 0.0
+    optimizer = torch.optim.SGD(reference.distiller.student.parameters(), 0.02, momentum=0.9, weight_decay=1e-4)
+    for batch in reference.train_loader:  # the textbook loop
+        logits = reference.distiller.student(batch["image"])[0]
+        loss = torch.nn.functional.cross_entropy(logits, batch["target"])
+        total += loss.item() * len(logits)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert rows(trainer)[0]["loss"] == pytest.approx(total / reference.train_loader.num_images, rel=1e-5)
+
+
+class Exploding(Distiller):
+    needs_teacher = False
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student)
+
+    def forward_train(self, image, target, **kwargs):
+        logits, _ = self.student(image)
+        scale = float("nan") if kwargs["epoch"] == 2 else 1.0
+        return logits, {"loss_odd": logits.square().mean() * scale}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(image_folder):
+    trainer = build_trainer(settings(image_folder))
+    trainer.distiller = Exploding(trainer.distiller.student, None, None)
+    with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 1 \(loss_odd nan\)"):
+        trainer.train()
+    assert checkpoint.read_checkpoint(trainer.folder.latest)["epoch"] == 1
+
+
+def test_nothing_is_overwritten_unasked(image_folder):
+    first = build_trainer(settings(image_folder))
+    first.train()
+    before = first.folder.student_best.read_bytes()
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume, replace it with --overwrite"):
+        build_trainer(settings(image_folder)).train()
+    with pytest.raises(UserError, match="contradict"):
+        build_trainer(settings(image_folder)).train(resume=True, overwrite=True)
+    with pytest.raises(UserError, match="no run to continue"):
+        build_trainer(settings(image_folder, name="other")).train(resume=True)
+    assert first.folder.student_best.read_bytes() == before
+    build_trainer(settings(image_folder, "EXPERIMENT.SEED", "5")).train(overwrite=True)
+    assert first.folder.student_best.read_bytes() != before
+
+
+def test_a_folder_of_other_things_is_never_removed(image_folder, tmp_path):
+    trainer = build_trainer(settings(image_folder))
+    trainer.folder.path.mkdir(parents=True)
+    (trainer.folder.path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds no run"):
+        trainer.train(overwrite=True)
+    assert (trainer.folder.path / "thesis.tex").exists()
+
+
+def test_resume_with_another_model_is_refused(image_folder):
+    build_trainer(settings(image_folder, epochs=1)).train()
+    other = build_trainer(settings(image_folder, "DISTILLER.STUDENT", "resnet14"))
+    with pytest.raises(UserError, match="is not a state of this configuration"):
+        other.train(resume=True)
+
+
+def test_step_scalars_reach_tensorboard(image_folder):
+    trainer = build_trainer(settings(image_folder, "LOG.TENSORBOARD_FREQ", "2", epochs=1))
+    trainer.train()
+    (events,) = (trainer.folder.path / "train.events").iterdir()
+    content = events.read_bytes()
+    assert b"step/loss_ce" in content
+    assert b"epoch/deployed_top1" in content
+
+
+def test_kept_checkpoints(image_folder):
+    trainer = build_trainer(settings(image_folder, "LOG.SAVE_CHECKPOINT_FREQ", "2", epochs=3))
+    trainer.train()
+    assert sorted(p.name for p in trainer.folder.path.glob("epoch_*")) == ["epoch_2.pth"]
+    assert checkpoint.read_checkpoint(trainer.folder.kept(2))["epoch"] == 2
