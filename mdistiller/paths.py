@@ -1,4 +1,4 @@
-"""Where data, checkpoints and caches live: an environment variable first, then the working directory, then the clone."""
+"""Where data, checkpoints and caches live: an environment variable, else the working directory, else the clone."""
 
 from __future__ import annotations
 

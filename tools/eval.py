@@ -4,7 +4,7 @@ from mdistiller.cli import OneLineParser, add_overrides, run
 
 
 def main() -> None:
-    parser = OneLineParser(prog="tools/eval.py", description="Print the accuracy of a checkpoint on its validation set.")
+    parser = OneLineParser(prog="tools/eval.py", description="Print the accuracy of a checkpoint.")
     parser.add_argument("-m", "--model", required=True, help="architecture, as resnet8x4")
     parser.add_argument("-c", "--ckpt", help="checkpoint file; without it, the released teacher of that name")
     parser.add_argument("-d", "--dataset", help="data set; without it, the checkpoint's own, else cifar100")

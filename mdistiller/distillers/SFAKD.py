@@ -38,7 +38,8 @@ def map_alignment_loss(map_student: Tensor, map_teacher: Tensor) -> Tensor:
 
     Summed over channels, averaged over images and positions; the larger map is first pooled to the smaller one's size.
     """
-    size = [min(s, t) for s, t in zip(map_student.shape[-2:], map_teacher.shape[-2:])]
+    (h_s, w_s), (h_t, w_t) = map_student.shape[-2:], map_teacher.shape[-2:]
+    size = (min(h_s, h_t), min(w_s, w_t))
     student, teacher = (F.adaptive_avg_pool2d(m.float(), size) for m in (map_student, map_teacher))
     return (student - teacher).square().sum(1).mean()
 
@@ -226,7 +227,7 @@ class SFAKD(Distiller):
         "CLASSIFIER": "teacher",  # "teacher" | "student"
     }
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
         options = cfg.SFAKD
         _check(options)

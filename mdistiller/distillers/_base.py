@@ -17,7 +17,7 @@ distiller_dict: Registry[Type[Distiller]] = Registry("distiller")
 
 
 def register(name: str) -> Callable[[Type[Distiller]], Type[Distiller]]:
-    """Class decorator: make a distiller known as `DISTILLER.TYPE: name`, its `DEFAULTS` as the config section `name`."""
+    """Class decorator: the distiller becomes `DISTILLER.TYPE: name`, its `DEFAULTS` the config section `name`."""
     return distiller_dict.register(name)
 
 
@@ -36,6 +36,8 @@ class Distiller(nn.Module):
 
     DEFAULTS: Dict[str, Any] = {}
     needs_teacher = True
+    student: Any
+    teacher: Any
     head: Optional[Head]
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None) -> None:

@@ -71,7 +71,7 @@ def split_forward(student: nn.Module, image: Tensor) -> Tuple[Tensor, Optional[T
     return feats["final_map"], feats["pooled_feat"]
 
 
-def own_logits(student: nn.Module, final_map: Tensor, pooled: Optional[Tensor]) -> Tensor:
+def own_logits(student: Any, final_map: Tensor, pooled: Optional[Tensor]) -> Tensor:
     """Return the student's own logits `[B, N]` from what `split_forward` returned; the backbone feels no gradient."""
     if pooled is None:
         return student.forward_tail(final_map.detach())[0]
@@ -84,7 +84,7 @@ def deployed_logits(student: nn.Module, head: Optional[Head], image: Tensor) -> 
 
 
 def eval_logits(student: nn.Module, head: Optional[Head], image: Tensor) -> Dict[str, Tensor]:
-    """Return logits `[B, N]` by name: `deployed`, and with a head also `probe`, those of the student's own classifier."""
+    """Return logits `[B, N]` by name: `deployed`, and with a head also `probe`, by the student's own classifier."""
     if head is None:
         return {"deployed": student(image)[0]}
     final_map, pooled = split_forward(student, image)

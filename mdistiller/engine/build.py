@@ -39,8 +39,8 @@ def released_weights(arch: str) -> str | os.PathLike[str]:
         raise UserError(f"no checkpoint of {arch} is released; train one, and give its file")
     if not os.path.isfile(path):
         raise UserError(
-            f"no checkpoint at {path}; get cifar_teachers.tar of the release 'checkpoints' of"
-            " https://github.com/megvii-research/mdistiller and unpack it into download_ckpts/, or give a file of your own"
+            f"no checkpoint at {path}; get cifar_teachers.tar of the release 'checkpoints' of https://github.com/"
+            "megvii-research/mdistiller and unpack it into download_ckpts/, or give a file of your own"
         )
     return path
 
@@ -86,7 +86,8 @@ def build_trainer(cfg: Any) -> Trainer:
     Raises:
         UserError: an unknown name, missing data or weights, parts that do not fit each other.
     """
-    distiller_class, trainer_class = distiller_dict[cfg.DISTILLER.TYPE], trainer_dict[cfg.SOLVER.TRAINER]
+    distiller_class: Any = distiller_dict[cfg.DISTILLER.TYPE]
+    trainer_class = trainer_dict[cfg.SOLVER.TRAINER]
     _check_model_names(cfg, distiller_class.needs_teacher)
     device = pick_device()
     train_loader, val_loader, _, num_classes = get_dataset(cfg, device)

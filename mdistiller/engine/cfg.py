@@ -158,7 +158,7 @@ def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: s
             raise UserError(f"unknown config key {name} in {source}{did_you_mean(name, _leaves(CFG))}")
         if isinstance(cfg[key], CN):
             if not isinstance(value, dict):
-                raise UserError(f"{name} in {source} is a section, given {value!r}; set its keys, as in {name}.KEY VALUE")
+                raise UserError(f"{name} in {source} is a section, given {value!r}; set its keys, {name}.KEY VALUE")
             _merge(cfg[key], defaults[key], value, source, f"{name}.")
         else:
             cfg[key] = _typed(value, defaults[key], name, source)
@@ -188,7 +188,8 @@ def _typed(value: Any, default: Any, name: str, source: str) -> Any:
         return value if isinstance(value, str) else _SPOKEN.get((name, value), str(value))
     elif type(value) is type(default):
         return value
-    raise UserError(f"{name} in {source} is {value!r}; expected a {_TYPE_NAMES[type(default)]}, for example {default!r}")
+    kind = _TYPE_NAMES[type(default)]
+    raise UserError(f"{name} in {source} is {value!r}; expected a {kind}, for example {default!r}")
 
 
 _TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
@@ -216,5 +217,3 @@ def dump(cfg: CN) -> str:
 def experiment_name(cfg: CN) -> str:
     """Return the run's name, hence its folder: `EXPERIMENT.NAME`, or upstream's `PROJECT/TAG` when that is empty."""
     return cfg.EXPERIMENT.NAME or f"{cfg.EXPERIMENT.PROJECT}/{cfg.EXPERIMENT.TAG}"
-
-

@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..dataset.info import DatasetInfo
 from ..distillers import DeployedStudent, head_dict
@@ -54,9 +52,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} refused: {_reason(error)}; save it as tensors and plain values") from None
     except Exception as error:  # damaged bytes can make the reader raise anything
-        raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({_reason(error)}); get it again") from None
+        reason = _reason(error)
+        raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({reason}); get it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dictionary with the key 'model'")
+        kind = type(content).__name__
+        raise UserError(f"checkpoint {path} holds a {kind}; expected a dictionary with the key 'model'")
     return content
 
 
@@ -86,7 +86,12 @@ def save(content: Dict[str, Any], path: Path) -> None:
 
 
 def describe_student(
-    student: DeployedStudent, arch: str, info: DatasetInfo, accuracy: Dict[str, float], epoch: int, config: Dict[str, Any]
+    student: DeployedStudent,
+    arch: str,
+    info: DatasetInfo,
+    accuracy: Dict[str, float],
+    epoch: int,
+    config: Dict[str, Any],
 ) -> Dict[str, Any]:
     """Return the deployed student as the dictionary that the module's docstring lists."""
     head = student.head
@@ -97,7 +102,10 @@ def describe_student(
         "head": None if head is None else {"kind": head.kind, "options": head.options, "state": head.state_dict()},
         "arch": arch,
         "dataset": info.name,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(info).items() if key != "name"},
+        "classes": list(info.classes),
+        "input_size": info.input_size,
+        "mean": list(info.mean),
+        "std": list(info.std),
         "epoch": epoch,
         "accuracy": accuracy,
         "config": config,
@@ -109,11 +117,15 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
     if checkpoint.get("format") != FORMAT:
         return False
     if checkpoint["version"] > VERSION:
-        raise UserError(f"checkpoint has format version {checkpoint['version']}, this mdistiller reads up to {VERSION}; upgrade it")
+        raise UserError(
+            f"the checkpoint has format version {checkpoint['version']}; this mdistiller reads up to {VERSION}, upgrade"
+        )
     return True
 
 
-def load_student(checkpoint: Dict[str, Any], arch: str, num_classes: int, path: str | os.PathLike[str]) -> DeployedStudent:
+def load_student(
+    checkpoint: Dict[str, Any], arch: str, num_classes: int, path: str | os.PathLike[str]
+) -> DeployedStudent:
     """Build the deployed student of a checkpoint; without a description: the bare model `arch`.
 
     Args:

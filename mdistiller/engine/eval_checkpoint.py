@@ -44,7 +44,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
 
     student = load_student(checkpoint, arch, info.num_classes, source).eval()
     # the layout of training, so that rounding and hence every digit is the same
-    student.to(pick_device(), memory_format=torch.channels_last)
+    student.to(pick_device()).to(memory_format=torch.channels_last)
     accuracy = evaluate(student.forward_eval, loader)
 
     head = student.head

@@ -19,7 +19,7 @@ class RunLogger:
     Args:
         folder: the run's folder; it exists.
         cfg: the resolved configuration.
-        start_epoch: epochs already done; on a resume, later rows of metrics.jsonl are dropped, they will be written again.
+        start_epoch: epochs already done; rows of metrics.jsonl beyond are dropped, they will be written again.
     """
 
     def __init__(self, folder: RunFolder, cfg: Any, start_epoch: int = 0) -> None:
@@ -39,7 +39,7 @@ class RunLogger:
         try:
             import wandb
 
-            mode = os.environ.get("WANDB_MODE")
+            mode: Any = os.environ.get("WANDB_MODE")
             if mode is None and not wandb.api.api_key:
                 mode = "offline"
                 self.say("wandb: no credentials, logging offline (wandb login, or LOG.WANDB False to switch it off)")

@@ -62,7 +62,7 @@ class EpochMeter:
         return fetched
 
     def averages(self) -> Dict[str, float]:
-        """Return, over the images synced so far: `loss` and each of its parts, `train_top1`, `train_top5` in percent."""
+        """Return, over the images synced so far: `loss`, each of its parts, `train_top1`, `train_top5` in percent."""
         means = {name: total / self.images for name, total in self._sums.items()}
         top1, top5 = self._correct.tolist() if self._correct is not None else (0, 0)
         return {

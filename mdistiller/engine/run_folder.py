@@ -37,13 +37,16 @@ class RunFolder:
             raise UserError("--resume and --overwrite contradict each other; give one of them")
         if resume and not self.latest.is_file():
             raise UserError(f"--resume: no run to continue, {self.latest} does not exist; start without --resume")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (resume or overwrite):
+        occupied = self.path.is_dir() and any(self.path.iterdir())
+        if occupied and not (resume or overwrite):
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite,"
                 " or name this one with EXPERIMENT.NAME my_run"
             )
-        if overwrite and self.path.is_dir() and any(self.path.iterdir()) and not self.config.is_file():
-            raise UserError(f"--overwrite: {self.path} is not empty and holds no run (no config.yaml); empty it yourself")
+        if overwrite and occupied and not self.config.is_file():
+            raise UserError(
+                f"--overwrite: {self.path} holds other files and no run (no config.yaml); empty it yourself"
+            )
 
     def create(self, resume: bool) -> None:
         """Make the folder; without `resume`, an earlier run in it (which `check` let pass) is removed."""
@@ -52,4 +55,5 @@ class RunFolder:
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write to {self.path} ({error.strerror}); set LOG.PREFIX to another folder") from None
+            reason = error.strerror
+            raise UserError(f"cannot write to {self.path} ({reason}); set LOG.PREFIX to another folder") from None

@@ -89,9 +89,10 @@ class Trainer:
     def _announce(self, logger: RunLogger, resume: bool) -> None:
         info = self.train_loader.info
         logger.say(
-            f"{self.cfg.DISTILLER.TYPE}: student {self.cfg.DISTILLER.STUDENT}, {info.name} ({self.train_loader.num_images}"
-            f" training and {self.val_loader.num_images} validation images, {info.num_classes} classes,"
-            f" {info.input_size} px), {self.device}, {self.precision}, output {self.folder.path}"
+            f"{self.cfg.DISTILLER.TYPE}: student {self.cfg.DISTILLER.STUDENT}, {info.name}"
+            f" ({self.train_loader.num_images} training and {self.val_loader.num_images} validation images,"
+            f" {info.num_classes} classes, {info.input_size} px), {self.device}, {self.precision},"
+            f" output {self.folder.path}"
         )
         if self.distiller.teacher is not None:
             teacher = self.distiller.teacher
@@ -209,8 +210,8 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"--resume: {self.folder.latest} is not a state of this configuration ({type(error).__name__}: {reason});"
-                " give the configuration that the run was started with"
+                f"--resume: {self.folder.latest} is not a state of this configuration ({type(error).__name__}:"
+                f" {reason}); give the configuration that the run was started with"
             ) from None
 
     def _summary(self) -> Dict[str, Any]:

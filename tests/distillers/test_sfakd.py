@@ -173,7 +173,7 @@ def test_total_loss_is_the_sum_of_its_definition():
     distiller = build("SFAKD.CE_WEIGHT", "0.5", "SFAKD.FEAT_WEIGHT", "0.3")
     image, target = batch()
     logits, losses = distiller(image=image, target=target)
-    teacher_logits, teacher_feats = distiller.teacher(image)
+    _, teacher_feats = distiller.teacher(image)
     student_logits, student_feats = distiller.student(image)
     out = distiller.head(student_feats["final_map"])
     assert set(losses) == {"loss_feat", "loss_ce", "loss_probe"}

@@ -132,5 +132,3 @@ def test_epoch_line_estimates_what_is_left():
     assert "(feat 1.500)" in line
     assert "probe 5.00" in line
     assert line.endswith("100 images/s  2 min 0 s left")
-
-

@@ -54,8 +54,8 @@ def test_batch_size_of_eval_does_not_change_the_result(command, trained):
 
 
 def test_options_may_stand_before_and_after_overrides(command, trained):
-    arguments = ["--cfg", "teacher.yaml", "EXPERIMENT.NAME", "u", "-d", "imagefolder", "SOLVER.EPOCHS", "1", "--overwrite"]
-    assert command("train", *arguments)[0] == 0
+    arguments = "--cfg teacher.yaml EXPERIMENT.NAME u -d imagefolder SOLVER.EPOCHS 1 --overwrite"
+    assert command("train", *arguments.split())[0] == 0
     assert (trained / "output/u/student_best.pth").is_file()
     assert command("train", "-d", "imagefolder", "EXPERIMENT.NAME", "v", "--cfg", "teacher.yaml")[0] == 0
 
