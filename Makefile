@@ -1,0 +1,10 @@
+# what CI runs, in the environment at hand
+.PHONY: check demo
+check:
+	python3 -m ruff check .
+	python3 -m ruff format --check .
+	python3 -m mypy
+	python3 -m pytest
+
+demo:
+	python3 tools/train.py --cfg configs/demo/sfakd.yaml --overwrite
