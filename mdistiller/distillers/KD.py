@@ -1,5 +1,7 @@
 """KD: "Distilling the Knowledge in a Neural Network" (2015).
 
+With `KD.LOGIT_STAND` LSKD: "Logit Standardization in Knowledge Distillation" (2024).
+
 Shapes: `B` batch, `N` classes.
 """
 
@@ -12,16 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._base import Distiller, register
+from ._common import standardise_logits
 
 
-def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
+def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float, logit_stand: bool = False) -> Tensor:
     """Return the scalar `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, averaged over the batch.
 
     Args:
         logits_student: `[B, N]`, floating point.
         logits_teacher: `[B, N]`, floating point.
         temperature: `T > 0`; the factor `T²` keeps the gradient's scale when `T` changes.
+        logit_stand: whether the logits are standardised first, see `standardise_logits`.
     """
+    if logit_stand:
+        logits_student, logits_teacher = standardise_logits(logits_student), standardise_logits(logits_teacher)
     log_student = F.log_softmax(logits_student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(logits_teacher.float() / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
@@ -34,6 +40,7 @@ class KD(Distiller):
     DEFAULTS = {
         "TEMPERATURE": 4.0,
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
+        "LOGIT_STAND": False,  # LSKD: standardised logits; published with TEMPERATURE 2.0 and KD_WEIGHT 9.0
     }
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
@@ -41,12 +48,14 @@ class KD(Distiller):
         self.temperature = cfg.KD.TEMPERATURE
         self.ce_weight = cfg.KD.LOSS.CE_WEIGHT
         self.kd_weight = cfg.KD.LOSS.KD_WEIGHT
+        self.logit_stand = cfg.KD.LOGIT_STAND
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)
         with torch.no_grad():
             logits_teacher, _ = self.teacher(image)
+        loss = kd_loss(logits_student, logits_teacher, self.temperature, self.logit_stand)
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
-            "loss_kd": self.kd_weight * kd_loss(logits_student, logits_teacher, self.temperature),
+            "loss_kd": self.kd_weight * loss,
         }

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ._base import Distiller, register
 from ._common import probe
-from .heads import Head, HeadOutput, head_dict, own_logits, split_forward
+from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
 
 
 def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor) -> Tensor:
@@ -64,46 +64,53 @@ class FrequencyFilter(nn.Module):
         return (0.5 * (full + mirrored))[..., : full.shape[-1] // 2 + 1]
 
 
-class GaussianHighPass(nn.Module):
-    """The mask `M = G / max(G)`, `G = 1 − exp(−d² / 2σ²)`, `d` the distance in bins from the zero frequency.
+class HighPass(nn.Module):
+    """A real mask `M` over the frequencies; `d` is the distance in bins from the zero frequency.
 
     Args:
         height, width: bins of the map; a 1×1 map has nothing to suppress, its mask is 1.
         sigma: `σ / min(height, width)`, greater than 0.
-        learnable: whether `σ` is trained (as its logarithm, hence positive).
+        learnable: whether the Gaussian's `σ` is trained (as its logarithm, hence positive).
+        kind: "gaussian": `G / max(G)`, `G = 1 − exp(−d² / 2σ²)`; "hard": 0 where `d ≤ σ`, so at least at the zero
+            frequency, else 1, after "Frequency Attention for Knowledge Distillation" (2024); "none": 1.
     """
 
     squared_distance: Tensor
     fixed: Tensor
 
-    def __init__(self, height: int, width: int, sigma: float, learnable: bool = False) -> None:
+    def __init__(self, height: int, width: int, sigma: float, learnable: bool = False, kind: str = "gaussian") -> None:
         super().__init__()
         rows, columns = (torch.arange(n) - n // 2 for n in (height, width))
         centred = (rows[:, None] ** 2 + columns[None, :] ** 2).float()
         # in the order of the FFT's bins, zero frequency first: no shift is left to do in a step
         self.register_buffer("squared_distance", torch.fft.ifftshift(centred), persistent=False)
-        log_sigma = torch.tensor(math.log(sigma * min(height, width)))
-        self.log_sigma = nn.Parameter(log_sigma) if learnable else None
-        self.register_buffer("fixed", self._mask(log_sigma), persistent=False)
+        width_in_bins = sigma * min(height, width)
+        log_sigma = torch.tensor(math.log(width_in_bins))
+        self.log_sigma = nn.Parameter(log_sigma) if learnable and centred.numel() > 1 else None
+        hard = (self.squared_distance.sqrt() > width_in_bins + 1e-6).float()  # 0.1 · 30 is more than 3 in binary
+        masks = {"gaussian": self._gaussian(log_sigma), "hard": hard, "none": torch.ones_like(centred)}
+        self.register_buffer("fixed", masks["none" if centred.numel() == 1 else kind], persistent=False)
+        if not self.fixed.any():
+            raise UserError(f"SFAKD.SIGMA {sigma} with a hard mask cuts all {height}×{width} frequencies; give less")
 
-    def _mask(self, log_sigma: Tensor) -> Tensor:
-        if self.squared_distance.numel() == 1:
-            return torch.ones_like(self.squared_distance)
+    def _gaussian(self, log_sigma: Tensor) -> Tensor:
         gain = -torch.expm1(-self.squared_distance / (2 * torch.exp(2 * log_sigma)))
         return gain / gain.max()
 
     def forward(self) -> Tensor:
         """Return the mask `[H, W]`, zero frequency at `[0, 0]`; `torch.fft.fftshift` of it is centred."""
-        return self.fixed if self.log_sigma is None else self._mask(self.log_sigma)
+        return self.fixed if self.log_sigma is None else self._gaussian(self.log_sigma)
 
 
 class FrequencyBranch(nn.Module):
     """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, in float32 whatever autocast says."""
 
-    def __init__(self, channels: int, height: int, width: int, sigma: float, learnable_sigma: bool) -> None:
+    def __init__(
+        self, channels: int, height: int, width: int, sigma: float, learnable_sigma: bool, mask: str = "gaussian"
+    ) -> None:
         super().__init__()
         self.filter = FrequencyFilter(channels, height, width)
-        self.mask = GaussianHighPass(height, width, sigma, learnable_sigma)
+        self.mask = HighPass(height, width, sigma, learnable_sigma, mask)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Modulate `feature [B, C_s, H, W]`; returns float32 of the same shape."""
@@ -167,7 +174,7 @@ class SFAKDHead(Head):
     Args:
         in_channels, height, width: `C_s`, `H`, `W` of the final map.
         out_channels, num_classes, bias: `C_t`, `N` and bias of the teacher's classifier.
-        sigma, learnable_sigma: see `GaussianHighPass`.
+        sigma, learnable_sigma, mask: see `HighPass`; the last is its kind.
         frequency, spatial: which branches there are; at least one.
     """
 
@@ -185,10 +192,11 @@ class SFAKDHead(Head):
         learnable_sigma: bool = False,
         frequency: bool = True,
         spatial: bool = True,
+        mask: str = "gaussian",
     ) -> None:
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         fusion = Fusion(
-            FrequencyBranch(in_channels, height, width, sigma, learnable_sigma) if frequency else None,
+            FrequencyBranch(in_channels, height, width, sigma, learnable_sigma, mask) if frequency else None,
             SpatialBranch(in_channels) if spatial else None,
         )
         projector = nn.Sequential()
@@ -219,7 +227,8 @@ class SFAKD(Distiller):
     DEFAULTS = {
         "FEAT_WEIGHT": 0.1,  # of the alignment loss
         "CE_WEIGHT": 0.0,  # of the cross-entropy on the deployed logits
-        "SIGMA": 0.1,  # of the Gaussian mask, relative to the smaller side of the map
+        "MASK": {"TYPE": "gaussian"},  # "gaussian" | "hard" | "none"
+        "SIGMA": 0.1,  # the Gaussian's σ, or the hard cut's radius, relative to the smaller side of the map
         "LEARNABLE_SIGMA": False,
         "FREQUENCY_BRANCH": True,
         "SPATIAL_BRANCH": True,
@@ -239,20 +248,18 @@ class SFAKD(Distiller):
         classifier = teacher.get_classifier()
         _, in_channels, height, width = probe(student, input_size)[1]["final_map"].shape
         if self.align == "map":
-            _check_map(probe(teacher, input_size)[1]["final_map"].shape[1], classifier.in_features)
-        aligner = SFAKDHead(
+            check_teacher_map("SFAKD.ALIGN map", teacher, input_size, remedy="use SFAKD.ALIGN pooled")
+        aligner = SFAKDHead.with_classifier(
+            classifier,
             in_channels=in_channels,
             height=height,
             width=width,
-            out_channels=classifier.in_features,
-            num_classes=classifier.out_features,
-            bias=classifier.bias is not None,
             sigma=options.SIGMA,
             learnable_sigma=options.LEARNABLE_SIGMA,
             frequency=options.FREQUENCY_BRANCH,
             spatial=options.SPATIAL_BRANCH,
+            mask=options.MASK.TYPE,
         )
-        aligner.copy_classifier(classifier)
         if options.CLASSIFIER == "teacher":
             self.head = aligner
         else:
@@ -289,9 +296,15 @@ class SFAKD(Distiller):
 
 
 def _check(options: Any) -> None:
-    for key, choices in (("ALIGN", ("pooled", "map")), ("CLASSIFIER", ("teacher", "student"))):
-        if options[key] not in choices:
-            raise UserError(f"SFAKD.{key} is {options[key]!r}; expected {' or '.join(choices)}")
+    for key, value, choices in (
+        ("ALIGN", options.ALIGN, ("pooled", "map")),
+        ("CLASSIFIER", options.CLASSIFIER, ("teacher", "student")),
+        ("MASK.TYPE", options.MASK.TYPE, ("gaussian", "hard", "none")),
+    ):
+        if value not in choices:
+            raise UserError(f"SFAKD.{key} is {value!r}; expected {' or '.join(choices)}")
+    if options.LEARNABLE_SIGMA and options.MASK.TYPE != "gaussian":
+        raise UserError(f"SFAKD.LEARNABLE_SIGMA needs SFAKD.MASK.TYPE gaussian, given {options.MASK.TYPE}; switch one")
     if not options.SIGMA > 0:
         raise UserError(f"SFAKD.SIGMA is {options.SIGMA}; expected a number above 0 (0.1 is the default)")
     for key in ("FEAT_WEIGHT", "CE_WEIGHT"):
@@ -303,12 +316,4 @@ def _check(options: Any) -> None:
         raise UserError(
             "SFAKD.CLASSIFIER student trains the student's own classifier by cross-entropy, but SFAKD.CE_WEIGHT is 0;"
             " set it, for example to 1.0"
-        )
-
-
-def _check_map(map_channels: int, in_features: int) -> None:
-    if map_channels != in_features:
-        raise UserError(
-            f"SFAKD.ALIGN map needs a teacher's final map with the {in_features} channels that its classifier consumes,"
-            f" this teacher's has {map_channels}; use SFAKD.ALIGN pooled"
         )

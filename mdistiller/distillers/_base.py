@@ -76,6 +76,13 @@ class Distiller(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward_train")
 
+    def attach_data(self, train_loader: Any) -> None:
+        """Take what the method needs to know of the training set; called once, before the first step.
+
+        Args:
+            train_loader: has `targets [N]`, all labels in index order; a batch's `index` counts in the same order.
+        """
+
     def forward_test(self, image: Tensor) -> Tensor:
         """Return the deployed student's logits `[B, N]`."""
         return deployed_logits(self.student, self.head, image)

@@ -11,8 +11,10 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple, Type
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models._contract import ClassifierModel
 from ..registry import Registry
+from ._common import probe
 
 head_dict: Registry[Type[Head]] = Registry("head")
 
@@ -48,6 +50,18 @@ class Head(nn.Module):
         self.projector = projector
         self.classifier = nn.Linear(out_channels, num_classes, bias=bias).requires_grad_(False)
 
+    @classmethod
+    def with_classifier(cls, classifier: nn.Linear, **options: Any) -> Head:
+        """Build a head of this kind, with `options`, that ends in a copy of the teacher's classifier."""
+        head = cls(
+            out_channels=classifier.in_features,
+            num_classes=classifier.out_features,
+            bias=classifier.bias is not None,
+            **options,
+        )
+        head.copy_classifier(classifier)
+        return head
+
     def copy_classifier(self, classifier: nn.Linear) -> None:
         """Take over the weights of the teacher's classifier."""
         self.classifier.load_state_dict(classifier.state_dict())
@@ -57,6 +71,22 @@ class Head(nn.Module):
         projected = self.projector(final_map)
         pooled = F.adaptive_avg_pool2d(projected, 1).flatten(1)
         return HeadOutput(self.classifier(pooled), pooled, projected)
+
+
+def check_teacher_map(method: str, teacher: Any, input_size: int, remedy: str) -> Tuple[int, int, int]:
+    """Return the shape `[C, H, W]` of the teacher's final map, once it can stand before the teacher's own classifier.
+
+    Raises:
+        UserError: it has other channels than the classifier, because more than a pooling lies between them.
+    """
+    channels, height, width = probe(teacher, input_size)[1]["final_map"].shape[1:]
+    in_features = teacher.get_classifier().in_features
+    if channels != in_features:
+        raise UserError(
+            f"{method} needs a teacher's final map with the {in_features} channels that its classifier consumes,"
+            f" this teacher's has {channels}; {remedy}"
+        )
+    return channels, height, width
 
 
 def split_forward(student: nn.Module, image: Tensor) -> Tuple[Tensor, Optional[Tensor]]:

@@ -98,7 +98,9 @@ def build_trainer(cfg: Any) -> Trainer:
     # after the teacher, so that a student starts from the same weights whatever it is trained with
     seed_everything(cfg.EXPERIMENT.SEED)
     student = build_model(cfg.DISTILLER.STUDENT, num_classes)
-    distiller = distiller_class(student, teacher, cfg).to(device)
+    distiller = distiller_class(student, teacher, cfg)
+    distiller.attach_data(train_loader)
+    distiller.to(device)
     return trainer_class(experiment_name(cfg), distiller, train_loader, val_loader, cfg)
 
 

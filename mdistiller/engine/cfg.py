@@ -60,6 +60,8 @@ CFG.SOLVER.WEIGHT_DECAY = 0.0001
 CFG.SOLVER.MOMENTUM = 0.9
 CFG.SOLVER.NESTEROV = False
 CFG.SOLVER.TYPE = "SGD"
+CFG.SOLVER.DOT = CN()
+CFG.SOLVER.DOT.DELTA = 0.075  # by which trainer dot parts the momenta of task and distillation
 CFG.SOLVER.AMP = "auto"  # auto | off | bf16 | fp16
 
 CFG.LOG = CN()

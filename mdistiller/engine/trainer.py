@@ -19,16 +19,18 @@ from .cfg import dump, to_dict
 from .evaluate import evaluate
 from .logger import RunLogger
 from .meter import EpochMeter
-from .optim import build_optimizer, learning_rate
+from .optim import learning_rate
 from .precision import pick_precision
 from .report import epoch_line, final_line, final_table, read_references
 from .run_folder import RunFolder
+from .update_rules import DistillationOriented, SummedLosses, UpdateRule
 
 SYNC_STEPS = 50  # between two looks of the host at the device's numbers
 
 trainer_dict: Registry[Type[Trainer]] = Registry("trainer")
 
 
+@trainer_dict.register("crd")  # upstream's name for a loader with contrast samples, which CRD draws itself here
 @trainer_dict.register("base")
 class Trainer:
     """Trains a distiller; the same loop serves every method.
@@ -38,7 +40,12 @@ class Trainer:
         distiller: on the device of the loaders' batches.
         train_loader, val_loader: what `get_dataset` returned.
         cfg: the resolved configuration.
+
+    Attributes:
+        update_rule: how a step's losses change the parameters.
     """
+
+    update_rule: Type[UpdateRule] = SummedLosses
 
     def __init__(
         self, experiment_name: str, distiller: Distiller, train_loader: Any, val_loader: Any, cfg: Any
@@ -53,7 +60,8 @@ class Trainer:
         self.device = next(distiller.parameters()).device
         self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
-        self.optimizer = build_optimizer(cfg, distiller.get_learnable_parameters())
+        self.update = self.update_rule(cfg, distiller.get_learnable_parameters(), self.scaler)
+        self.optimizer = self.update.optimizer
         self.epoch = 0  # epochs done
         self.teacher: Dict[str, float] = {}  # accuracies in percent, as are best and last
         self.best: Dict[str, float] = {}
@@ -136,10 +144,7 @@ class Trainer:
             group["lr"] = learning_rate(self.cfg, global_step, steps_per_epoch)
         with self.precision.autocast():
             logits, losses = self.distiller(**batch, epoch=epoch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(sum(losses.values())).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.update(losses)
         return losses, logits
 
     def _log_steps(self, fetched: Dict[int, Dict[str, float]], first_step: int, logger: RunLogger) -> None:
@@ -238,3 +243,11 @@ class Trainer:
             "precision": str(self.precision),
             "torch": torch.__version__,
         }
+
+
+@trainer_dict.register("crd_dot")
+@trainer_dict.register("dot")
+class DOTTrainer(Trainer):
+    """The same loop with the update rule of DOT."""
+
+    update_rule = DistillationOriented

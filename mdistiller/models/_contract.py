@@ -29,7 +29,7 @@ class ClassifierModel(nn.Module):
     """An image classifier in two halves: `forward_stages` up to the final map, `forward_tail` from there to the logits.
 
     A family sets `stage_channels`, and `classifier_name` where its `nn.Linear` is not called `fc`; it implements
-    `forward_stages` and `get_bn_before_relu`, and overrides `forward_pool` where layers stand between the final map
+    `forward_stages` and `get_bn_before_relu`, and overrides `forward_map` where layers stand between the final map
     and the pooling.
     """
 
@@ -40,9 +40,13 @@ class ClassifierModel(nn.Module):
         """Run `image [B, 3, H, W]` up to the final map."""
         raise NotImplementedError
 
+    def forward_map(self, final_map: Tensor) -> Tensor:
+        """Turn the final map into the map `[B, C, H, W]` whose average over positions is the pooled feature."""
+        return final_map
+
     def forward_pool(self, final_map: Tensor) -> Tensor:
         """Turn the final map into the pooled feature `[B, C]` that the classifier consumes."""
-        return F.adaptive_avg_pool2d(final_map, 1).flatten(1)
+        return F.adaptive_avg_pool2d(self.forward_map(final_map), 1).flatten(1)
 
     def forward_tail(self, final_map: Tensor) -> Tuple[Tensor, Tensor]:
         """Turn the final map into `(logits [B, N], pooled_feat [B, C])`."""

@@ -14,7 +14,7 @@ from mdistiller.distillers.SFAKD import (
     FrequencyBranch,
     FrequencyFilter,
     Fusion,
-    GaussianHighPass,
+    HighPass,
     SFAKDHead,
     SpatialBranch,
     map_alignment_loss,
@@ -69,7 +69,7 @@ def test_identity_filter_without_mask_returns_the_feature():
 
 
 def test_mask_literal_values():
-    mask = torch.fft.fftshift(GaussianHighPass(4, 4, sigma=0.25)())  # σ = 1 bin
+    mask = torch.fft.fftshift(HighPass(4, 4, sigma=0.25)())  # σ = 1 bin
     gain = {squared: 1 - math.exp(-squared / 2) for squared in (0, 1, 2, 4, 5, 8)}
     rows = [[8, 5, 4, 5], [5, 2, 1, 2], [4, 1, 0, 1], [5, 2, 1, 2]]
     expected = torch.tensor([[gain[d] / gain[8] for d in row] for row in rows])
@@ -78,14 +78,14 @@ def test_mask_literal_values():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_mask_cuts_nothing_but_the_mean_hard(size):
-    mask = GaussianHighPass(*size, sigma=0.1)()
+    mask = HighPass(*size, sigma=0.1)()
     assert mask.max() == 1
     assert (mask == 0).sum() == (0 if size == (1, 1) else 1)
     assert size == (1, 1) or mask[0, 0] == 0
 
 
 def test_the_mask_is_kept_unless_its_width_is_learned():
-    fixed, learned = GaussianHighPass(8, 8, 0.1), GaussianHighPass(8, 8, 0.1, learnable=True)
+    fixed, learned = HighPass(8, 8, 0.1), HighPass(8, 8, 0.1, learnable=True)
     assert fixed().data_ptr() == fixed().data_ptr()
     assert not list(fixed.parameters())
     torch.testing.assert_close(learned(), fixed())

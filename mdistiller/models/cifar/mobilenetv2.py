@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import List
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._blocks import as_batch_norm, conv, init_he
@@ -99,8 +98,8 @@ class MobileNetV2(ClassifierModel):
                 feats.append(x)
         return Stages(feats, [stem, *feats[1:]], final_map=x)
 
-    def forward_pool(self, final_map: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.conv2(final_map), 1).flatten(1)
+    def forward_map(self, final_map: Tensor) -> Tensor:
+        return self.conv2(final_map)
 
     def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
         """Return the BatchNorm that ends each stage's last unit; no ReLU follows it here."""

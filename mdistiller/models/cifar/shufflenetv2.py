@@ -116,8 +116,8 @@ class ShuffleNetV2(ClassifierModel):
     def forward_stages(self, image: Tensor) -> Stages:
         return run_stages(self.bn1(self.conv1(image)), (self.layer1, self.layer2, self.layer3))
 
-    def forward_pool(self, final_map: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(F.relu(self.bn2(self.conv2(final_map))), 1).flatten(1)
+    def forward_map(self, final_map: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(final_map)))
 
     def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
         """Return, for each stage, a copy of the BatchNorm channels that made its map, in the map's order."""

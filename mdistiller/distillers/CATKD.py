@@ -1,0 +1,108 @@
+"""CAT-KD: "Class Attention Transfer Based Knowledge Distillation" (2023).
+
+A class activation map (CAM) shows where an image speaks for a class: the map before the pooling, weighted by that
+class's row of the classifier. The student's CAMs are drawn to the teacher's, pooled to a few cells and normalised.
+
+Paper and published code: the paper sums the squared error over the cells, the code averages it, as here. The CAMs here
+leave out the classifier's bias, a constant of each class. The published code turns each model's classifier into a 1×1
+convolution, which no checkpoint fits; here the CAMs come from the linear layer itself, the logits are the usual ones.
+`CE_WEIGHT: 0` is the paper's CAT, which trains on CAMs alone. The authors choose the weight for each pair; as those
+values were not at hand when this was written, one stands for all.
+
+Shapes: `B` batch, `C` channels of the map that is pooled for the classifier, `H`/`W` its cells, `N` classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..models._contract import ClassifierModel
+from ._base import Distiller, register
+from ._common import check_positive, evaluating
+
+
+def class_activation_maps(feature_map: Tensor, weight: Tensor) -> Tensor:
+    """Return the CAMs `[B, N, H, W]`, float32, of a map `[B, C, H, W]` and the classifier's weight `[N, C]`."""
+    with torch.autocast(feature_map.device.type, enabled=False):
+        return torch.einsum("nc,bchw->bnhw", weight.float(), feature_map.float())
+
+
+def cat_loss(cams_student: Tensor, cams_teacher: Tensor, normalize: bool = True) -> Tensor:
+    """Return the mean squared difference of two stacks of CAMs `[B, N, H, W]`, float32; a scalar.
+
+    With `normalize`, each CAM is first divided by its L2 norm.
+    """
+    student, teacher = cams_student.flatten(2), cams_teacher.flatten(2)
+    if normalize:
+        student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
+    return F.mse_loss(student, teacher)
+
+
+def forward_with_map(model: Any, image: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return logits `[B, N]` and the map `[B, C, H, W]` whose average the classifier consumed.
+
+    A model that has only MDistiller's `forward` gives its last map, which is that map unless layers follow it.
+    """
+    if not isinstance(model, ClassifierModel):
+        logits, feats = model(image)
+        return logits, feats.get("final_map", feats["feats"][-1])
+    feature_map = model.forward_map(model.forward_stages(image).final_map)
+    return model.get_classifier()(F.adaptive_avg_pool2d(feature_map, 1).flatten(1)), feature_map
+
+
+@register("CAT_KD")
+class CATKD(Distiller):
+    """Cross-entropy with the labels plus `cat_loss` between the CAMs of student and teacher."""
+
+    DEFAULTS = {
+        "NORMALIZE": True,
+        "LOSS": {
+            "CE_WEIGHT": 1.0,
+            "CAT_WEIGHT": 400.0,
+            "CAM_RESOLUTION": 2,  # cells on a side, to which both models' CAMs are pooled
+        },
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        check_positive("CAT_KD.LOSS", cfg.CAT_KD.LOSS, "CAM_RESOLUTION")
+        for role, model in (("student", student), ("teacher", teacher)):
+            _check_map(role, model, cfg.DATASET.INPUT_SIZE)
+        self.normalize = cfg.CAT_KD.NORMALIZE
+        self.ce_weight = cfg.CAT_KD.LOSS.CE_WEIGHT
+        self.cat_weight = cfg.CAT_KD.LOSS.CAT_WEIGHT
+        self.resolution = cfg.CAT_KD.LOSS.CAM_RESOLUTION
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits_student, map_student = forward_with_map(self.student, image)
+        with torch.no_grad():
+            _, map_teacher = forward_with_map(self.teacher, image)
+            cams_teacher = self._cams(self.teacher, map_teacher)
+        loss_cat = cat_loss(self._cams(self.student, map_student), cams_teacher, self.normalize)
+        return logits_student, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
+            "loss_cat": self.cat_weight * loss_cat,
+        }
+
+    def _cams(self, model: Any, feature_map: Tensor) -> Tensor:
+        # a CAM is linear in the map: pooling before it gives the same, for a fraction of the work
+        pooled = F.adaptive_avg_pool2d(feature_map.float(), self.resolution)
+        return class_activation_maps(pooled, model.get_classifier().weight)
+
+
+def _check_map(role: str, model: Any, input_size: int) -> None:
+    first = next(model.parameters())
+    with evaluating(model):
+        _, feature_map = forward_with_map(model, first.new_zeros(2, 3, input_size, input_size))
+    consumed = model.get_classifier().in_features
+    if feature_map.shape[1] != consumed:
+        raise UserError(
+            f"CAT_KD needs the map that is pooled for the classifier; the {role}'s last map has {feature_map.shape[1]}"
+            f" channels, its classifier consumes {consumed}; derive the model from ClassifierModel and implement"
+            " forward_map, or choose a method that needs no such map (KD, DIST)"
+        )

@@ -1,0 +1,102 @@
+"""CTKD: "Curriculum Temperature for Knowledge Distillation" (2023), with the global temperature, over KD.
+
+The temperature is learned against the student: it climbs the loss that the student descends, by a reversed gradient
+whose strength `λ` rises with the epochs, an easy-to-hard curriculum. The published code writes `λ` with its sign, from
+`decay_max` 0 to `decay_min` −1; here it is the paper's, from 0 to 1. As there, the gradient runs through the factor
+`T²` too, and the optimizer's weight decay acts on the temperature's parameter.
+
+The paper's other variant, a temperature for each image from a small network, is not offered.
+
+Shapes: `B` batch, `N` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._base import Distiller, register
+from ._common import check_positive
+
+
+def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: Tensor) -> Tensor:
+    """Return the scalar `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, differentiable in `T` too.
+
+    Args:
+        logits_student: `[B, N]`, floating point.
+        logits_teacher: `[B, N]`, floating point.
+        temperature: scalar `T > 0`, float32.
+    """
+    log_student = F.log_softmax(logits_student.float() / temperature, dim=1)
+    log_teacher = F.log_softmax(logits_teacher.float() / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature.square()
+
+
+def cosine_curriculum(epoch: float, loops: float, start: float, end: float) -> float:
+    """Return `λ`: `start` at epoch 0, half a cosine up to `end` at epoch `loops`, constant from there."""
+    progress = min(max(epoch / loops, 0.0), 1.0)
+    return start + (end - start) * 0.5 * (1 - math.cos(math.pi * progress))
+
+
+def reverse_gradient(x: Tensor, strength: float) -> Tensor:
+    """Return `x` itself, whose gradient is multiplied by `−strength`."""
+    return x.detach() - strength * (x - x.detach())
+
+
+class GlobalTemperature(nn.Module):
+    """One learnable temperature, `T = start + span · sigmoid(x)`; `x` is 1 at first, as published."""
+
+    def __init__(self, start: float, span: float) -> None:
+        super().__init__()
+        self.start = start
+        self.span = span
+        self.raw = nn.Parameter(torch.ones(()))
+
+    def forward(self, strength: float) -> Tensor:
+        """Return `T`, a scalar, with its gradient reversed and multiplied by `strength`."""
+        return self.start + self.span * torch.sigmoid(reverse_gradient(self.raw, strength).float())
+
+
+@register("CTKD")
+class CTKD(Distiller):
+    """KD with an adversarially learned temperature; `forward_train` needs `epoch`, counted from 1."""
+
+    DEFAULTS = {
+        "T_START": 1.0,  # the temperature lies between T_START
+        "T_END": 20.0,  # and T_START + T_END
+        "LAMBDA_MIN": 0.0,  # strength of the reversed gradient before the first epoch
+        "LAMBDA_MAX": 1.0,  # and from epoch LOOPS on
+        "LOOPS": 10.0,  # epochs
+        "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        options = cfg.CTKD
+        check_positive("CTKD", options, "T_START", "T_END", "LOOPS")
+        self.temperature = GlobalTemperature(options.T_START, options.T_END)
+        self.lambda_min = options.LAMBDA_MIN
+        self.lambda_max = options.LAMBDA_MAX
+        self.loops = options.LOOPS
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.kd_weight = options.LOSS.KD_WEIGHT
+
+    def get_learnable_parameters(self) -> List[nn.Parameter]:
+        return super().get_learnable_parameters() + list(self.temperature.parameters())
+
+    def get_extra_parameters(self) -> int:
+        return sum(p.numel() for p in self.temperature.parameters())
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits_student, _ = self.student(image)
+        with torch.no_grad():
+            logits_teacher, _ = self.teacher(image)
+        strength = cosine_curriculum(kwargs["epoch"], self.loops, self.lambda_min, self.lambda_max)
+        return logits_student, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
+            "loss_kd": self.kd_weight * kd_loss(logits_student, logits_teacher, self.temperature(strength)),
+        }

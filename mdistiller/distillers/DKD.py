@@ -1,0 +1,92 @@
+"""DKD: "Decoupled Knowledge Distillation" (2022).
+
+Shapes: `B` batch, `N` classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._base import Distiller, register
+from ._common import standardise_logits, warmup_factor
+
+# subtracted from the target's logit: its probability among the others is then 0 in float32
+_EXCLUDED = 1000.0
+
+
+def dkd_loss(
+    logits_student: Tensor,
+    logits_teacher: Tensor,
+    target: Tensor,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    logit_stand: bool = False,
+) -> Tensor:
+    """Return the scalar `T² (alpha · TCKD + beta · NCKD)`, averaged over the batch.
+
+    TCKD compares the probabilities of "the target" and "any other class", NCKD how the other classes share theirs:
+    both are divergences `KL(teacher ‖ student)`. KD itself is `TCKD + (1 − teacher's target probability) · NCKD`.
+
+    Args:
+        logits_student, logits_teacher: `[B, N]`, floating point.
+        target: `[B]`, int64 labels.
+        alpha, beta: weights.
+        temperature: `T > 0`.
+        logit_stand: see `standardise_logits`.
+    """
+    is_target = F.one_hot(target, logits_student.shape[1])
+    groups, others = [], []
+    for logits in (logits_student, logits_teacher):
+        scaled = (standardise_logits(logits) if logit_stand else logits.float()) / temperature
+        log_p = F.log_softmax(scaled, dim=1)
+        groups.append(torch.cat([log_p.gather(1, target[:, None]), _log_rest(log_p, is_target)], dim=1))
+        others.append(F.log_softmax(scaled - _EXCLUDED * is_target, dim=1))
+    tckd, nckd = (
+        F.kl_div(student, teacher, reduction="batchmean", log_target=True) for student, teacher in (groups, others)
+    )
+    return (alpha * tckd + beta * nckd) * temperature**2
+
+
+def _log_rest(log_p: Tensor, is_target: Tensor) -> Tensor:
+    """Return `[B, 1]`: the logarithm of what is left of probability 1; finite also where that rounds to 0."""
+    return torch.logsumexp(log_p - _EXCLUDED * is_target, dim=1, keepdim=True)
+
+
+@register("DKD")
+class DKD(Distiller):
+    """Cross-entropy with the labels plus `dkd_loss` with the teacher's logits, warmed up over `WARMUP` epochs."""
+
+    DEFAULTS = {
+        "CE_WEIGHT": 1.0,
+        "ALPHA": 1.0,
+        "BETA": 8.0,
+        "T": 4.0,
+        "WARMUP": 20,  # epochs over which the weight of loss_kd rises
+        "LOGIT_STAND": False,  # LSKD: standardised logits; published with T 2.0, and ALPHA and BETA 9 times as large
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        self.ce_weight = cfg.DKD.CE_WEIGHT
+        self.alpha = cfg.DKD.ALPHA
+        self.beta = cfg.DKD.BETA
+        self.temperature = cfg.DKD.T
+        self.warmup = cfg.DKD.WARMUP
+        self.logit_stand = cfg.DKD.LOGIT_STAND
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits_student, _ = self.student(image)
+        with torch.no_grad():
+            logits_teacher, _ = self.teacher(image)
+        loss = dkd_loss(
+            logits_student, logits_teacher, target, self.alpha, self.beta, self.temperature, self.logit_stand
+        )
+        return logits_student, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
+            "loss_kd": warmup_factor(kwargs["epoch"], self.warmup) * loss,
+        }

@@ -1,0 +1,76 @@
+"""FitNet: "FitNets: Hints for Thin Deep Nets" (2015).
+
+The paper first trains the student up to the hint, then all of it; this is MDistiller's single stage, both losses at
+once.
+
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._base import Distiller, register
+from ._common import ConvReg, settled_input_size, stage_shapes
+
+
+def hint_loss(regressed_student: Tensor, feat_teacher: Tensor) -> Tensor:
+    """Return the scalar mean squared error of two maps; both `[B, C_t, H_t, W_t]`, floating point."""
+    if regressed_student.shape != feat_teacher.shape:
+        student, teacher = (tuple(feat.shape[1:]) for feat in (regressed_student, feat_teacher))
+        raise UserError(
+            f"the hint is {teacher}, the student's regressed map {student}: the images are not of the size that the"
+            " regressor was built for; set FITNET.INPUT_SIZE to None"
+        )
+    return F.mse_loss(regressed_student.float(), feat_teacher.float())
+
+
+@register("FITNET")
+class FitNet(Distiller):
+    """Cross-entropy with the labels plus `hint_loss` of one stage, reached by the student through a `ConvReg`.
+
+    `HINT_LAYER` counts the maps in `feats` from the stem, 0. `INPUT_SIZE` is `[height, width]` in pixels, as in
+    MDistiller's files; `None` takes the data set's.
+    """
+
+    DEFAULTS = {
+        "HINT_LAYER": 2,
+        "INPUT_SIZE": None,
+        "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0},
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        self.hint_layer = cfg.FITNET.HINT_LAYER
+        self.ce_weight = cfg.FITNET.LOSS.CE_WEIGHT
+        self.feat_weight = cfg.FITNET.LOSS.FEAT_WEIGHT
+        size = settled_input_size(cfg.FITNET.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "FITNET.INPUT_SIZE")
+        shapes_student, shapes_teacher = (stage_shapes(model, size) for model in (student, teacher))
+        count = min(len(shapes_student), len(shapes_teacher))
+        if not 0 <= self.hint_layer < count:
+            raise UserError(
+                f"FITNET.HINT_LAYER is {self.hint_layer}; expected 0 to {count - 1}: the student gives"
+                f" {len(shapes_student)} maps, the teacher {len(shapes_teacher)}"
+            )
+        self.conv_reg = ConvReg(shapes_student[self.hint_layer], shapes_teacher[self.hint_layer])
+
+    def get_learnable_parameters(self) -> List[nn.Parameter]:
+        return super().get_learnable_parameters() + list(self.conv_reg.parameters())
+
+    def get_extra_parameters(self) -> int:
+        return sum(p.numel() for p in self.conv_reg.parameters())
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits_student, feats_student = self.student(image)
+        with torch.no_grad():
+            _, feats_teacher = self.teacher(image)
+        regressed = self.conv_reg(feats_student["feats"][self.hint_layer])
+        return logits_student, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
+            "loss_kd": self.feat_weight * hint_loss(regressed, feats_teacher["feats"][self.hint_layer]),
+        }

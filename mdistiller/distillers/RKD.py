@@ -1,0 +1,106 @@
+"""RKD: "Relational Knowledge Distillation" (2019).
+
+Shapes: `B` batch, `C_s`/`C_t` channels of the pooled features.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._base import Distiller, register
+
+
+def relative_distances(difference: Tensor, squared: bool, eps: float) -> Tensor:
+    """Return `[B, B]`, distances (or their squares) over their mean, from the pairwise `difference [B, B, C]`.
+
+    Squares below `eps` count as `eps`, and the zero diagonal does not count in the mean.
+    """
+    distance = difference.square().sum(2).clamp(min=eps)
+    if not squared:
+        distance = distance.sqrt()
+    itself = torch.eye(len(distance), dtype=torch.bool, device=distance.device)
+    distance = distance.masked_fill(itself, 0)
+    # a batch of one has no distances: 0 / 1 rather than 0 / 0
+    mean = distance.sum() / max(len(distance) * (len(distance) - 1), 1)
+    return distance / mean.clamp(min=eps)
+
+
+def angles(difference: Tensor) -> Tensor:
+    """Return `[B, B, B]`, at `i, j, k` the cosine of the angle at image `i` between the lines to `j` and to `k`."""
+    length = torch.linalg.vector_norm(difference, dim=2, keepdim=True)
+    # two images of the same feature have no direction: 0, and no gradient of the size of 1 / 0
+    direction = difference / length.masked_fill(length == 0, 1)
+    return direction @ direction.transpose(1, 2)
+
+
+def rkd_loss(
+    feat_student: Tensor,
+    feat_teacher: Tensor,
+    squared: bool = False,
+    eps: float = 1e-12,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+) -> Tensor:
+    """Return the weighted sum of two scalars: the smooth L1 losses of relative distances and of angles.
+
+    Args:
+        feat_student: `[B, C_s]`, floating point.
+        feat_teacher: `[B, C_t]`, floating point.
+        squared: whether distances are squared.
+        eps: the least squared distance, greater than 0.
+        distance_weight: of the pairs' loss.
+        angle_weight: of the triples' loss.
+    """
+    with torch.autocast(feat_student.device.type, enabled=False):
+        # not from the Gram matrix: its rounding is of the size of the distance where features are nearly equal
+        student, teacher = (feat[None] - feat[:, None] for feat in (feat_student.float(), feat_teacher.float()))
+        loss_distance = F.smooth_l1_loss(
+            relative_distances(student, squared, eps), relative_distances(teacher, squared, eps)
+        )
+        loss_angle = F.smooth_l1_loss(angles(student), angles(teacher))
+        return distance_weight * loss_distance + angle_weight * loss_angle
+
+
+@register("RKD")
+class RKD(Distiller):
+    """Cross-entropy with the labels plus `rkd_loss` of the pooled features."""
+
+    DEFAULTS = {
+        "DISTANCE_WEIGHT": 25.0,
+        "ANGLE_WEIGHT": 50.0,
+        "PDIST": {"EPSILON": 1e-12, "SQUARED": False},
+        "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        self.distance_weight = cfg.RKD.DISTANCE_WEIGHT
+        self.angle_weight = cfg.RKD.ANGLE_WEIGHT
+        self.squared = cfg.RKD.PDIST.SQUARED
+        self.eps = cfg.RKD.PDIST.EPSILON
+        if not self.eps > 0:
+            raise UserError(f"RKD.PDIST.EPSILON is {self.eps}; expected a number above 0 (1e-12 is the default)")
+        self.ce_weight = cfg.RKD.LOSS.CE_WEIGHT
+        self.feat_weight = cfg.RKD.LOSS.FEAT_WEIGHT
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits_student, feats_student = self.student(image)
+        with torch.no_grad():
+            _, feats_teacher = self.teacher(image)
+        loss_feat = rkd_loss(
+            feats_student["pooled_feat"],
+            feats_teacher["pooled_feat"],
+            self.squared,
+            self.eps,
+            self.distance_weight,
+            self.angle_weight,
+        )
+        return logits_student, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
+            "loss_kd": self.feat_weight * loss_feat,
+        }

@@ -1,0 +1,185 @@
+"""ReviewKD: "Distilling Knowledge via Knowledge Review" (2021).
+
+From the deepest map to the shallowest, the student's maps are fused with what the deeper ones gave (ABF, attention
+based fusion), and each result is compared with the teacher's map of that level at several scales (HCL, hierarchical
+context loss). The pooled feature counts as the last, 1×1 map; the stem's map takes no part.
+
+Two departures from well-known code. `MAX_MID_CHANNEL` is honoured; there it is always 512. And shapes are read from
+the models; lists in the configuration only say how many maps, counted from the deepest, take part, and must be true.
+
+Shapes: `B` batch, `C` channels, `C_m` channels of the fused maps, `H`/`W` height and width of a map, `N` classes.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import log2
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._base import Distiller, register
+from ._common import probe, warmup_factor
+
+SCALES = (4, 2, 1)  # sides of the pooled maps that are compared besides the map itself
+
+
+def hcl_loss(maps_student: Sequence[Tensor], maps_teacher: Sequence[Tensor]) -> Tensor:
+    """Return the scalar hierarchical context loss, summed over the pairs of maps `[B, C, H, W]` of equal shapes.
+
+    For each pair: the weighted mean of squared errors (averaged over all elements) of the maps themselves, weight 1,
+    and of their averages on grids of 4×4, 2×2 and 1×1 cells, as far as these are coarser than the map; each grid has
+    half the weight of the one before.
+    """
+    total = torch.zeros((), device=maps_student[0].device)
+    for student, teacher in zip(maps_student, maps_teacher):
+        student, teacher = student.float(), teacher.float()
+        scales = [scale for scale in SCALES if scale < student.shape[-2]]
+        weights = [0.5**i for i in range(len(scales) + 1)]
+        errors = [F.mse_loss(student, teacher)]
+        for scale in scales:
+            errors.append(F.mse_loss(F.adaptive_avg_pool2d(student, scale), F.adaptive_avg_pool2d(teacher, scale)))
+        total = total + sum(w * e for w, e in zip(weights, errors)) / sum(weights)
+    return total
+
+
+def pair_stages(sides_student: Sequence[int], sides_teacher: Sequence[int]) -> List[Tuple[int, int]]:
+    """Return which stages meet, as pairs of positions, shallow to deep; arguments: the maps' sides in that order.
+
+    With equally many maps all of them, in order. Else all of the shorter list: its last stage meets the other's last,
+    the rest meets, in order, those whose sides are nearest (sum of absolute `log2` ratios), the deeper ones on a draw.
+    """
+    short, long = sorted((sides_student, sides_teacher), key=len)
+    if not short:
+        return []
+    choices = [(*choice, len(long) - 1) for choice in combinations(range(len(long) - 1), len(short) - 1)]
+    best = min(choices, key=lambda c: (sum(abs(log2(a / long[i])) for a, i in zip(short, c)), -sum(c)))
+    pairs = list(zip(range(len(short)), best))
+    return pairs if short is sides_student else [(student, teacher) for teacher, student in pairs]
+
+
+class ABF(nn.Module):
+    """Attention based fusion of one of the student's maps with what the deeper levels gave.
+
+    Args:
+        in_channels: of the student's map.
+        mid_channels: `C_m`.
+        out_channels: of the teacher's map.
+        fuse: whether there is a deeper level.
+    """
+
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, fuse: bool) -> None:
+        super().__init__()
+        reduce = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
+        restore = nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False)
+        for conv in (reduce, restore):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        self.conv1 = nn.Sequential(reduce, nn.BatchNorm2d(mid_channels))
+        self.conv2 = nn.Sequential(restore, nn.BatchNorm2d(out_channels))
+        self.att_conv = nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid()) if fuse else None
+
+    def forward(self, feature: Tensor, deeper: Optional[Tensor], out_size: Sequence[int]) -> Tuple[Tensor, Tensor]:
+        """Return `(output [B, C_out, *out_size], fused [B, C_m, *out_size])`, the latter for the next level.
+
+        Args:
+            feature: `[B, C_in, H, W]`.
+            deeper: `[B, C_m, h, w]`, the deeper level's `fused`; `None` where there is none.
+            out_size: height and width of the teacher's map.
+        """
+        fused = self.conv1(feature)
+        if self.att_conv is not None and deeper is not None:
+            deeper = F.interpolate(deeper, fused.shape[-2:], mode="nearest")
+            attention = self.att_conv(torch.cat([fused, deeper], dim=1))
+            fused = fused * attention[:, :1] + deeper * attention[:, 1:]
+        if tuple(fused.shape[-2:]) != tuple(out_size):
+            fused = F.interpolate(fused, tuple(out_size), mode="nearest")
+        return self.conv2(fused), fused
+
+
+@register("REVIEWKD")
+class ReviewKD(Distiller):
+    """Cross-entropy with the labels plus `hcl_loss` of the student's fused maps with the teacher's maps."""
+
+    DEFAULTS = {
+        "CE_WEIGHT": 1.0,
+        "REVIEWKD_WEIGHT": 1.0,
+        "WARMUP_EPOCHS": 20,  # epochs over which the weight of loss_kd rises
+        "SHAPES": None,  # sides of the student's maps, deepest first; None, here and below: read from the models
+        "OUT_SHAPES": None,  # sides of the teacher's maps, deepest first
+        "IN_CHANNELS": None,  # channels of the student's maps, shallowest first
+        "OUT_CHANNELS": None,  # channels of the teacher's maps, shallowest first
+        "MAX_MID_CHANNEL": 512,
+        "STU_PREACT": False,  # the student's maps before their activation
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        options = cfg.REVIEWKD
+        if options.MAX_MID_CHANNEL < 1:
+            raise UserError(f"REVIEWKD.MAX_MID_CHANNEL is {options.MAX_MID_CHANNEL}; expected 1 or more, such as 512")
+        self.ce_weight = options.CE_WEIGHT
+        self.reviewkd_weight = options.REVIEWKD_WEIGHT
+        self.warmup_epochs = options.WARMUP_EPOCHS
+        self.student_key = "preact_feats" if options.STU_PREACT else "feats"
+
+        feats = [probe(model, cfg.DATASET.INPUT_SIZE)[1] for model in (student, teacher)]
+        shapes_student = [f.shape[1:] for f in _levels(feats[0], self.student_key)]
+        shapes_teacher = [f.shape[1:] for f in _levels(feats[1], "preact_feats")]
+        self.pairs = _pairs(options, shapes_student, shapes_teacher)  # shallow to deep, the pooled features last
+        mid_channels = min(options.MAX_MID_CHANNEL, shapes_student[-1][0])
+        self.abfs = nn.ModuleList(
+            ABF(shapes_student[s][0], mid_channels, shapes_teacher[t][0], fuse=depth > 0)
+            for depth, (s, t) in enumerate(reversed(self.pairs))
+        )
+
+    def get_learnable_parameters(self) -> List[nn.Parameter]:
+        return [*super().get_learnable_parameters(), *self.abfs.parameters()]
+
+    def get_extra_parameters(self) -> int:
+        return sum(p.numel() for p in self.abfs.parameters())
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits, feats_student = self.student(image)
+        with torch.no_grad():
+            _, feats_teacher = self.teacher(image)
+        levels_student = _levels(feats_student, self.student_key)
+        levels_teacher = _levels(feats_teacher, "preact_feats")
+        maps_student, maps_teacher = [], []
+        fused = None
+        for abf, (s, t) in zip(self.abfs, reversed(self.pairs)):
+            output, fused = abf(levels_student[s], fused, levels_teacher[t].shape[-2:])
+            maps_student.append(output)
+            maps_teacher.append(levels_teacher[t])
+        weight = self.reviewkd_weight * warmup_factor(kwargs["epoch"], self.warmup_epochs)
+        return logits, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits.float(), target),
+            "loss_kd": weight * hcl_loss(maps_student, maps_teacher),
+        }
+
+
+def _levels(feats: Dict[str, Any], key: str) -> List[Tensor]:
+    """Return the maps after the stem's, shallow to deep, and the pooled feature as a 1×1 map."""
+    return [*feats[key][1:], feats["pooled_feat"][:, :, None, None]]
+
+
+def _pairs(options: Any, shapes_student: List[torch.Size], shapes_teacher: List[torch.Size]) -> List[Tuple[int, int]]:
+    """Return which levels meet, once typed lists are known to be true of the models; shapes are `[C, H, W]` each."""
+    typed = {key: options[key] for key in ("SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS") if options[key]}
+    if not typed:
+        sides = [[shape[-1] for shape in shapes[:-1]] for shapes in (shapes_student, shapes_teacher)]
+        return [*pair_stages(*sides), (len(shapes_student) - 1, len(shapes_teacher) - 1)]
+    lengths = [len(value) for value in typed.values() if isinstance(value, (list, tuple))]
+    count = min([*lengths, len(shapes_student), len(shapes_teacher)])
+    for key, value in typed.items():
+        role, shapes = ("teacher", shapes_teacher) if key.startswith("OUT") else ("student", shapes_student)
+        last = shapes[-count:]
+        true = [shape[0] for shape in last] if key.endswith("CHANNELS") else [shape[-1] for shape in reversed(last)]
+        if value != true:
+            raise UserError(
+                f"REVIEWKD.{key} is {value}, but the {role}'s last {count} maps have {true} at this input size;"
+                " correct it, or set it to null to have it read from the models"
+            )
+    return [(len(shapes_student) - i, len(shapes_teacher) - i) for i in range(count, 0, -1)]

@@ -1,0 +1,57 @@
+"""SP: "Similarity-Preserving Knowledge Distillation" (2019).
+
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._base import Distiller, register
+
+
+def batch_similarity(feat: Tensor) -> Tensor:
+    """Return `[B, B]`, rows of unit length: the dot products of the images' features `[B, ...]`."""
+    flat = feat.flatten(1)
+    return F.normalize(flat @ flat.t())
+
+
+def sp_loss(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor]) -> Tensor:
+    """Return the scalar mean over the `B²` pairs of images of the squared difference in similarity, summed over layers.
+
+    Args:
+        feats_student: `[B, C_s, H_s, W_s]` for each layer, floating point.
+        feats_teacher: `[B, C_t, H_t, W_t]` for each layer; sizes and channels need not agree.
+    """
+    losses = []
+    for student, teacher in zip(feats_student, feats_teacher):
+        with torch.autocast(student.device.type, enabled=False):
+            difference = batch_similarity(teacher.float()) - batch_similarity(student.float())
+            losses.append(difference.square().mean())
+    return torch.stack(losses).sum()
+
+
+@register("SP")
+class SP(Distiller):
+    """Cross-entropy with the labels plus `sp_loss` of the last map in `feats`."""
+
+    DEFAULTS = {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 3000.0}}
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        self.ce_weight = cfg.SP.LOSS.CE_WEIGHT
+        self.feat_weight = cfg.SP.LOSS.FEAT_WEIGHT
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits_student, feats_student = self.student(image)
+        with torch.no_grad():
+            _, feats_teacher = self.teacher(image)
+        loss_feat = sp_loss(feats_student["feats"][-1:], feats_teacher["feats"][-1:])
+        return logits_student, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
+            "loss_kd": self.feat_weight * loss_feat,
+        }

@@ -1,0 +1,122 @@
+"""SimKD: "Knowledge Distillation with the Reused Teacher Classifier" (2022).
+
+The student's final map is projected into the teacher's feature space and classified by the teacher's own classifier,
+which stays as it is; backbone and projector learn to reproduce the teacher's final map, without labels. The student's
+own classifier plays no part in the method; it is trained as a probe on detached features, so that the bare student is a
+usable checkpoint too.
+
+Shapes: `B` batch, `C_s`/`C_t` channels of the student's / teacher's final map, `H`/`W` height and width of a map.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._base import Distiller, register
+from ._common import probe
+from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
+
+
+def simkd_loss(projected: Tensor, map_teacher: Tensor) -> Tensor:
+    """Return the scalar mean squared error, over all elements, of two maps `[B, C_t, H_i, W_i]`.
+
+    Args:
+        projected: the student's, projected.
+        map_teacher: the teacher's; averaged to the size of the student's where it is larger.
+    """
+    height, width = projected.shape[-2:]
+    return F.mse_loss(projected.float(), F.adaptive_avg_pool2d(map_teacher.float(), (height, width)))
+
+
+class Projector(nn.Sequential):
+    """Bottleneck `C_s → C_t / factor → C_t` around a full 3×3 convolution, each with BatchNorm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
+        mid = out_channels // factor
+        super().__init__(
+            nn.Conv2d(in_channels, mid, 1, bias=False),
+            nn.BatchNorm2d(mid),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid, mid, 3, padding=1, bias=False),
+            nn.BatchNorm2d(mid),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+@head_dict.register("SIMKD")
+class SimKDHead(Head):
+    """Pooling to the teacher's map size where the student's is larger, projector, teacher's classifier.
+
+    Args:
+        in_channels: `C_s`.
+        height, width: of the teacher's final map.
+        out_channels, num_classes, bias: `C_t`, `N` and bias of the teacher's classifier.
+        factor: by which the projector is narrower than `C_t`.
+    """
+
+    kind = "SIMKD"
+
+    def __init__(
+        self,
+        in_channels: int,
+        height: int,
+        width: int,
+        out_channels: int,
+        num_classes: int,
+        bias: bool = True,
+        factor: int = 2,
+    ) -> None:
+        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__(Projector(in_channels, out_channels, factor), out_channels, num_classes, bias, options)
+        self.max_size = (height, width)
+
+    def forward(self, final_map: Tensor) -> HeadOutput:
+        height, width = (min(given, most) for given, most in zip(final_map.shape[-2:], self.max_size))
+        return super().forward(F.adaptive_avg_pool2d(final_map, (height, width)))
+
+
+@register("SIMKD")
+class SimKD(Distiller):
+    """`simkd_loss` of the final maps; deployed are backbone, projector and the teacher's classifier."""
+
+    DEFAULTS = {
+        "FEAT_WEIGHT": 1.0,
+        "FACTOR": 2,  # by which the projector is narrower than the teacher's map
+    }
+
+    head: Head
+
+    def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        options = cfg.SIMKD
+        input_size = cfg.DATASET.INPUT_SIZE
+        channels, height, width = check_teacher_map("SIMKD", teacher, input_size, remedy="use SFAKD")
+        if not 1 <= options.FACTOR <= channels:
+            raise UserError(f"SIMKD.FACTOR is {options.FACTOR}; expected 1 to {channels}, the teacher's channels")
+        self.feat_weight = options.FEAT_WEIGHT
+        self.head = SimKDHead.with_classifier(
+            teacher.get_classifier(),
+            in_channels=probe(student, input_size)[1]["final_map"].shape[1],
+            height=height,
+            width=width,
+            factor=options.FACTOR,
+        )
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        with torch.no_grad():
+            _, feats_teacher = self.teacher(image)
+        final_map, pooled = split_forward(self.student, image)
+        output = self.head(final_map)
+        own = own_logits(self.student, final_map, pooled)
+        return output.logits, {
+            "loss_feat": self.feat_weight * simkd_loss(output.projected, feats_teacher["final_map"]),
+            "loss_probe": F.cross_entropy(own.float(), target),
+        }

@@ -1,0 +1,94 @@
+"""VID: "Variational Information Distillation for Knowledge Transfer" (2019).
+
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._base import Distiller, register
+from ._common import match_size, settled_input_size, stage_shapes
+
+
+def vid_loss(predicted_mean: Tensor, log_scale: Tensor, feat_teacher: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return the scalar mean negative log-likelihood of the teacher's map under Gaussians, up to a constant.
+
+    Args:
+        predicted_mean: `[B, C_t, H, W]`, floating point, made from the student's map.
+        log_scale: `[C_t]`; the variance of a channel is `softplus(log_scale) + eps`.
+        feat_teacher: `[B, C_t, H, W]`, floating point.
+        eps: the least variance.
+    """
+    variance = (F.softplus(log_scale.float()) + eps).view(1, -1, 1, 1)
+    return 0.5 * ((predicted_mean.float() - feat_teacher.float()).square() / variance + variance.log()).mean()
+
+
+def make_regressor(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return three 1x1 convolutions without bias, with ReLUs between them."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(out_channels, out_channels, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(out_channels, out_channels, 1, bias=False),
+    )
+
+
+@register("VID")
+class VID(Distiller):
+    """Cross-entropy with the labels plus `vid_loss` of each stage after the stem.
+
+    The variances are trained, moved and saved with the rest; MDistiller keeps them in a plain list, at their first
+    values. Stages pair up from the stem on, as there: of a model that has more of them, the deepest have no partner.
+    `INPUT_SIZE` is `[height, width]` in pixels, as in MDistiller's files; `None` takes the data set's.
+    """
+
+    DEFAULTS = {
+        "EPS": 1e-5,
+        "INIT_PRED_VAR": 5.0,
+        "INPUT_SIZE": None,
+        "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
+    }
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+        super().__init__(student, teacher)
+        self.eps, first_variance = cfg.VID.EPS, cfg.VID.INIT_PRED_VAR
+        if not first_variance > self.eps >= 0:
+            raise UserError(
+                f"VID.INIT_PRED_VAR is {first_variance} and VID.EPS {self.eps}; expected the variance to start above"
+                " EPS, the least it can be, and EPS not to be negative (5.0 and 1e-5 are the defaults)"
+            )
+        self.ce_weight = cfg.VID.LOSS.CE_WEIGHT
+        self.feat_weight = cfg.VID.LOSS.FEAT_WEIGHT
+        size = settled_input_size(cfg.VID.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "VID.INPUT_SIZE")
+        channels = list(zip(*([shape[1] for shape in stage_shapes(model, size)[1:]] for model in (student, teacher))))
+        self.regressors = nn.ModuleList(make_regressor(s, t) for s, t in channels)
+        log_scale = math.log(math.expm1(first_variance - self.eps))
+        self.log_scales = nn.ParameterList([nn.Parameter(torch.full((t,), log_scale)) for _, t in channels])
+
+    def get_learnable_parameters(self) -> List[nn.Parameter]:
+        return [*super().get_learnable_parameters(), *self.regressors.parameters(), *self.log_scales]
+
+    def get_extra_parameters(self) -> int:
+        return sum(p.numel() for p in (*self.regressors.parameters(), *self.log_scales))
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits_student, feats_student = self.student(image)
+        with torch.no_grad():
+            _, feats_teacher = self.teacher(image)
+        losses = []
+        maps = zip(feats_student["feats"][1:], feats_teacher["feats"][1:])
+        for regressor, log_scale, pair in zip(self.regressors, self.log_scales, maps):
+            feat_student, feat_teacher = match_size(*pair)
+            losses.append(vid_loss(regressor(feat_student), log_scale, feat_teacher, self.eps))
+        return logits_student, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
+            "loss_kd": self.feat_weight * torch.stack(losses).sum(),
+        }

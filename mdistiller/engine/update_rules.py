@@ -1,0 +1,87 @@
+"""How the losses of a step change the parameters: one gradient of their sum, or one each for task and distillation."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, Dict, List
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .optim import build_optimizer
+
+Losses = Dict[str, Tensor]  # named scalars
+
+
+class UpdateRule:
+    """Turns losses into a step of `optimizer`, which alone holds the state that a resumed run needs.
+
+    Args:
+        cfg: the resolved configuration.
+        parameters: what is trained; on its device and in its memory format from now on.
+        scaler: of the losses; disabled where gradients cannot underflow.
+    """
+
+    def __init__(self, cfg: Any, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
+        self.optimizer = build_optimizer(cfg, parameters)
+        self.scaler = scaler
+
+    def __call__(self, losses: Losses) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.backward(losses)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def backward(self, losses: Losses) -> None:
+        """Set the gradients of the optimizer's parameters."""
+        raise NotImplementedError
+
+
+class SummedLosses(UpdateRule):
+    """One gradient: that of the sum of all losses."""
+
+    def backward(self, losses: Losses) -> None:
+        self.scaler.scale(reduce(torch.add, losses.values())).backward()
+
+
+class DistillationOriented(UpdateRule):
+    """DOT: gradients and momenta of their own for `loss_ce` and for all other losses together.
+
+    With learning rate `γ`, momentum `μ` and `Δ = SOLVER.DOT.DELTA`: `v_ce ← g_ce + (μ − Δ) v_ce`,
+    `v_kd ← g_kd + (μ + Δ) v_kd`, `θ ← θ − γ (v_ce + v_kd)`. The paper's algorithm leaves weight decay out. It belongs
+    to the task here, as in the authors' code, but acts on every parameter that any loss reaches (there: that `loss_ce`
+    reaches), so that `Δ = 0` is SGD on the sum of the losses.
+
+    Source: "DOT: A Distillation-Oriented Trainer" (2023).
+    """
+
+    def __init__(self, cfg: Any, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
+        super().__init__(cfg, parameters, scaler)
+        momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
+        if not 0 <= delta <= momentum or momentum + delta >= 1:
+            raise UserError(
+                f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}; expected one of at least 0, with"
+                " MOMENTUM − DELTA not below 0 and MOMENTUM + DELTA below 1 (0.075 is the default)"
+            )
+        self.task = parameters
+        # the same weights under a second name, for which the optimizer keeps a second gradient and momentum
+        self.distillation = [nn.Parameter(p.detach()) for p in parameters]
+        for group in self.optimizer.param_groups:
+            group["momentum"] = momentum - delta
+        self.optimizer.add_param_group({"params": self.distillation, "momentum": momentum + delta, "weight_decay": 0.0})
+
+    def backward(self, losses: Losses) -> None:
+        others = [loss for name, loss in losses.items() if name != "loss_ce"]
+        if "loss_ce" not in losses or not others:
+            raise UserError(
+                f"SOLVER.TRAINER dot needs loss_ce and another loss, this distiller gives {', '.join(losses)};"
+                " use SOLVER.TRAINER base"
+            )
+        self.scaler.scale(reduce(torch.add, others)).backward(retain_graph=True)
+        for task, distillation in zip(self.task, self.distillation):
+            distillation.grad, task.grad = task.grad, None
+        self.scaler.scale(losses["loss_ce"]).backward()
+        for task, distillation in zip(self.task, self.distillation):
+            if task.grad is None and distillation.grad is not None:
+                task.grad = torch.zeros_like(task)

@@ -1,0 +1,56 @@
+"""One training step of a distiller on a small pair, and what has to hold after it."""
+
+from __future__ import annotations
+
+import torch
+
+from mdistiller.distillers import distiller_dict
+from mdistiller.engine.cfg import load_cfg
+from mdistiller.models import build_model
+
+PAIRS = [("resnet14", "resnet8"), ("wrn_16_1", "MobileNetV2"), ("vgg8", "ShuffleV1")]  # teacher, student
+
+
+def build(method, *overrides, teacher="resnet14", student="resnet8"):
+    torch.manual_seed(0)
+    cfg = load_cfg(None, ["DISTILLER.TYPE", method, "DATASET.INPUT_SIZE", "32", *overrides])
+    return distiller_dict[method](build_model(student, 7), build_model(teacher, 7), cfg).train()
+
+
+def batch(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(4, 3, 32, 32, generator=generator), torch.randint(7, (4,), generator=generator)
+
+
+def check_step(distiller, **batch):
+    """Gradients reach every learnable parameter and no teacher, whose statistics stay; losses are float32 scalars."""
+    before = {key: value.clone() for key, value in distiller.teacher.state_dict().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, losses = distiller(**batch)
+    assert logits.shape == (4, 7)
+    for name, loss in losses.items():
+        assert loss.shape == (), name
+        assert loss.dtype == torch.float32, name
+        assert loss.isfinite(), name
+    sum(losses.values()).backward()
+
+    learnable = {id(parameter) for parameter in distiller.get_learnable_parameters()}
+    for name, parameter in distiller.named_parameters():
+        if name.startswith("teacher."):
+            assert parameter.grad is None, name
+            assert id(parameter) not in learnable, name
+        else:
+            assert id(parameter) in learnable, name
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+    assert not any(module.training for module in distiller.teacher.modules())
+    assert all(torch.equal(value, before[key]) for key, value in distiller.teacher.state_dict().items())
+    return losses
+
+
+def check_student_deploys_alone(distiller):
+    """The method leaves nothing behind: what is deployed is the student with its own classifier."""
+    image, _ = batch()
+    distiller.eval()
+    assert distiller.head is None
+    torch.testing.assert_close(distiller(image=image), distiller.student(image)[0])

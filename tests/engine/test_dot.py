@@ -1,0 +1,206 @@
+"""DOT: the update rule against its definition, and its place in the trainer."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mdistiller.distillers import distiller_dict
+from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.trainer import Trainer, trainer_dict
+from mdistiller.engine.update_rules import DistillationOriented, SummedLosses
+from mdistiller.errors import UserError
+from mdistiller.models import build_model
+
+
+class Toy(nn.Module):
+    """Weights that both losses reach, that one of them reaches, and that none does."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        for name in ("shared", "task", "distillation", "idle"):
+            self.register_parameter(name, nn.Parameter(torch.randn(4, generator=generator)))
+
+    def losses(self, step):
+        x = torch.randn(4, generator=torch.Generator().manual_seed(step))
+        return {
+            "loss_ce": ((self.shared * x).sum() + self.task.sin().sum()) ** 2 / 10,
+            "loss_kd": (self.shared - x).square().mean() + (self.distillation * x).cos().sum(),
+            "loss_other": (self.shared.sum() - 1).abs() * 0.3,
+        }
+
+
+def rule(model, *overrides, of=DistillationOriented, scale=None):
+    cfg = load_cfg(None, ["SOLVER.LR", "0.1", "SOLVER.WEIGHT_DECAY", "0.01", *overrides])
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    return of(cfg, list(model.parameters()), scaler)
+
+
+def run(update, model, steps, first=0):
+    for step in range(first, first + steps):
+        for group in update.optimizer.param_groups:
+            group["lr"] = 0.1 / (1 + step)
+        update(model.losses(step))
+
+
+def by_hand(model, steps, delta=0.075, momentum=0.9, decay=0.01):
+    """Two gradients, two momentum buffers, weight decay once, in plain arithmetic."""
+    names = ("shared", "task", "distillation")
+    task, distillation = ({name: torch.zeros(4) for name in names} for _ in range(2))
+    for step in range(steps):
+        losses = model.losses(step)
+        parameters = [getattr(model, name) for name in names]
+        kwargs = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        of_task = torch.autograd.grad(losses["loss_ce"], parameters, **kwargs)
+        of_distillation = torch.autograd.grad(losses["loss_kd"] + losses["loss_other"], parameters, **kwargs)
+        with torch.no_grad():
+            for name, parameter, g, h in zip(names, parameters, of_task, of_distillation):
+                task[name] = (momentum - delta) * task[name] + g + decay * parameter
+                distillation[name] = (momentum + delta) * distillation[name] + h
+                parameter -= 0.1 / (1 + step) * (task[name] + distillation[name])
+
+
+def check_equal(model, other):
+    for (name, a), b in zip(model.named_parameters(), other.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.075])
+def test_several_steps_equal_the_definition(delta):
+    model, reference = Toy(), Toy()
+    run(rule(model, "SOLVER.DOT.DELTA", str(delta)), model, 6)
+    by_hand(reference, 6, delta)
+    check_equal(model, reference)
+    assert not torch.equal(model.shared, Toy().shared)
+
+
+@pytest.mark.parametrize("nesterov", ["False", "True"])
+def test_without_a_difference_it_is_sgd_on_the_sum(nesterov):
+    model, reference = Toy(), Toy()
+    run(rule(model, "SOLVER.DOT.DELTA", "0", "SOLVER.NESTEROV", nesterov), model, 6)
+    run(rule(reference, "SOLVER.NESTEROV", nesterov, of=SummedLosses), reference, 6)
+    check_equal(model, reference)
+
+
+def test_one_literal_step():
+    weight = nn.Parameter(torch.tensor([2.0]))
+    model = nn.ParameterList([weight])
+    update = rule(model, "SOLVER.WEIGHT_DECAY", "0.5")
+    for _ in range(2):
+        update({"loss_ce": weight * 3, "loss_kd": weight * 5})
+    # step 1: 2 − 0.1 (3 + 0.5 · 2 + 5) = 1.1; step 2: 1.1 − 0.1 (0.825 · 4 + 3 + 0.5 · 1.1 + 0.975 · 5 + 5)
+    assert weight.item() == pytest.approx(1.1 - 0.1 * (3.3 + 3.55 + 4.875 + 5))
+
+
+def test_the_state_resumes():
+    whole, part = Toy(), Toy()
+    run(rule(whole), whole, 6)
+    update = rule(part)
+    run(update, part, 3)
+    state = copy.deepcopy(update.optimizer.state_dict())
+    again = Toy()
+    later = rule(again)
+    again.load_state_dict(part.state_dict())
+    later.optimizer.load_state_dict(state)
+    run(later, again, 3, first=3)
+    for (name, a), b in zip(again.named_parameters(), whole.parameters()):
+        assert torch.equal(a, b), name
+
+
+def test_scaled_losses_give_the_same_steps():
+    model, reference = Toy(), Toy()
+    run(rule(model, scale=1024.0), model, 4)
+    run(rule(reference), reference, 4)
+    check_equal(model, reference)
+
+
+@pytest.mark.parametrize("name", ["loss_ce", "loss_kd"])
+def test_an_overflow_of_either_loss_skips_the_whole_step(name):
+    model = Toy()
+    update = rule(model, scale=1024.0)
+    losses = model.losses(0)
+    losses[name] = losses[name] * float("inf")
+    update(losses)
+    check_equal(model, Toy())
+    assert update.scaler.get_scale() < 1024
+
+
+@pytest.mark.parametrize("kept", [["loss_ce"], ["loss_kd"], ["loss_kd", "loss_other"]])
+def test_it_needs_the_task_and_something_else(kept):
+    model = Toy()
+    losses = {name: loss for name, loss in model.losses(0).items() if name in kept}
+    with pytest.raises(UserError, match=f"needs loss_ce and another loss, this distiller gives {', '.join(kept)};"):
+        rule(model)(losses)
+
+
+@pytest.mark.parametrize(("delta", "momentum"), [("0.1", "0.95"), ("0.95", "0.9"), ("-0.1", "0.9")])
+def test_bad_options(delta, momentum):
+    with pytest.raises(UserError, match=f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}"):
+        rule(Toy(), "SOLVER.DOT.DELTA", delta, "SOLVER.MOMENTUM", momentum)
+
+
+def test_trainers_by_name():
+    assert set(trainer_dict) >= {"base", "crd", "dot", "crd_dot"}
+    assert trainer_dict["crd"] is trainer_dict["base"] is Trainer
+    assert trainer_dict["dot"] is trainer_dict["crd_dot"]
+    assert trainer_dict["dot"].update_rule is DistillationOriented
+    assert Trainer.update_rule is SummedLosses
+
+
+def trainer_of(name, method="KD"):
+    torch.manual_seed(0)
+    settings = ["SOLVER.TRAINER", name, "DATASET.INPUT_SIZE", "32", "SOLVER.AMP", "off", "DISTILLER.TYPE", method]
+    cfg = load_cfg(None, settings)
+    teacher = [build_model("resnet14", 5)] if distiller_dict[method].needs_teacher else [None]
+    distiller = distiller_dict[method](build_model("MobileNetV2", 5), *teacher, cfg)
+    return trainer_dict[name]("run", distiller, None, None, cfg)
+
+
+def image_batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {"image": torch.randn(4, 3, 32, 32, generator=generator), "target": torch.tensor([0, 1, 2, 3])}
+
+
+def test_a_step_of_the_trainer():
+    trainer = trainer_of("dot")
+    reference = copy.deepcopy(trainer.distiller).train()
+    trainer.distiller.train()
+    for step in range(2):
+        trainer._step(image_batch(step), 1, step, 10)
+
+    parameters = reference.get_learnable_parameters()
+    task = torch.optim.SGD(parameters, 0.05, momentum=0.825, weight_decay=1e-4)
+    distillation = torch.optim.SGD(parameters, 0.05, momentum=0.975)
+    for step in range(2):
+        _, losses = reference(**image_batch(step))
+        grads = [torch.autograd.grad(losses[name], parameters, retain_graph=True) for name in ("loss_ce", "loss_kd")]
+        for optimizer, of_loss in zip((task, distillation), grads):
+            for parameter, grad in zip(parameters, of_loss):
+                parameter.grad = grad
+            optimizer.step()
+    for a, b in zip(trainer.distiller.get_learnable_parameters(), parameters):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_trainer_resumes():
+    whole = trainer_of("dot")
+    whole.distiller.train()
+    for step in range(2):
+        whole._step(image_batch(step), 1, step, 10)
+    state = copy.deepcopy(whole._state())
+    again = trainer_of("crd_dot")
+    again._load_state(state)
+    again.distiller.train()
+    for trainer in (whole, again):
+        trainer._step(image_batch(2), 2, 2, 10)
+    for (name, a), b in zip(whole.distiller.named_parameters(), again.distiller.parameters()):
+        assert torch.equal(a, b), name
+
+
+def test_a_student_without_a_distillation_loss_is_refused_at_the_first_step():
+    trainer = trainer_of("dot", method="NONE")
+    trainer.distiller.train()
+    with pytest.raises(UserError, match="gives loss_ce; use SOLVER.TRAINER base"):
+        trainer._step(image_batch(0), 1, 0, 10)
