@@ -29,8 +29,12 @@ class _Print(logging.Handler):
         print(self.format(record), flush=True)
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command line; a `UserError` becomes one line on stderr and exit status 2."""
+def run(main: Callable[[], None], interrupted: str = "continue with --resume from the last whole epoch") -> NoReturn:
+    """Run a command line; a `UserError` becomes one line on stderr and exit status 2.
+
+    Args:
+        interrupted: what to do after Ctrl-C.
+    """
     notes = logging.getLogger("mdistiller")
     notes.setLevel(logging.INFO)
     if not notes.handlers:
@@ -41,6 +45,6 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; continue with --resume from the last whole epoch", file=sys.stderr)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, TypeVar
+import inspect
+from typing import Any, Callable, Dict, TypeVar
 
 from .errors import UserError, did_you_mean
 
 T = TypeVar("T")
+
+
+def origin(entry: Any) -> str:
+    """Return the file that defines a class or a function, else what it prints as."""
+    try:
+        return inspect.getfile(entry)
+    except (TypeError, OSError):
+        return repr(entry)
 
 
 class UnknownName(UserError, KeyError):
@@ -29,7 +38,8 @@ class Registry(Dict[str, T]):
 
     def __setitem__(self, name: str, entry: T) -> None:
         if name in self:
-            raise ValueError(f"{self.kind} {name!r} is already registered as {self[name]!r}")
+            places = f"{origin(self[name])} and {origin(entry)}"
+            raise UserError(f"{self.kind} {name!r} is defined twice, in {places}; rename one of them")
         super().__setitem__(name, entry)
 
     def __missing__(self, name: str) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from pathlib import Path
@@ -60,6 +61,28 @@ def command(monkeypatch, capsys):
         return exit_info.value.code, out, err
 
     return call
+
+
+@pytest.fixture
+def registries_as_before(tmp_path):
+    """A plug-in stays for the life of a process; here it is taken out after the test."""
+    from mdistiller.distillers import _plugins, distiller_dict, head_dict
+    from mdistiller.engine.cfg import CFG
+
+    registries = [distiller_dict, head_dict, _plugins._adopted, CFG]
+    before = [dict(registry) for registry in registries]
+    modules, defaults, path = set(sys.modules), copy.deepcopy(before[-1]), list(sys.path)
+    yield
+    for registry, content in zip(registries, before):
+        for name in set(registry) - set(content):
+            del registry[name]
+    CFG.update(defaults)  # sections to which keys were added
+    sys.path[:] = path
+    new = set(sys.modules) - modules
+    roots = {name for name in new if "." not in name and str(tmp_path) in repr(sys.modules[name])}
+    for name in new:
+        if name.startswith("mdistiller.distillers.") or name.partition(".")[0] in roots:
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Tuple, Union
 import torch
 from yacs.config import CfgNode
 
-from . import cifar100, fashion_demo, imagefolder, imagenet  # noqa: F401 (they register themselves)
+from . import cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (they register themselves)
 from .device_loader import DeviceLoader
 from .draws import EpochDraws
 from .images import View, decode_all

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
-from typing import Iterable, List, Sequence, Tuple
+from typing import Sequence, Tuple
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from yacs.config import CfgNode
 
 from .. import paths
 from ..errors import UserError
 from .draws import mix
+from .folders import check_same_classes, class_folders, find_images
 from .images import View, decode_all, decode_chunks
 from .info import DatasetInfo
 from .options import Channels, Options, read_options
@@ -43,60 +42,13 @@ def imagefolder(cfg: CfgNode) -> Splits:
     root = paths.find_file(cfg.DATASET.ROOT)
     if not root.is_dir() or not any(root.iterdir()):
         raise UserError(f"DATASET.ROOT {root} is {'empty' if root.is_dir() else 'not a folder'}; {LAYOUT}")
-    classes = _classes(root / "train")
-    _check_same(root, classes, _classes(root / "val"))
-    train, val = (_find(root / name, classes) for name in ("train", "val"))
+    classes = class_folders(root / "train", LAYOUT)
+    check_same_classes(root, classes, class_folders(root / "val", LAYOUT))
+    train, val = (find_images(root / name, classes) for name in ("train", "val"))
     if cfg.DATASET.INPUT_SIZE is None:
         log.info("DATASET.INPUT_SIZE is not set: images are resized to %d px", DEFAULT_SIZE)
     train_split, mean, std = _with_statistics(train, root / "train", options, len(train) + len(val))
     return Splits(train_split, val, DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std))
-
-
-def _classes(folder: Path) -> List[str]:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing; {LAYOUT}")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"{folder} holds no class folders; {LAYOUT}")
-    return names
-
-
-def _check_same(root: Path, train: List[str], val: List[str]) -> None:
-    more, less = sorted(set(val) - set(train)), sorted(set(train) - set(val))
-    if more or less:
-        wrong = [f"val has {_listed(more)}, which train lacks"] if more else []
-        wrong += [f"val lacks {_listed(less)}, which train has"] if less else []
-        raise UserError(f"the classes of {root} differ: {'; '.join(wrong)}; give both the same class folders")
-
-
-def _listed(names: List[str], limit: int = 5) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
-
-
-def _find(folder: Path, classes: Iterable[str]) -> FileSplit:
-    files: List[Path] = []
-    targets: List[int] = []
-    for label, name in enumerate(classes):
-        found = _images(folder / name)
-        if not found:
-            raise UserError(f"the class folder {folder / name} holds no image; add some ({' '.join(IMG_EXTENSIONS)})")
-        files += found
-        targets += [label] * len(found)
-    return FileSplit(files, targets)
-
-
-def _images(folder: Path) -> List[Path]:
-    """Return the images at any depth below `folder`, sorted, each linked folder once."""
-    seen, found = set(), []
-    for place, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        found += [Path(place, name) for name in names if name.lower().endswith(IMG_EXTENSIONS)]
-    return sorted(found)
 
 
 def _with_statistics(

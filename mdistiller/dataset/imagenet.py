@@ -1,21 +1,44 @@
-"""The ImageNet sets: names that are reserved, so that asking for one is answered."""
+"""ImageNet-1k: 1.28 million training and 50,000 validation images in 1000 classes (Russakovsky et al., 2015)."""
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from yacs.config import CfgNode
 
-from ..errors import UserError
-from .splits import dataset_dict
+from .. import paths
+from .folders import check_same_classes, class_folders, find_images
+from .info import DatasetInfo
+from .options import read_options
+from .splits import FileSplit, Splits, dataset_dict
+
+FOLDER = "imagenet"
+SIZE = 224  # px
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+LAYOUT = (
+    "expected ImageNet (ILSVRC 2012) as train/<wnid>/*.JPEG and val/<wnid>/*.JPEG in data/imagenet/ or DATASET.ROOT,"
+    " the validation images sorted into the folders of their classes"
+)
 
 
 @dataset_dict.register("imagenet")
-@dataset_dict.register("tiny_imagenet")
-def not_yet(cfg: CfgNode) -> NoReturn:
-    """Say what to do instead."""
-    raise UserError(
-        f"DATASET.TYPE {cfg.DATASET.TYPE} comes with a later release of this package; until then DATASET.TYPE"
-        " imagefolder reads it: set DATASET.ROOT to the folder that holds train/<class>/* and val/<class>/*, and"
-        " DATASET.INPUT_SIZE"
-    )
+def imagenet(cfg: CfgNode) -> Splits:
+    """Find the images below `DATASET.ROOT`, by default `imagenet/` of the data folder.
+
+    The recipe of the published tables: training takes random resized crops of 224 px, mirrored half the time;
+    validation resizes the shorter side to 256 px and takes the centre. A class is a folder; labels go by the sorted
+    names, as in torchvision's weights. Any number of classes will do, and for evaluation `val/` alone.
+
+    Raises:
+        UserError: what is missing, in one line.
+    """
+    options = read_options(cfg, own_size=SIZE)
+    root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root() / FOLDER
+    classes = class_folders(root / "val", LAYOUT)
+
+    def train() -> FileSplit:
+        check_same_classes(root, class_folders(root / "train", LAYOUT), classes)
+        return find_images(root / "train", classes)
+
+    mean, std = options.statistics or (MEAN, STD)
+    info = DatasetInfo("imagenet", tuple(classes), options.input_size, mean, std)
+    return Splits(train, find_images(root / "val", classes), info)

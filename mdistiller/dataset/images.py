@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterator, NamedTuple, Sequence
+from dataclasses import dataclass
+from typing import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,10 +17,40 @@ from .info import DatasetInfo
 from .splits import ArraySplit, ImageSplit
 
 CHUNK = 1024  # images: a corrupt one is reported after at most this many more
+SCALES = (8, 4, 2)  # at one over which JPEG pictures can be decoded
+GAP = 2.0  # how many times larger than its result a picture stays nevertheless, as in Pillow's `thumbnail`
 
 
-class View(NamedTuple):
-    """How a picture is shown un-augmented: shorter side resized (antialiased), then the centre cropped.
+def decoded(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Image.Image:
+    """Return a part of an opened picture, resized (bilinear, antialiased), as RGB.
+
+    A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size: fewer frequencies, and resizing still
+    averages over at least 2×2 pixels. Pictures of 1600 and 4000 px shown at 224 px differed from those without it by
+    0.7 and 0.4 of 255 on average, by 5 at most. (One core of an AMD EPYC, decoding and `View(224, margin=True)`:
+    4000×3000 px 129 → 50 ms, 1600×1200 px 16 → 11 ms. 500×375 px, an average ImageNet picture, is too small to gain:
+    2.3 ms; with torchvision's `decode_jpeg` and resizing of tensors 3.0 ms.)
+
+    Args:
+        image: not decoded yet.
+        part: left, top, right and bottom edge, in pixels of the whole picture.
+        size: width and height of the result, in pixels.
+    """
+    left, top, right, bottom = part
+    whole = image.size
+    spare = min((right - left) / size[0], (bottom - top) / size[1])
+    scale = next((scale for scale in SCALES if spare >= GAP * scale), 1)
+    if scale > 1:
+        image.draft(None, (whole[0] // scale, whole[1] // scale))
+    picture = image.convert("RGB")
+    if picture.size == whole:  # cut first, as torchvision does
+        return F.resized_crop(picture, top, left, bottom - top, right - left, [size[1], size[0]])
+    box = (left / scale, top / scale, right / scale, bottom / scale)
+    return picture.resize((size[0], size[1]), Image.Resampling.BILINEAR, box)
+
+
+@dataclass(frozen=True)
+class View:
+    """How an opened picture is shown un-augmented: shorter side resized (antialiased), then the centre cropped.
 
     Attributes:
         size: side of the result, in pixels.
@@ -30,17 +61,16 @@ class View(NamedTuple):
     margin: bool
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        if image.size == (self.size, self.size) and not self.margin:
-            return image
         shorter = round(self.size / 0.875) if self.margin else self.size
-        return F.center_crop(F.resize(image, shorter), [self.size, self.size])
+        resized = decoded(image, (0, 0, *image.size), [int(shorter * side / min(image.size)) for side in image.size])
+        return F.center_crop(resized, [self.size, self.size])
 
 
 def decode_chunks(split: ImageSplit, view: View, indices: Sequence[int], num_workers: int) -> Iterator[np.ndarray]:
     """Yield the images `indices` as uint8 [n, S, S, 3], n ≤ 1024; decoded by threads, with a bar if it takes long."""
 
     def decode(index: int) -> np.ndarray:
-        return np.asarray(view(split.load(index)))
+        return np.asarray(split.load(index, view))
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool, tqdm(
         total=len(indices), desc="reading images", unit="image", delay=2, disable=None, leave=False

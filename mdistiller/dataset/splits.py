@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from functools import cached_property
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Sequence, Union
+from typing import Callable, List, Sequence, Union
 
 import numpy as np
 import torch
@@ -17,6 +19,12 @@ from .draws import mix
 from .info import DatasetInfo
 
 Labels = Union[Sequence[int], Tensor]
+Look = Callable[[Image.Image], Image.Image]  # from an opened picture, of any kind and not decoded yet, to an RGB one
+
+
+def as_it_is(image: Image.Image) -> Image.Image:
+    """Return the whole picture."""
+    return image.convert("RGB")
 
 
 class ArraySplit:
@@ -36,9 +44,9 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, index: int) -> Image.Image:
-        """Return image `index` (RGB)."""
-        return Image.fromarray(self.images[index])
+    def load(self, index: int, look: Look = as_it_is) -> Image.Image:
+        """Return what `look` makes of image `index` (RGB)."""
+        return look(Image.fromarray(self.images[index]))
 
     def subset(self, indices: Tensor) -> ArraySplit:
         """Return the images `indices` (int64 [n]) only, numbered from 0."""
@@ -48,49 +56,70 @@ class ArraySplit:
 class FileSplit:
     """Images that are read from files when asked for.
 
+    The names are one array: a list of a million of them is half a gigabyte, of which every worker process would come to
+    hold a copy, since counting references to its entries writes to their pages.
+
     Args:
         files: one path an image.
         targets: labels, as many.
     """
 
-    def __init__(self, files: Sequence[Path], targets: Labels) -> None:
+    def __init__(self, files: Union[Sequence[Union[str, Path]], np.ndarray], targets: Labels) -> None:
         assert len(files) == len(targets), (len(files), len(targets))
-        self.files: List[Path] = list(files)
+        self._files = files if isinstance(files, np.ndarray) else np.array([os.fsencode(file) for file in files])
         self.targets = torch.as_tensor(targets, dtype=torch.int64)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._files)
 
-    def load(self, index: int) -> Image.Image:
-        """Return image `index`, converted to RGB.
+    @property
+    def files(self) -> List[Path]:
+        return [self._path(index) for index in range(len(self))]
+
+    def _path(self, index: int) -> Path:
+        return Path(os.fsdecode(self._files[index]))
+
+    def load(self, index: int, look: Look = as_it_is) -> Image.Image:
+        """Return what `look` makes of image `index` (RGB).
 
         Raises:
             UserError: the file is not an 8-bit picture that can be decoded; its name is given.
         """
-        path = self.files[index]
+        path = self._path(index)
         try:
             with Image.open(path) as image:
                 if image.mode[0] in "IF":  # 16 and 32 bits a channel: conversion to RGB would clip, not scale
                     raise TypeError(f"more than 8 bits a channel, mode {image.mode}")
-                return image.convert("RGB")
+                return look(image)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read the image {path} ({reason}); replace, convert or remove it") from error
 
     def subset(self, indices: Tensor) -> FileSplit:
         """Return the images `indices` (int64 [n]) only, numbered from 0."""
-        return FileSplit([self.files[i] for i in indices.tolist()], self.targets[indices])
+        return FileSplit(self._files[indices.numpy()], self.targets[indices])
 
 
 ImageSplit = Union[ArraySplit, FileSplit]
 
 
-class Splits(NamedTuple):
-    """A data set: the whole training set, the validation set, and what is known of both."""
+class Splits:
+    """A data set: the whole training set, the validation set, and what is known of both.
 
-    train: ImageSplit
-    val: ImageSplit
-    info: DatasetInfo
+    Args:
+        train: the training set, or a function that finds it once it is asked for; evaluation does not.
+        val: the validation set.
+        info: classes, size and statistics.
+    """
+
+    def __init__(self, train: Union[ImageSplit, Callable[[], ImageSplit]], val: ImageSplit, info: DatasetInfo) -> None:
+        self._train = train
+        self.val = val
+        self.info = info
+
+    @cached_property
+    def train(self) -> ImageSplit:
+        return self._train() if callable(self._train) else self._train
 
 
 dataset_dict: Registry[Callable[[CfgNode], Splits]] = Registry("data set")

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Tuple
+from functools import partial
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from ..errors import UserError
 from .draws import mix
-from .images import View
+from .images import View, decoded
 from .info import DatasetInfo
 from .loader import Batch, Loader
 from .options import Options
 from .splits import ImageSplit
 
-Step = Tuple[List[int], List[int]]  # indices and variants of a batch
+Step = Tuple[List[int], List[int], int]  # indices and variants of a batch, and the epoch's seed
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: part of the area, width / height
 
 
 class StreamLoader(Loader):
-    """Batches from worker processes; normalised on the device, after the copy.
+    """Batches from worker processes, which live as long as the loader; copied as uint8, normalised on the device.
 
     Order and augmentation depend on the seed, the epoch and the image only, not on the number of workers. With
     "pad_crop" and "none" the batches equal those of a `DeviceLoader`. The caller's random numbers are left alone.
@@ -45,64 +46,88 @@ class StreamLoader(Loader):
         train: bool,
     ) -> None:
         super().__init__(info, split.targets, options, device, train)
-        self._split = split
-        self._view = view
+        self._reader = _Reader(split, view, self.augment, self.padding)
         self._num_workers = options.num_workers
+        self._idle: Optional[DataLoader] = None  # workers that wait for the next pass
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         seed = mix("images", self._seed, self.epoch)
         draws = self.draws()
         order, variant = draws.order, draws.variant(self.padding)
-        steps = ((order[part].tolist(), variant[part].tolist()) for part in self._slices(start_step))
-        batches = DataLoader(
-            _Reader(self._split, self._view, self.augment, self.padding, seed),
+        slices = list(self._slices(start_step))  # a generator that held `self` would end workers late, as a cycle
+        # a pass that starts while another runs gets workers of its own
+        workers: Optional[DataLoader] = self._workers(seed) if self._idle is None else self._idle
+        self._idle = None
+        assert workers is not None and isinstance(workers.sampler, _Steps)
+        try:
+            workers.sampler.steps = ((order[part].tolist(), variant[part].tolist(), seed) for part in slices)
+            for batch in workers:
+                if "error" in batch:
+                    workers = None  # they end now, not when the traceback is collected
+                    raise UserError(batch["error"])
+                batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+                batch["image"] = self._normalise(batch["image"])
+                if self.num_variants is None:
+                    del batch["variant"]
+                yield batch
+        finally:
+            self._idle = workers
+
+    def _workers(self, seed: int) -> DataLoader:
+        return DataLoader(
+            self._reader,
             batch_size=None,
-            sampler=steps,
+            sampler=_Steps(),
             num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(seed),  # else the workers' seed is drawn from the global numbers
         )
-        for batch in batches:
-            if "error" in batch:
-                raise UserError(batch["error"])
-            batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-            batch["image"] = self._normalise(batch["image"])
-            if self.num_variants is None:
-                del batch["variant"]
-            yield batch
+
+
+class _Steps(Sampler):
+    """What the workers are to read in the pass at hand."""
+
+    steps: Iterator[Step] = iter(())
+
+    def __init__(self) -> None:  # PyTorch's own takes an argument that it deprecates
+        pass
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.steps
 
 
 class _Reader(Dataset):
-    """Takes a step (indices, variants) to its batch.
+    """Takes a step to its batch.
 
     What cannot be read is returned as text, not raised, because a worker process adds its traceback to what it raises.
     """
 
-    def __init__(self, split: ImageSplit, view: View, augment: str, padding: int, seed: int) -> None:
+    def __init__(self, split: ImageSplit, view: View, augment: str, padding: int) -> None:
         self.split = split
         self.view = view
         self.augment = augment
         self.padding = padding
-        self.seed = seed
 
     def __getitem__(self, step: Step) -> Dict[str, Any]:
+        indices, variants, seed = step
         try:
-            images = [self.read(index, variant) for index, variant in zip(*step)]
+            images = [self.read(index, variant, seed) for index, variant in zip(indices, variants)]
         except UserError as error:
             return {"error": str(error)}
-        index, variant = torch.tensor(step)
+        index = torch.tensor(indices)
         return {
             "image": torch.from_numpy(np.stack(images)),
             "target": self.split.targets[index],
             "index": index,
-            "variant": variant,
+            "variant": torch.tensor(variants),
         }
 
-    def read(self, index: int, variant: int) -> np.ndarray:
-        image = self.split.load(index)
+    def read(self, index: int, variant: int, seed: int) -> np.ndarray:
         if self.augment == "resized_crop":
-            return np.asarray(resized_crop(image, self.view.size, mix(self.seed, index)))
-        pixels = np.asarray(self.view(image))
+            crop = partial(resized_crop, size=self.view.size, seed=mix(seed, index))
+            return np.asarray(self.split.load(index, crop))
+        pixels = np.asarray(self.split.load(index, self.view))
         return pad_crop(pixels, variant, self.padding) if self.augment == "pad_crop" else pixels
 
 
@@ -116,10 +141,13 @@ def pad_crop(image: np.ndarray, variant: int, padding: int) -> np.ndarray:
 
 
 def resized_crop(image: Image.Image, size: int, seed: int) -> Image.Image:
-    """Return a random part of the picture, resized to `size` px and mirrored half the time; all of it from `seed`."""
+    """Return a random part of an opened picture, resized to `size` px and mirrored half the time; all by `seed`.
+
+    The part is chosen before the picture is decoded, at a reduced scale if that suffices.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         top, left, height, width = RandomResizedCrop.get_params(image, list(CROP_SCALE), list(CROP_RATIO))
         flip = bool(torch.rand(()) < 0.5)
-    crop = F.resized_crop(image, top, left, height, width, [size, size])
+    crop = decoded(image, (left, top, left + width, top + height), (size, size))
     return F.hflip(crop) if flip else crop

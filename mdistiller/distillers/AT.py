@@ -52,6 +52,7 @@ class AT(Distiller):
         "P": 2.0,
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0},
     }
+    teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

@@ -67,6 +67,7 @@ class CATKD(Distiller):
             "CAM_RESOLUTION": 2,  # cells on a side, to which both models' CAMs are pooled
         },
     }
+    teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

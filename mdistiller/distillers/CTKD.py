@@ -73,6 +73,7 @@ class CTKD(Distiller):
         "LOOPS": 10.0,  # epochs
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
     }
+    teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

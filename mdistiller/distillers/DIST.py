@@ -52,6 +52,7 @@ class DIST(Distiller):
         "GAMMA": 1.0,  # of the intra-class relation
         "TAU": 1.0,  # temperature
     }
+    teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._base import Distiller, register
-from ._common import standardise_logits, warmup_factor
+from ._common import check_positive, standardise_logits, warmup_factor
 
 # subtracted from the target's logit: its probability among the others is then 0 in float32
 _EXCLUDED = 1000.0
@@ -69,9 +69,11 @@ class DKD(Distiller):
         "WARMUP": 20,  # epochs over which the weight of loss_kd rises
         "LOGIT_STAND": False,  # LSKD: standardised logits; published with T 2.0, and ALPHA and BETA 9 times as large
     }
+    teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
+        check_positive("DKD", cfg.DKD, "T")
         self.ce_weight = cfg.DKD.CE_WEIGHT
         self.alpha = cfg.DKD.ALPHA
         self.beta = cfg.DKD.BETA

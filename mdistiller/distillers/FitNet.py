@@ -43,6 +43,7 @@ class FitNet(Distiller):
         "INPUT_SIZE": None,
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0},
     }
+    teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._base import Distiller, register
-from ._common import standardise_logits
+from ._common import check_positive, standardise_logits
 
 
 def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float, logit_stand: bool = False) -> Tensor:
@@ -42,9 +42,11 @@ class KD(Distiller):
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
         "LOGIT_STAND": False,  # LSKD: standardised logits; published with TEMPERATURE 2.0 and KD_WEIGHT 9.0
     }
+    teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
+        check_positive("KD", cfg.KD, "TEMPERATURE")
         self.temperature = cfg.KD.TEMPERATURE
         self.ce_weight = cfg.KD.LOSS.CE_WEIGHT
         self.kd_weight = cfg.KD.LOSS.KD_WEIGHT

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ._base import Distiller, register
-from ._common import settled_input_size, stage_shapes
+from ._common import stage_shapes
 
 SPARE_VECTORS = 3  # the student's, beyond K, among which the teacher's vectors look for a partner
 LEAST_GAP = 1e-5  # between squared singular values, relative to the largest; closer ones count as this far apart
@@ -121,14 +121,14 @@ class KDSVD(Distiller):
         "K": 1,
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }
+    teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
         self.k = cfg.KDSVD.K
         self.ce_weight = cfg.KDSVD.LOSS.CE_WEIGHT
         self.feat_weight = cfg.KDSVD.LOSS.FEAT_WEIGHT
-        size = settled_input_size(None, cfg.DATASET.INPUT_SIZE, "DATASET.INPUT_SIZE")
-        shapes = list(zip(*(stage_shapes(model, size)[1:] for model in (student, teacher))))
+        shapes = list(zip(*(stage_shapes(model, cfg.DATASET.INPUT_SIZE)[1:] for model in (student, teacher))))
         self._check(shapes)
         self.translations = nn.ParameterList()
         self.translated = [s[1] != t[1] for s, t in shapes]

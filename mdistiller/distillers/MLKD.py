@@ -96,6 +96,7 @@ class MLKD(Distiller):
         "CONFIDENCE_MASK": True,  # of the weak view; False: the paper's form
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},  # KD_WEIGHT of each of the three levels
     }
+    teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

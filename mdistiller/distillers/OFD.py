@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ._base import Distiller, register
-from ._common import settled_input_size, stage_shapes
+from ._common import stage_shapes
 
 RARELY_NEGATIVE = 0.001  # probability below which the mean of the negative part is not computed
 FAR_BELOW = 3.0  # standard deviations, the margin there
@@ -79,8 +79,9 @@ class OFD(Distiller):
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.001},
         "CONNECTOR": {"KERNEL_SIZE": 1},
     }
+    teacher_needs = ("maps",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
         self.teacher_train_mode = cfg.OFD.TEACHER_TRAIN_MODE
         self.ce_weight = cfg.OFD.LOSS.CE_WEIGHT
@@ -88,7 +89,7 @@ class OFD(Distiller):
         kernel_size = cfg.OFD.CONNECTOR.KERNEL_SIZE
         if kernel_size < 1:
             raise UserError(f"OFD.CONNECTOR.KERNEL_SIZE is {kernel_size}; expected 1 pixel or more (1 is the default)")
-        size = settled_input_size(None, cfg.DATASET.INPUT_SIZE, "DATASET.INPUT_SIZE")
+        size = cfg.DATASET.INPUT_SIZE
         channels_student, channels_teacher = (
             [shape[1] for shape in stage_shapes(model, size, "preact_feats")[1:]] for model in (student, teacher)
         )

@@ -41,6 +41,7 @@ class PKT(Distiller):
     """Cross-entropy with the labels plus `pkt_loss` of the pooled features."""
 
     DEFAULTS = {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 30000.0}}
+    teacher_needs = ("pooled",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

@@ -76,6 +76,7 @@ class RKD(Distiller):
         "PDIST": {"EPSILON": 1e-12, "SQUARED": False},
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }
+    teacher_needs = ("pooled",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

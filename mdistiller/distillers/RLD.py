@@ -77,6 +77,7 @@ class RLD(Distiller):
         "TEMPERATURE": 4.0,
         "WARMUP": 20.0,  # epochs in which both weights rise from 0; 0: none
     }
+    teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

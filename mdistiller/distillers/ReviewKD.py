@@ -114,6 +114,7 @@ class ReviewKD(Distiller):
         "MAX_MID_CHANNEL": 512,
         "STU_PREACT": False,  # the student's maps before their activation
     }
+    teacher_needs = ("pooled", "maps")
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

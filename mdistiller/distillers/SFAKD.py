@@ -235,6 +235,7 @@ class SFAKD(Distiller):
         "ALIGN": "pooled",  # "pooled" | "map"
         "CLASSIFIER": "teacher",  # "teacher" | "student"
     }
+    teacher_needs = ("pooled",)
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
@@ -243,6 +244,8 @@ class SFAKD(Distiller):
         self.feat_weight = options.FEAT_WEIGHT
         self.ce_weight = options.CE_WEIGHT
         self.align = options.ALIGN
+        if self.align == "map":
+            self.teacher_needs = ("maps",)
 
         input_size = cfg.DATASET.INPUT_SIZE
         classifier = teacher.get_classifier()

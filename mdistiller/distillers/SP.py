@@ -40,6 +40,7 @@ class SP(Distiller):
     """Cross-entropy with the labels plus `sp_loss` of the last map in `feats`."""
 
     DEFAULTS = {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 3000.0}}
+    teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

@@ -91,6 +91,7 @@ class SimKD(Distiller):
         "FEAT_WEIGHT": 1.0,
         "FACTOR": 2,  # by which the projector is narrower than the teacher's map
     }
+    teacher_needs = ("maps",)
 
     head: Head
 

@@ -56,6 +56,7 @@ class WTTM(Distiller):
         "KD_WEIGHT": 1.0,  # β
         "WEIGHTED": True,  # False: TTM
     }
+    teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)

@@ -1,10 +1,14 @@
-"""Distillers by name. Every module of this folder whose name does not begin with `_` is imported, hence registered."""
+"""Distillers by name. Every module of this folder whose name does not begin with `_` is imported, hence registered.
+
+Installed packages offer theirs by an entry point of the group `mdistiller.distillers`; a configuration names others in
+`PLUGINS`.
+"""
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 
+from . import _plugins
 from ._base import Distiller, Vanilla, distiller_dict, register
 from .heads import DeployedStudent, Head, head_dict
 
@@ -12,4 +16,5 @@ __all__ = ["DeployedStudent", "Distiller", "Head", "Vanilla", "distiller_dict", 
 
 for _module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
     if not _module.name.startswith("_"):
-        importlib.import_module(f"{__name__}.{_module.name}")
+        _plugins.import_pasted(_module.name)
+_plugins.load_installed()

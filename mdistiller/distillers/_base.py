@@ -31,11 +31,18 @@ class Distiller(nn.Module):
     Attributes:
         DEFAULTS: the method's config section, a plain nested dictionary.
         needs_teacher: whether the teacher is built and loaded at all.
+        teacher_needs: what a step reads of the teacher's outputs: `logits`, `pooled` (the pooled feature) and `maps`
+            (stage maps or the final map); all of it unless a method says less.
+        channels_last: whether images and weights come in channels_last strides, the faster ones, in which
+            `Tensor.view` cannot flatten a map; `False` for a class that is not registered by its own file, as in
+            MDistiller's.
         head: what replaces the student's own classifier when the student is deployed; `None` keeps that classifier.
     """
 
     DEFAULTS: Dict[str, Any] = {}
     needs_teacher = True
+    teacher_needs: Tuple[str, ...] = ("logits", "pooled", "maps")
+    channels_last = True
     student: Any
     teacher: Any
     head: Optional[Head]
@@ -104,7 +111,9 @@ class Distiller(nn.Module):
 class Vanilla(Distiller):
     """The student alone, trained by cross-entropy."""
 
+    DEFAULTS: Dict[str, Any] = {}
     needs_teacher = False
+    teacher_needs = ()
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None, cfg: Any = None) -> None:
         super().__init__(student)

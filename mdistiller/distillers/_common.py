@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+
+InputSize = Union[int, Sequence[int]]  # pixels: a side, or (height, width) as MDistiller has it
 
 
 @contextmanager
@@ -25,20 +27,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def probe(model: nn.Module, input_size: int) -> Tuple[Tensor, Dict[str, Any]]:
-    """Return `(logits, feats)` of two blank images `[2, 3, input_size, input_size]`, to read shapes from.
+def probe(model: nn.Module, input_size: InputSize) -> Tuple[Tensor, Dict[str, Any]]:
+    """Return `(logits, feats)` of two blank images `[2, 3, height, width]` of `input_size`, to read shapes from.
 
     In evaluation mode, so that no BatchNorm statistic moves.
     """
+    height, width = settled_input_size(None, input_size, "DATASET.INPUT_SIZE")
     first = next(model.parameters())
     with evaluating(model):
-        return model(torch.zeros(2, 3, input_size, input_size, device=first.device, dtype=first.dtype))
+        return model(torch.zeros(2, 3, height, width, device=first.device, dtype=first.dtype))
 
 
 def get_feat_shapes(
-    student: nn.Module, teacher: nn.Module, input_size: int
+    student: nn.Module, teacher: nn.Module, input_size: InputSize
 ) -> Tuple[List[torch.Size], List[torch.Size]]:
-    """Return the shapes of the stage maps, student's and teacher's, for square images of `input_size` pixels."""
+    """Return the shapes of the stage maps, student's and teacher's, for images of `input_size`."""
     shapes = [[feat.shape for feat in probe(model, input_size)[1]["feats"]] for model in (student, teacher)]
     return shapes[0], shapes[1]
 
@@ -65,7 +68,7 @@ def settled_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, in
 
     Args:
         given: what the config key named `key` holds: a side, `[height, width]`, or `None` to infer.
-        dataset_size: `cfg.DATASET.INPUT_SIZE`, the side of the data set's images, used where `given` is `None`.
+        dataset_size: `cfg.DATASET.INPUT_SIZE`, the side (or both) of the data set's images, for a `given` of `None`.
 
     Raises:
         UserError: neither says it, or `given` is no size.
@@ -79,23 +82,18 @@ def settled_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, in
     return sides[0], sides[1]
 
 
-def stage_shapes(model: nn.Module, input_size: Tuple[int, int], key: str = "feats") -> List[torch.Size]:
+def stage_shapes(model: nn.Module, input_size: InputSize, key: str = "feats") -> List[torch.Size]:
     """Return the shapes `[2, C_i, H_i, W_i]` of a model's stage maps for images of `input_size`, stem first.
-
-    In evaluation mode, so that no BatchNorm statistic moves.
 
     Raises:
         UserError: the model gives no list `key` of at least two maps, a stem's and a stage's.
     """
-    first = next(model.parameters())
-    with evaluating(model):
-        _, feats = model(torch.zeros(2, 3, *input_size, device=first.device, dtype=first.dtype))
-    shapes = [feat.shape for feat in feats.get(key, ())]
+    shapes = [feat.shape for feat in probe(model, input_size)[1].get(key, ())]
     _check_count(model, len(shapes), key)
     return shapes
 
 
-def check_stages(*models: nn.Module) -> None:
+def check_stages(*models: Any) -> None:
     """Raise a UserError unless each model has at least one stage after the stem, whose maps can be compared."""
     for model in models:
         _check_count(model, len(model.get_stage_channels()), "feats")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models._contract import ClassifierModel
 from ..registry import Registry
-from ._common import probe
+from ._common import InputSize, probe
 
 head_dict: Registry[Type[Head]] = Registry("head")
 
@@ -73,7 +73,7 @@ class Head(nn.Module):
         return HeadOutput(self.classifier(pooled), pooled, projected)
 
 
-def check_teacher_map(method: str, teacher: Any, input_size: int, remedy: str) -> Tuple[int, int, int]:
+def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: str) -> Tuple[int, int, int]:
     """Return the shape `[C, H, W]` of the teacher's final map, once it can stand before the teacher's own classifier.
 
     Raises:

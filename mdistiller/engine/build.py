@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import nn
 from ..dataset import get_dataset
 from ..dataset.info import DatasetInfo
 from ..distillers import distiller_dict
+from ..distillers._plugins import build_distiller
 from ..errors import UserError
-from ..models import build_model, cifar_model_dict, load_weights
+from ..models import build_model, find_model, load_weights, released_teacher
 from .cfg import experiment_name, resolved
 from .checkpoint import is_described, read_checkpoint, weights_of
 from .precision import pick_device
@@ -28,19 +29,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def released_weights(arch: str) -> str | os.PathLike[str]:
-    """Return where the released checkpoint of `arch` lies.
+def released_weights(arch: str, dataset: str, input_size: Optional[int]) -> str | os.PathLike[str]:
+    """Return where the released checkpoint of `arch` for a data set lies.
 
     Raises:
         UserError: there is none of that name, or it is not there yet.
     """
-    _, path = cifar_model_dict[arch]
+    path = released_teacher(arch, dataset, input_size)
     if path is None:
         raise UserError(f"no checkpoint of {arch} is released; train one, and give its file")
     if not os.path.isfile(path):
         raise UserError(
-            f"no checkpoint at {path}; get cifar_teachers.tar of the release 'checkpoints' of https://github.com/"
-            "megvii-research/mdistiller and unpack it into download_ckpts/, or give a file of your own"
+            f"no checkpoint at {path}; get cifar_teachers.tar with tools/fetch_ckpts.py, or give a file of your own"
         )
     return path
 
@@ -48,8 +48,9 @@ def released_weights(arch: str) -> str | os.PathLike[str]:
 def build_teacher(cfg: Any, info: DatasetInfo) -> nn.Module:
     """Return the teacher with its weights, once they are known to fit the data set."""
     arch = cfg.DISTILLER.TEACHER
-    path = cfg.DISTILLER.TEACHER_WEIGHTS or released_weights(arch)
+    path = cfg.DISTILLER.TEACHER_WEIGHTS or released_weights(arch, info.name, info.input_size)
     checkpoint = read_checkpoint(path)
+    trained_on = (info.name, info.input_size)
     if is_described(checkpoint):
         if checkpoint["arch"] != arch:
             raise UserError(
@@ -60,7 +61,8 @@ def build_teacher(cfg: Any, info: DatasetInfo) -> nn.Module:
                 f"{path} is a student that needs its {checkpoint['head']['kind']} head; a teacher must be a bare model"
             )
         check_classes(checkpoint["classes"], info, path)
-    teacher = build_model(arch, info.num_classes)
+        trained_on = (checkpoint["dataset"], checkpoint["input_size"])
+    teacher = build_model(arch, info.num_classes, *trained_on)
     load_weights(teacher, weights_of(checkpoint, path), str(path))
     return teacher
 
@@ -90,15 +92,15 @@ def build_trainer(cfg: Any) -> Trainer:
     trainer_class = trainer_dict[cfg.SOLVER.TRAINER]
     _check_model_names(cfg, distiller_class.needs_teacher)
     device = pick_device()
-    train_loader, val_loader, _, num_classes = get_dataset(cfg, device)
+    train_loader, val_loader, num_data, num_classes = get_dataset(cfg, device)
     info = train_loader.info
     cfg = resolved(cfg, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
 
     teacher = build_teacher(cfg, info) if distiller_class.needs_teacher else None
     # after the teacher, so that a student starts from the same weights whatever it is trained with
     seed_everything(cfg.EXPERIMENT.SEED)
-    student = build_model(cfg.DISTILLER.STUDENT, num_classes)
-    distiller = distiller_class(student, teacher, cfg)
+    student = build_model(cfg.DISTILLER.STUDENT, num_classes, info.name, info.input_size)
+    distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
     distiller.attach_data(train_loader)
     distiller.to(device)
     return trainer_class(experiment_name(cfg), distiller, train_loader, val_loader, cfg)
@@ -107,4 +109,4 @@ def build_trainer(cfg: Any) -> Trainer:
 def _check_model_names(cfg: Any, needs_teacher: bool) -> None:
     """An unknown name shows before minutes of decoding."""
     for name in (cfg.DISTILLER.STUDENT, *([cfg.DISTILLER.TEACHER] if needs_teacher else [])):
-        cifar_model_dict[name]
+        find_model(name, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)

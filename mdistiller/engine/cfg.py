@@ -1,21 +1,25 @@
 """The configuration: every key with its default, and how files and overrides change it.
 
 A file may name another with `_BASE_: path` (relative to itself), whose values it then changes. Each distiller's own
-section comes from the `DEFAULTS` beside its code.
+section comes from the `DEFAULTS` beside its code; the distillers that `PLUGINS` names are loaded before anything else
+is read.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import yaml
 from yacs.config import CfgNode as CN
 
 from ..distillers import distiller_dict
+from ..distillers._plugins import load, plugin_list
 from ..errors import UserError, did_you_mean
 from ..paths import find_file
+from .cfg_sections import add_sections, complete, to_dict
 
 CFG = CN()
 
@@ -70,9 +74,12 @@ CFG.LOG.SAVE_CHECKPOINT_FREQ = 40  # epochs between the checkpoints that are kep
 CFG.LOG.PREFIX = "./output"
 CFG.LOG.WANDB = True
 
-for _name, _distiller in distiller_dict.items():
-    if _distiller.DEFAULTS:
-        CFG[_name] = CN(_distiller.DEFAULTS)
+CFG.PLUGINS = []  # files and modules with distillers of one's own
+
+LIBRARY_SECTIONS = tuple(CFG)
+add_sections(CFG, LIBRARY_SECTIONS)
+
+COMMAND_LINE = "the command line"  # as the source of a value, in messages
 
 
 def show_cfg(cfg: CN) -> None:
@@ -81,40 +88,54 @@ def show_cfg(cfg: CN) -> None:
     print(CN({name: section for name, section in cfg.items() if name not in others}))
 
 
-def to_dict(node: Any) -> Any:
-    """Return a configuration as plain nested dictionaries, lists and scalars."""
-    if isinstance(node, dict):
-        return {key: to_dict(value) for key, value in node.items()}
-    return [to_dict(value) for value in node] if isinstance(node, (list, tuple)) else node
-
-
 def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
     """Return the defaults, changed by the YAML file at `path`, then by `overrides` (`KEY VALUE KEY VALUE …`).
 
     Raises:
         UserError: a missing or malformed file, an unknown key, a value of the wrong type, an override without a value.
     """
+    content = _read(find_file(path), ()) if path else {}
+    plugins = content.pop("PLUGINS", [])
     cfg = CFG.clone()
-    if path:
-        _merge(cfg, CFG, _read(find_file(path), ()), str(path))
+    # before the file's other keys, which they may define; those of the command line stand in place of the file's
+    _plug_in(cfg, dict(_pairs(overrides)).get("PLUGINS", plugins))
+    _merge(cfg, CFG, content, str(path))
     merge_overrides(cfg, overrides)
     return cfg
 
 
 def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
     """Change `cfg` in place by `KEY VALUE` pairs; values are YAML (`0.1`, `[60, 80]`, `name`)."""
+    pairs = _pairs(overrides)
+    for key, value in pairs:
+        if key == "PLUGINS":
+            _plug_in(cfg, value)
+    for key, value in pairs:
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(cfg, CFG, nested, COMMAND_LINE)
+
+
+def _pairs(overrides: Sequence[str]) -> List[Tuple[str, Any]]:
     if len(overrides) % 2:
         raise UserError(f"override {overrides[-1]!r} has no value; expected KEY VALUE pairs, for example SOLVER.LR 0.1")
+    pairs: List[Tuple[str, Any]] = []
     for key, text in zip(overrides[::2], overrides[1::2]):
         try:
             # an empty word is an empty text, and None is Python's null; YAML has it the other way round
             value = {"": "", "None": None}[text] if text in ("", "None") else yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        _merge(cfg, CFG, nested, "the command line")
+        pairs.append((key, plugin_list(value, COMMAND_LINE) if key == "PLUGINS" else value))
+    return pairs
+
+
+def _plug_in(cfg: CN, plugins: List[str]) -> None:
+    load(plugins)
+    add_sections(CFG, LIBRARY_SECTIONS)
+    complete(cfg, CFG)
+    cfg.PLUGINS = plugins
 
 
 def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
@@ -130,6 +151,8 @@ def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"config {path} holds a {type(content).__name__}; expected sections such as SOLVER:")
+    if "PLUGINS" in content:
+        content["PLUGINS"] = plugin_list(content["PLUGINS"], str(path), path.parent)
     base = content.pop("_BASE_", None)
     if base is None:
         return content
@@ -156,14 +179,14 @@ def _over(base: Dict[str, Any], change: Dict[str, Any]) -> Dict[str, Any]:
 def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: str = "") -> None:
     for key, value in change.items():
         name = f"{prefix}{key}"
-        if key not in cfg:
+        if key not in cfg and not cfg.is_new_allowed():
             raise UserError(f"unknown config key {name} in {source}{did_you_mean(name, _leaves(CFG))}")
-        if isinstance(cfg[key], CN):
+        if key in cfg and isinstance(cfg[key], CN):
             if not isinstance(value, dict):
                 raise UserError(f"{name} in {source} is a section, given {value!r}; set its keys, {name}.KEY VALUE")
-            _merge(cfg[key], defaults[key], value, source, f"{name}.")
+            _merge(cfg[key], defaults.get(key, cfg[key]), value, source, f"{name}.")
         else:
-            cfg[key] = _typed(value, defaults[key], name, source)
+            cfg[key] = _typed(value, defaults[key], name, source) if key in defaults else _undeclared(value)
 
 
 def _leaves(cfg: CN, prefix: str = "") -> Iterator[str]:
@@ -192,6 +215,18 @@ def _typed(value: Any, default: Any, name: str, source: str) -> Any:
         return value
     kind = _TYPE_NAMES[type(default)]
     raise UserError(f"{name} in {source} is {value!r}; expected a {kind}, for example {default!r}")
+
+
+def _undeclared(value: Any) -> Any:
+    """Return what a key without a default takes: any value; a text such as `1e-4` is read as Python, as yacs does."""
+    if isinstance(value, dict):
+        section = CN(new_allowed=True)
+        section.update({str(key): _undeclared(entry) for key, entry in value.items()})
+        return section
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
 
 
 _TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}

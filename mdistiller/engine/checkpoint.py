@@ -11,9 +11,8 @@ import os
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Optional
 
-import numpy as np
 import torch
 
 from ..dataset.info import DatasetInfo
@@ -21,19 +20,12 @@ from ..distillers import DeployedStudent, head_dict
 from ..errors import UserError
 from ..models import build_model, load_weights
 from ..paths import find_file
+from .numpy_scalars import allow_numpy_scalars
 
 FORMAT = "mdistiller.student"
 VERSION = 1
 
-
-def _numpy_scalars() -> List[Any]:
-    """What unpickling a NumPy scalar calls: older training code left such accuracies in its checkpoints."""
-    core = getattr(np, "_core", None) or np.core
-    dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
-    return [core.multiarray.scalar, np.dtype, *dtypes]
-
-
-torch.serialization.add_safe_globals(_numpy_scalars())
+allow_numpy_scalars()
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
@@ -124,7 +116,12 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
 
 
 def load_student(
-    checkpoint: Dict[str, Any], arch: str, num_classes: int, path: str | os.PathLike[str]
+    checkpoint: Dict[str, Any],
+    arch: str,
+    num_classes: int,
+    path: str | os.PathLike[str],
+    dataset: str = "cifar100",
+    input_size: Optional[int] = None,
 ) -> DeployedStudent:
     """Build the deployed student of a checkpoint; without a description: the bare model `arch`.
 
@@ -133,14 +130,23 @@ def load_student(
         arch: the model's name; one that the checkpoint contradicts is refused.
         num_classes: outputs of the classifier.
         path: named in messages.
+        dataset, input_size: what a checkpoint without a description is for; they choose among models of one name.
     """
-    if is_described(checkpoint) and checkpoint["arch"] != arch:
+    described = is_described(checkpoint)
+    if described and checkpoint["arch"] != arch:
         raise UserError(f"checkpoint {path} holds a {checkpoint['arch']}, not a {arch}; give -m {checkpoint['arch']}")
-    backbone = build_model(arch, num_classes)
+    if described:
+        dataset, input_size = checkpoint["dataset"], checkpoint["input_size"]
+    backbone = build_model(arch, num_classes, dataset, input_size)
     load_weights(backbone, weights_of(checkpoint, path), str(path))
-    saved = checkpoint.get("head") if is_described(checkpoint) else None
+    saved = checkpoint.get("head") if described else None
     if saved is None:
         return DeployedStudent(backbone)
+    if saved["kind"] not in head_dict:
+        # never loaded unasked: a checkpoint is data, it does not say what is run
+        plugins = ", ".join(checkpoint["config"].get("PLUGINS", []))
+        remedy = f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else "install it"
+        raise UserError(f"checkpoint {path} needs the head {saved['kind']!r}, which no distiller here has; {remedy}")
     head = head_dict[saved["kind"]](**saved["options"])
     head.load_state_dict(saved["state"])
     return DeployedStudent(backbone, head)

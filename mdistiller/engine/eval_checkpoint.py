@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..dataset import get_val_loader
-from ..models import cifar_model_dict
+from ..models import find_model
 from .build import check_classes, released_weights
 from .cfg import CFG, merge_overrides
 from .checkpoint import is_described, load_student, read_checkpoint
@@ -27,22 +27,22 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     Raises:
         UserError: an unknown name, a missing or refused file, parts that do not fit each other.
     """
-    cifar_model_dict[arch]
-    source = path or released_weights(arch)
+    cfg = CFG.clone()
+    merge_overrides(cfg, overrides)
+    source = path or released_weights(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     checkpoint = read_checkpoint(source)
     described = is_described(checkpoint)
-
-    cfg = CFG.clone()
     if described:
         for key, value in checkpoint["config"]["DATASET"].items():
             cfg.DATASET[key] = value if not isinstance(value, dict) else type(cfg)(value)
-    merge_overrides(cfg, overrides)
+        merge_overrides(cfg, overrides)
+    find_model(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     loader = get_val_loader(cfg, pick_device())
     info = loader.info
     if described:
         check_classes(checkpoint["classes"], info, source)
 
-    student = load_student(checkpoint, arch, info.num_classes, source).eval()
+    student = load_student(checkpoint, arch, info.num_classes, source, info.name, info.input_size).eval()
     # the layout of training, so that rounding and hence every digit is the same
     student.to(pick_device()).to(memory_format=torch.channels_last)
     accuracy = evaluate(student.forward_eval, loader)

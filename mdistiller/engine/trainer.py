@@ -23,7 +23,7 @@ from .optim import learning_rate
 from .precision import pick_precision
 from .report import epoch_line, final_line, final_table, read_references
 from .run_folder import RunFolder
-from .update_rules import DistillationOriented, SummedLosses, UpdateRule
+from .update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
 
 SYNC_STEPS = 50  # between two looks of the host at the device's numbers
 
@@ -52,7 +52,7 @@ class Trainer:
     ) -> None:
         self.name = experiment_name
         self.folder = RunFolder(cfg.LOG.PREFIX, experiment_name)
-        self.distiller = distiller.to(memory_format=torch.channels_last)
+        self.distiller = distiller.to(memory_format=torch.channels_last) if distiller.channels_last else distiller
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.cfg = cfg
@@ -75,6 +75,7 @@ class Trainer:
         self.folder.check(resume, overwrite)
         if resume:
             self._load_state(checkpoint.read_checkpoint(self.folder.latest))
+        self._check_losses()
         self.folder.create(resume)
         self.folder.config.write_text(dump(self.cfg), encoding="utf-8")
         logger = RunLogger(self.folder, self.cfg, self.epoch)
@@ -93,6 +94,16 @@ class Trainer:
             logger.say(text)
         logger.close(summary)
         return summary
+
+    def _check_losses(self) -> None:
+        """Refuse losses that the update rule has no use for, before anything is written."""
+        if type(self.update).check is not UpdateRule.check:
+            size = self.train_loader.info.input_size
+            image, label = torch.zeros(2, 3, size, size, device=self.device), torch.zeros(2, device=self.device).long()
+            with self.precision.autocast():
+                names = loss_names(self.distiller, image=image, target=label, index=label, epoch=self.epoch + 1)
+            if names is not None:
+                self.update.check(names)
 
     def _announce(self, logger: RunLogger, resume: bool) -> None:
         info = self.train_loader.info
@@ -142,8 +153,12 @@ class Trainer:
     ) -> Tuple[Dict[str, Tensor], Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cfg, global_step, steps_per_epoch)
+        if not self.distiller.channels_last:
+            batch = {**batch, "image": batch["image"].contiguous()}
         with self.precision.autocast():
             logits, losses = self.distiller(**batch, epoch=epoch)
+        # scalars, but for files written for MDistiller, which averages too
+        losses = {name: loss.mean() if loss.ndim else loss for name, loss in losses.items()}
         self.update(losses)
         return losses, logits
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from functools import reduce
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterable, List, Optional
 
 import torch
 from torch import Tensor, nn
 
+from ..distillers import Distiller
 from ..errors import UserError
 from .optim import build_optimizer
 
@@ -33,9 +35,26 @@ class UpdateRule:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def check(self, losses: Iterable[str]) -> None:
+        """Raise a UserError if losses of these names are not what the rule needs."""
+
     def backward(self, losses: Losses) -> None:
         """Set the gradients of the optimizer's parameters."""
         raise NotImplementedError
+
+
+def loss_names(distiller: Distiller, **batch: Any) -> Optional[List[str]]:
+    """Return the names of the losses that a distiller gives for a batch; neither it nor the random numbers change.
+
+    `None` where the distiller holds something that cannot be copied.
+    """
+    try:
+        copied = copy.deepcopy(distiller).train()
+    except (TypeError, RuntimeError):
+        return None
+    device = batch["image"].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        return list(copied(**batch)[1])
 
 
 class SummedLosses(UpdateRule):
@@ -71,13 +90,17 @@ class DistillationOriented(UpdateRule):
             group["momentum"] = momentum - delta
         self.optimizer.add_param_group({"params": self.distillation, "momentum": momentum + delta, "weight_decay": 0.0})
 
-    def backward(self, losses: Losses) -> None:
-        others = [loss for name, loss in losses.items() if name != "loss_ce"]
-        if "loss_ce" not in losses or not others:
+    def check(self, losses: Iterable[str]) -> None:
+        names = set(losses)
+        if not {"loss_ce"} < names:
             raise UserError(
-                f"SOLVER.TRAINER dot needs loss_ce and another loss, this distiller gives {', '.join(losses)};"
+                f"SOLVER.TRAINER dot needs loss_ce and another loss, this distiller gives {', '.join(sorted(names))};"
                 " use SOLVER.TRAINER base"
             )
+
+    def backward(self, losses: Losses) -> None:
+        self.check(losses)
+        others = [loss for name, loss in losses.items() if name != "loss_ce"]
         self.scaler.scale(reduce(torch.add, others)).backward(retain_graph=True)
         for task, distillation in zip(self.task, self.distillation):
             distillation.grad, task.grad = task.grad, None

@@ -181,8 +181,6 @@ def test_balanced_part() -> None:
         ("INPUT_SIZE", "32", "INPUT_SIZE is '32'"),
         ("MEAN", [0.5, 0.5, 0.5], "DATASET.MEAN is given alone; give both"),
         ("TYPE", "cifar10", "unknown data set 'cifar10'; did you mean cifar100"),
-        ("TYPE", "imagenet", "imagenet comes with a later release.*imagefolder"),
-        ("TYPE", "tiny_imagenet", "tiny_imagenet comes with a later release.*imagefolder"),
     ],
 )
 def test_values_out_of_range(make_cfg: Make, key: str, value: Any, message: str) -> None:

@@ -1,5 +1,8 @@
+import io
 import os
 import pickle
+import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from mdistiller.dataset.info import DatasetInfo
 from mdistiller.distillers import DeployedStudent, head_dict
 from mdistiller.engine import checkpoint as ck
+from mdistiller.engine import numpy_scalars
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 
@@ -60,6 +64,70 @@ def test_foreign_layouts_load(tmp_path, layout):
     loaded = ck.load_student(ck.read_checkpoint(tmp_path / "t.pth"), "resnet8", 3, "t.pth").eval()
     image = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(loaded(image), model(image)[0])
+
+
+def rewrite(path, change):
+    """Apply `change` to the pickle of a checkpoint."""
+    content = path.read_bytes()
+    if not zipfile.is_zipfile(path):
+        path.write_bytes(change(content))
+        return
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(old.read(name)) if name.endswith("data.pkl") else old.read(name))
+
+
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_scalars_of_numpy_1_and_2_load(tmp_path, module, zipped):
+    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.bool_)
+    content = {kind.__name__: kind(1) for kind in kinds}
+    torch.save({**content, "model": {"a": torch.ones(2)}}, tmp_path / "n.pth", _use_new_zipfile_serialization=zipped)
+    rewrite(tmp_path / "n.pth", lambda pickled: re.sub(rb"numpy\._?core\.multiarray", module, pickled))
+    loaded = ck.read_checkpoint(tmp_path / "n.pth")
+    assert {name: loaded[name] for name in content} == content
+    assert {name: type(loaded[name]) for name in content} == {name: type(value) for name, value in content.items()}
+
+
+@pytest.mark.parametrize("name", [b"load", b"_reconstruct", b"frombuffer", b"scalar.__globals__"])
+def test_nothing_else_of_numpy_is_called(tmp_path, name):
+    torch.save({"accuracy": np.float64(1)}, tmp_path / "n.pth")
+    rewrite(tmp_path / "n.pth", lambda pickled: pickled.replace(b"\nscalar\n", b"\n" + name + b"\n"))
+    with pytest.raises(UserError, match=r"n\.pth refused"):
+        ck.read_checkpoint(tmp_path / "n.pth")
+
+
+def test_numpy_objects_are_refused(tmp_path):
+    for value in (np.array([Hostile()]), np.array([1.0]), np.array("text")[()], np.datetime64("2020-01-01")):
+        torch.save({"accuracy": value}, tmp_path / "n.pth")
+        with pytest.raises(UserError, match=r"n\.pth refused"):
+            ck.read_checkpoint(tmp_path / "n.pth")
+    for dtype, data in ((np.dtype("O"), b"12345678"), (np.dtype("V8"), b"12345678"), ("f8", b"12345678")):
+        with pytest.raises(pickle.UnpicklingError, match="Unsupported NumPy scalar"):
+            numpy_scalars._scalar_of("numpy.core.multiarray")(dtype, data)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_optimizer_state_is_read_along(tmp_path):
+    model = build_model("resnet8", 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(2, 3, 32, 32))[0].sum().backward()
+    optimizer.step()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 240}, tmp_path / "o.pth")
+    loaded = ck.load_student(ck.read_checkpoint(tmp_path / "o.pth"), "resnet8", 3, "o.pth")
+    assert torch.equal(loaded.backbone.state_dict()["fc.weight"], model.state_dict()["fc.weight"])
+
+
+def test_models_of_one_name_are_told_apart(tmp_path):
+    large = build_model("ResNet18", 3, "imagenet")
+    raw = large.state_dict()
+    assert "fc.weight" in ck.load_student(raw, "ResNet18", 3, "raw.pth", "imagenet", 224).backbone.state_dict()
+    with pytest.raises(UserError, match="raw.pth do not fit ResNet"):
+        ck.load_student(raw, "ResNet18", 3, "raw.pth")
+    info = DatasetInfo("imagefolder", ("ant", "bee", "cat"), 96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    told = ck.describe_student(DeployedStudent(large), "ResNet18", info, {"deployed_top1": 50.0}, 4, {})
+    # a described one is what it was trained as, whatever it is evaluated on
+    assert "fc.weight" in ck.load_student(told, "ResNet18", 3, "s.pth", "imagefolder", 32).backbone.state_dict()
 
 
 class Hostile:

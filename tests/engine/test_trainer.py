@@ -72,12 +72,17 @@ def test_the_teacher_is_in_no_student_file(teacher):
         assert not [key for key in keys if key.startswith("teacher")]
 
 
-@pytest.mark.parametrize("method", ["NONE", "KD", "SFAKD"])
-def test_a_resumed_run_ends_like_an_uninterrupted_one(teacher, method):
-    whole = build_trainer(settings(teacher, name="whole", method=method, epochs=3))
+@pytest.mark.parametrize(
+    ("method", "trainer"), [("NONE", "base"), ("KD", "base"), ("SFAKD", "base"), ("KD", "dot"), ("CRD", "crd_dot")]
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(teacher, method, trainer):
+    def built(name):
+        return build_trainer(settings(teacher, "SOLVER.TRAINER", trainer, name=name, method=method, epochs=3))
+
+    whole = built("whole")
     whole.train()
     # a run of 3 epochs that is stopped in the second
-    part = build_trainer(settings(teacher, name="part", method=method, epochs=3))
+    part = built("part")
     step, calls = part._step, []
 
     def interrupted(*args):
@@ -89,7 +94,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(teacher, method):
     part._step = interrupted
     with pytest.raises(KeyboardInterrupt):
         part.train()
-    resumed = build_trainer(settings(teacher, name="part", method=method, epochs=3))
+    resumed = built("part")
     resumed.train(resume=True)
     for key, value in checkpoint.read_checkpoint(whole.folder.latest)["distiller"].items():
         assert torch.equal(value, checkpoint.read_checkpoint(resumed.folder.latest)["distiller"][key]), key
@@ -173,7 +178,7 @@ def test_a_folder_of_other_things_is_never_removed(image_folder, tmp_path):
     trainer = build_trainer(settings(image_folder))
     trainer.folder.path.mkdir(parents=True)
     (trainer.folder.path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="holds other files and no run"):
         trainer.train(overwrite=True)
     assert (trainer.folder.path / "thesis.tex").exists()
 

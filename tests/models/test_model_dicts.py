@@ -9,7 +9,14 @@ import torch
 
 from mdistiller import models
 from mdistiller.errors import UserError
-from mdistiller.models import build_model, cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
+from mdistiller.models import (
+    build_model,
+    cifar_model_dict,
+    find_model,
+    imagenet_model_dict,
+    released_teacher,
+    tiny_imagenet_model_dict,
+)
 from mdistiller.models.cifar import mobilenetv2, resnet, resnetv2, shufflenetv1, shufflenetv2, vgg, wrn
 
 FAMILIES = {
@@ -76,4 +83,42 @@ def test_misses_name_the_nearest():
         build_model("vgg9", num_classes=10, dataset="tiny_imagenet")
     with pytest.raises(UserError, match=r"^unknown ImageNet model 'Q'"):
         build_model("Q", num_classes=10, dataset="imagenet")
-    assert isinstance(imagenet_model_dict, dict)
+    with pytest.raises(UserError, match=r"^unknown ImageNet model 'ResNet35'; did you mean .*ResNet34"):
+        build_model("ResNet35", num_classes=10, dataset="own_data", input_size=96)
+
+
+def test_data_set_and_size_choose_among_models_of_one_name():
+    small, large = cifar_model_dict["ResNet18"][0], imagenet_model_dict["ResNet18"]
+    assert find_model("ResNet18") is find_model("ResNet18", "cifar100", 224) is small
+    assert find_model("ResNet18", "tiny_imagenet", 64) is find_model("ResNet18", "tiny_imagenet", 128) is small
+    assert find_model("ResNet18", "imagenet") is find_model("ResNet18", "imagenet", 32) is large
+    assert find_model("ResNet18", "imagefolder") is find_model("ResNet18", "imagefolder", 64) is small
+    assert find_model("ResNet18", "imagefolder", 65) is large
+
+
+def test_own_images_take_the_names_of_both_families():
+    for size in (None, 32, 224):
+        assert find_model("vgg8", "imagefolder", size) is vgg.vgg8
+        assert find_model("MobileNetV1", "imagefolder", size) is imagenet_model_dict["MobileNetV1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "message"),
+    [
+        ("MobileNetV1", "cifar100", "MobileNetV1 is an ImageNet model, not one for DATASET.TYPE cifar100; did you"),
+        ("ResNet101", "tiny_imagenet", "ResNet101 is an ImageNet model, .* tiny_imagenet; did you mean .*ResNet50"),
+        ("MobileNetV2", "imagenet", "MobileNetV2 is a CIFAR model, .* imagenet; did you mean MobileNetV1"),
+        ("wrn_40_2", "imagenet", "wrn_40_2 is a CIFAR model, .* imagenet; known: MobileNetV1, ResNet101"),
+    ],
+)
+def test_a_name_of_the_other_family(name, dataset, message):
+    with pytest.raises(UserError, match=message):
+        find_model(name, dataset)
+
+
+def test_released_teachers(monkeypatch, tmp_path):
+    assert released_teacher("vgg13") is released_teacher("vgg13", "imagefolder", 32) is cifar_model_dict["vgg13"][1]
+    for case in (("vgg8",), ("ResNet50", "tiny_imagenet"), ("ResNet50", "imagefolder", 224), ("ResNet101", "own_data")):
+        assert released_teacher(*case) is None
+    monkeypatch.setattr(models, "released_file", lambda name: tmp_path / name)
+    assert released_teacher("ResNet50", "imagenet", 224) == tmp_path / "ResNet50"

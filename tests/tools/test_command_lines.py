@@ -151,13 +151,6 @@ def test_bad_input_is_one_line_and_status_2(command, bad_files):
     assert not (bad_files / "owned").exists()
 
 
-def test_imagenet_says_what_there_is(command):
-    status, _, err = command("train", "--cfg", REPO / "configs/imagenet/r34_r18/sfakd.yaml", "-d", "imagenet")
-    assert status == 2
-    assert err.count("\n") == 1
-    assert "imagenet" in err
-
-
 def test_true_processes(trained):
     """Exit status and streams of a real process, once for a failure and once for success."""
     environment = {**os.environ, "PYTHONPATH": str(REPO)}

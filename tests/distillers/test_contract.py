@@ -1,0 +1,114 @@
+"""What holds for every registered method: names, needs, sizes, deployment, checkpoints."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mdistiller.dataset.info import DatasetInfo
+from mdistiller.distillers import DeployedStudent, Distiller, distiller_dict
+from mdistiller.engine import checkpoint, compare
+from mdistiller.engine.cfg import CFG, load_cfg
+from mdistiller.engine.watch import Watched, used_outputs
+from mdistiller.models import build_model
+
+METHODS = list(distiller_dict)
+VARIANTS = [
+    compare.Method("SFAKD on maps", "", "SFAKD", ("SFAKD.ALIGN", "map")),
+    compare.Method("SFAKD, own classifier", "", "SFAKD", ("SFAKD.CLASSIFIER", "student", "SFAKD.CE_WEIGHT", "1")),
+]
+TRAINING_SET = SimpleNamespace(targets=torch.arange(60) % 7)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    image, target = torch.randn(4, 3, 32, 32, generator=generator), torch.randint(7, (4,), generator=generator)
+    return {"image": image, "target": target, "index": torch.arange(4), "epoch": 1}
+
+
+def build(method, *overrides, teacher=None):
+    torch.manual_seed(0)
+    settings = ["DISTILLER.TYPE", method, "DATASET.INPUT_SIZE", "32", "CRD.NCE.K", "8", *overrides]
+    teacher = build_model("resnet14", 7) if teacher is None else teacher
+    distiller = distiller_dict[method](build_model("resnet8x4", 7), teacher, load_cfg(None, settings))
+    distiller.attach_data(TRAINING_SET)
+    return distiller
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_declarations(method):
+    distiller_class = distiller_dict[method]
+    assert issubclass(distiller_class, Distiller)
+    assert method == method.upper()
+    assert distiller_class.needs_teacher == (method != "NONE") == bool(distiller_class.teacher_needs)
+    if method != "NONE":
+        assert method in CFG
+        assert compare.describe(method).paper[-6:-1].startswith("(20"), "the file's docstring names title and year"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_and_logits(method):
+    distiller = build(method).train()
+    assert distiller.channels_last
+    logits, losses = distiller(**batch())
+    assert logits.shape == (4, 7)
+    assert losses
+    assert all(name.startswith("loss_") and loss.shape == () for name, loss in losses.items())
+
+
+@pytest.mark.parametrize("method", [*compare.choose(), *VARIANTS], ids=lambda m: m.name)
+def test_a_step_uses_of_the_teacher_what_is_declared(method):
+    if method.type == "NONE":
+        return
+    teacher = build_model("resnet14", 7)
+    declared = build(method.type, *method.options, teacher=teacher).teacher_needs
+    assert used_outputs(lambda t: build(method.type, *method.options, teacher=t), teacher, batch()) == declared
+
+
+def test_what_counts_as_use():
+    watched = Watched(build_model("resnet8", 7))
+    logits, feats = watched(torch.randn(2, 3, 32, 32))
+    feats["feats"][1:], feats.get("final_map")
+    assert watched.used == set()
+    assert type(logits.softmax(1)) is torch.Tensor
+    torch.cat([feats["preact_feats"][0]])
+    assert watched.used == {"logits", "maps"}
+    torch.nn.functional.linear(input=feats["pooled_feat"], weight=torch.ones(1, 64))
+    assert watched.used == {"logits", "maps", "pooled"}
+    assert watched.get_classifier().out_features == 7
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_extra_parameters_are_what_the_method_adds(method):
+    distiller = build(method)
+    kept = ("student.", "teacher.")
+    added = sum(p.numel() for name, p in distiller.named_parameters() if not name.startswith(kept))
+    if method == "CRD":
+        added += 2 * 60 * CFG.CRD.FEAT.DIM + 2  # the memory banks and their constants
+    assert distiller.get_extra_parameters() == added
+    learned = {name for name, p in distiller.named_parameters() if p.requires_grad}
+    assert not [name for name in learned if name.startswith("teacher.")]
+    assert len(distiller.get_learnable_parameters()) == len(learned)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_deployed_survives_its_checkpoint(method, tmp_path):
+    distiller = build(method).train()
+    image = batch()["image"]
+    distiller(**batch())  # BatchNorm statistics of its own
+    distiller.eval()
+    deployed = distiller(image=image)
+    torch.testing.assert_close(distiller.forward_eval(image)["deployed"], deployed)
+    assert set(distiller.forward_eval(image)) == ({"deployed"} if distiller.head is None else {"deployed", "probe"})
+
+    info = DatasetInfo("imagefolder", tuple("abcdefg"), 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    student = DeployedStudent(distiller.student, distiller.head)
+    content = checkpoint.describe_student(student, "resnet8x4", info, {"deployed_top1": 1.0}, 1, {})
+    checkpoint.save(content, tmp_path / "student.pth")
+    read = checkpoint.read_checkpoint(tmp_path / "student.pth")
+    assert (read["head"] is None) == (distiller.head is None)
+    torch.testing.assert_close(checkpoint.load_student(read, "resnet8x4", 7, "student.pth").eval()(image), deployed)
+
+
+def test_which_methods_deploy_a_head():
+    assert [method for method in METHODS if build(method).head is not None] == ["SFAKD", "SIMKD"]

@@ -1,0 +1,45 @@
+"""Compare the methods: tools/compare_methods.py table|train [--methods A,B] [KEY VALUE ...].
+
+`table`: what each needs of the teacher, its extra parameters, the time of its training step relative to KD's.
+`train`: the top-1 of each after a few epochs on the demo's images, or on others (DATASET.TYPE imagefolder ...).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from mdistiller.cli import OneLineParser, add_overrides, run
+
+
+def main() -> None:
+    parser = OneLineParser(prog="tools/compare_methods.py", description="Compare the methods in one Markdown table.")
+    parser.add_argument("what", choices=("table", "train"), help="costs, or accuracy after a few epochs")
+    parser.add_argument("--methods", default="", help="names, separated by commas; all without it")
+    parser.add_argument("--pair", default="res32x4_res8x4", help="table: a pair of configs/cifar100/sfakd/")
+    parser.add_argument("--rounds", type=int, default=7, help="table: interleaved rounds")
+    parser.add_argument("--steps", type=int, default=4, help="table: steps of each method in a round")
+    parser.add_argument("--epochs", type=int, default=3, help="train: epochs of each method")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    add_overrides(parser)
+    args = parser.parse_intermixed_args()
+    if min(args.rounds, args.steps, args.epochs) < 1:
+        parser.error("--rounds, --steps and --epochs must be at least 1")
+
+    from mdistiller.engine import compare
+    from mdistiller.engine.cfg import load_cfg
+
+    load_cfg(None, args.overrides)  # loads PLUGINS, whose methods may be named
+    methods = compare.choose([name for name in args.methods.split(",") if name])
+    if args.what == "table":
+        rows, conditions = compare.cost_table(args.pair, methods, args.overrides, args.rounds, args.steps)
+        print(compare.show_costs(rows, conditions))
+    else:
+        rows, conditions = compare.train_each(methods, args.epochs, args.overrides)
+        print(compare.show_learning(rows, conditions))
+    if args.json:
+        content = {"command": sys.argv, "conditions": conditions, "rows": rows}
+        Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
