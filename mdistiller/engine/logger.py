@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import netrc
 import os
 import time
-from typing import Any, Dict
+from typing import Any, Callable, Dict
+from urllib.parse import urlparse
 
 from tensorboardX import SummaryWriter
 
 from .cfg import experiment_name, to_dict
 from .run_folder import RunFolder
+
+
+def _has_wandb_key() -> bool:
+    """Whether wandb would find an API key. It is not asked: its own look-up may use the network, or a prompt."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class RunLogger:
@@ -40,7 +53,7 @@ class RunLogger:
             import wandb
 
             mode: Any = os.environ.get("WANDB_MODE")
-            if mode is None and not wandb.api.api_key:
+            if mode is None and not _has_wandb_key():
                 mode = "offline"
                 self.say("wandb: no credentials, logging offline (wandb login, or LOG.WANDB False to switch it off)")
             return wandb.init(
@@ -55,6 +68,14 @@ class RunLogger:
         except Exception as error:  # a logging service must not cost a training run, whatever it raises
             self.say(f"wandb: off for this run ({' '.join(str(error).split())[:160]})")
             return None
+
+    def _to_wandb(self, call: Callable[[Any], Any]) -> None:
+        try:
+            if self.wandb is not None:
+                call(self.wandb)
+        except Exception as error:  # as above
+            self.wandb = None
+            self.say(f"wandb: off from now on ({' '.join(str(error).split())[:160]})")
 
     def say(self, line: str) -> None:
         """Print a line, and keep it in worklog.txt with the time."""
@@ -76,13 +97,11 @@ class RunLogger:
             if name != "epoch":
                 self.tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
         self.tensorboard.flush()
-        if self.wandb is not None:
-            self.wandb.log(row)
+        self._to_wandb(lambda run: run.log(row))
 
     def close(self, summary: Dict[str, Any]) -> None:
         """Write summary.json, and close the sinks."""
         self.folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         self.tensorboard.close()
-        if self.wandb is not None:
-            self.wandb.summary.update(summary)
-            self.wandb.finish()
+        self._to_wandb(lambda run: run.summary.update(summary))
+        self._to_wandb(lambda run: run.finish())
