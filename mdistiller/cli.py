@@ -30,7 +30,7 @@ class _Print(logging.Handler):
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command line; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run a command line; a `UserError` becomes a line on stderr for each fault, and exit status 2."""
     notes = logging.getLogger("mdistiller")
     notes.setLevel(logging.INFO)
     if not notes.handlers:
@@ -38,7 +38,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        for fault in str(error).splitlines():
+            print(f"error: {' '.join(fault.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; continue with --resume from the last whole epoch", file=sys.stderr)

@@ -34,7 +34,9 @@ def test_every_key_is_documented_with_its_default():
 
 
 def test_files_and_configs_that_are_named_exist():
-    named = re.findall(r"(?:configs|tools)/[\w/]+\.(?:yaml|py)", README) + re.findall(r"\]\((?!http)([\w/.]+)\)", README)
+    named = re.findall(r"(?:configs|tools)/[\w/]+\.(?:yaml|py)", README) + re.findall(
+        r"\]\((?!http)([\w/.]+)\)", README
+    )
     assert len(named) > 10
     assert not [path for path in named if not (REPO / path).exists()]
     for pair in re.findall(r"\| `(\w+_\w+)` \|$", README, flags=re.M):

@@ -16,6 +16,7 @@ from ..distillers import distiller_dict
 from ..errors import UserError
 from ..models import build_model, cifar_model_dict, load_weights
 from .cfg import experiment_name, resolved
+from .check import check_settings
 from .checkpoint import is_described, read_checkpoint, weights_of
 from .precision import pick_device
 from .trainer import Trainer, trainer_dict
@@ -88,6 +89,7 @@ def build_trainer(cfg: Any) -> Trainer:
     """
     distiller_class: Any = distiller_dict[cfg.DISTILLER.TYPE]
     trainer_class = trainer_dict[cfg.SOLVER.TRAINER]
+    check_settings(cfg)
     _check_model_names(cfg, distiller_class.needs_teacher)
     device = pick_device()
     train_loader, val_loader, _, num_classes = get_dataset(cfg, device)

@@ -43,9 +43,12 @@ class RunLogger:
 
     def _drop_rows_after(self, epoch: int) -> None:
         if self.folder.metrics.is_file():
-            rows = self.folder.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [row for row in rows if json.loads(row)["epoch"] <= epoch]
-            self.folder.metrics.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+            lines = self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off in the middle
+            kept = [line for line in whole if json.loads(line)["epoch"] <= epoch]
+            partial = self.folder.metrics.with_name("metrics.jsonl.partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(self.folder.metrics)
 
     def _start_wandb(self, cfg: Any) -> Any:
         """Return a wandb run; offline without credentials, `None` when wandb cannot start. Never asks, never fails."""
@@ -77,9 +80,18 @@ class RunLogger:
             self.wandb = None
             self.say(f"wandb: off from now on ({' '.join(str(error).split())[:160]})")
 
+    def abort(self, error: BaseException) -> None:
+        """Keep in worklog.txt why the run stopped, and close the sinks."""
+        self._note(f"stopped: {type(error).__name__} {error}".rstrip())
+        self.tensorboard.close()
+        self._to_wandb(lambda run: run.finish(exit_code=1))
+
     def say(self, line: str) -> None:
         """Print a line, and keep it in worklog.txt with the time."""
         print(line, flush=True)
+        self._note(line)
+
+    def _note(self, line: str) -> None:
         with self.folder.worklog.open("a", encoding="utf-8") as log:
             for part in line.splitlines():
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n")
