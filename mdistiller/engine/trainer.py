@@ -117,8 +117,8 @@ class Trainer:
             logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {self.teacher['deployed_top1']:.2f}")
         if self.distiller.tests_otherwise:
             logger.say(
-                f"note: {self.cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare one,"
-                " whose accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
+                f"note: {self.cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare"
+                " one, whose accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
             )
         if resume:
             logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}")
