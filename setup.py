@@ -22,6 +22,7 @@ setup(
         "torch>=2.4",
         "torchvision>=0.19",
         "numpy>=1.22",
+        "Pillow>=8",
         "yacs>=0.1.8",
         "PyYAML>=5.4",
         "tqdm>=4.60",
@@ -30,7 +31,6 @@ setup(
     ],
     extras_require={"test": ["pytest>=7", "ruff>=0.5", "mypy>=1.8", "types-PyYAML"]},
     classifiers=[
-        "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

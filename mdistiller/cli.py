@@ -30,7 +30,7 @@ class _Print(logging.Handler):
 
 
 def run(main: Callable[[], None], interrupted: str = "continue with --resume from the last whole epoch") -> NoReturn:
-    """Run a command line; a `UserError` becomes one line on stderr and exit status 2.
+    """Run a command line; a `UserError` becomes a line on stderr for each fault, and exit status 2.
 
     Args:
         interrupted: what to do after Ctrl-C.
@@ -42,7 +42,8 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        for fault in str(error).splitlines():
+            print(f"error: {' '.join(fault.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ._base import Distiller, register
-from ._common import probe
+from ._common import match_size, probe
 from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
 
 
@@ -38,9 +38,7 @@ def map_alignment_loss(map_student: Tensor, map_teacher: Tensor) -> Tensor:
 
     Summed over channels, averaged over images and positions; the larger map is first pooled to the smaller one's size.
     """
-    (h_s, w_s), (h_t, w_t) = map_student.shape[-2:], map_teacher.shape[-2:]
-    size = (min(h_s, h_t), min(w_s, w_t))
-    student, teacher = (F.adaptive_avg_pool2d(m.float(), size) for m in (map_student, map_teacher))
+    student, teacher = match_size(map_student.float(), map_teacher.float())
     return (student - teacher).square().sum(1).mean()
 
 
@@ -141,10 +139,11 @@ class Fusion(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Augment `feature [B, C_s, H, W]`; the shape stays."""
         parts = []
-        if self.frequency is not None:
-            parts.append(self.alpha * self.frequency(feature))
+        # the convolution first: the sum takes over its memory format, the one that the projector is fast in
         if self.spatial is not None:
             parts.append(self.beta * self.spatial(feature))
+        if self.frequency is not None:
+            parts.append(self.alpha * self.frequency(feature))
         return sum(parts[1:], parts[0])
 
 

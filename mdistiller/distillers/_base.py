@@ -62,6 +62,11 @@ class Distiller(nn.Module):
             self.teacher.eval()
         return self
 
+    @property
+    def tests_otherwise(self) -> bool:
+        """Whether `forward_test` gives something else than the student that is saved."""
+        return self.head is None and type(self).forward_test is not Distiller.forward_test
+
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         """Return what the optimizer updates: the student, and the head where there is one."""
         parameters = list(self.student.parameters())
@@ -95,9 +100,13 @@ class Distiller(nn.Module):
         return deployed_logits(self.student, self.head, image)
 
     def forward_eval(self, image: Tensor) -> Dict[str, Tensor]:
-        """Return logits `[B, N]` by name: `deployed`, and with a head also `probe`."""
-        if self.head is None:
-            return {"deployed": self.forward_test(image)}
+        """Return logits `[B, N]` by name.
+
+        `deployed`: those of `forward_test`. With a head also `probe`, the student's own classifier's. Where a method
+        tests by a `forward_test` of its own but ships no head, also `bare`, those of the student that is saved.
+        """
+        if self.tests_otherwise:
+            return {"deployed": self.forward_test(image), "bare": self.student(image)[0]}
         return eval_logits(self.student, self.head, image)
 
     def forward(self, **kwargs: Any) -> Any:

@@ -69,7 +69,7 @@ class Head(nn.Module):
     def forward(self, final_map: Tensor) -> HeadOutput:
         """Classify the student's final map `[B, C_s, H, W]`."""
         projected = self.projector(final_map)
-        pooled = F.adaptive_avg_pool2d(projected, 1).flatten(1)
+        pooled = F.adaptive_avg_pool2d(projected.float(), 1).flatten(1)  # what the loss sees is not rounded to bfloat16
         return HeadOutput(self.classifier(pooled), pooled, projected)
 
 

@@ -17,6 +17,7 @@ from ..distillers._plugins import build_distiller
 from ..errors import UserError
 from ..models import build_model, find_model, load_weights, released_teacher
 from .cfg import experiment_name, resolved
+from .check import check_settings
 from .checkpoint import is_described, read_checkpoint, weights_of
 from .precision import pick_device
 from .trainer import Trainer, trainer_dict
@@ -90,6 +91,7 @@ def build_trainer(cfg: Any) -> Trainer:
     """
     distiller_class: Any = distiller_dict[cfg.DISTILLER.TYPE]
     trainer_class = trainer_dict[cfg.SOLVER.TRAINER]
+    check_settings(cfg)
     _check_model_names(cfg, distiller_class.needs_teacher)
     device = pick_device()
     train_loader, val_loader, num_data, num_classes = get_dataset(cfg, device)

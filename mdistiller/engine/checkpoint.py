@@ -104,14 +104,38 @@ def describe_student(
     }
 
 
+DESCRIPTION = {
+    "version": int,
+    "model": dict,
+    "arch": str,
+    "dataset": str,
+    "classes": list,
+    "input_size": int,
+    "mean": list,
+    "std": list,
+    "epoch": int,
+    "accuracy": dict,
+    "config": dict,
+}
+
+
 def is_described(checkpoint: Dict[str, Any]) -> bool:
-    """Whether a checkpoint says itself what it holds."""
+    """Whether a checkpoint says itself what it holds.
+
+    Raises:
+        UserError: it begins to, but parts of it are missing, or it is of a later version.
+    """
     if checkpoint.get("format") != FORMAT:
         return False
-    if checkpoint["version"] > VERSION:
+    version = checkpoint.get("version")
+    if isinstance(version, int) and version > VERSION:
         raise UserError(
-            f"the checkpoint has format version {checkpoint['version']}; this mdistiller reads up to {VERSION}, upgrade"
+            f"the checkpoint has format version {version}; this mdistiller reads up to {VERSION}, upgrade it"
         )
+    lacking = [key for key, kind in DESCRIPTION.items() if not isinstance(checkpoint.get(key), kind)]
+    if lacking or "DATASET" not in checkpoint["config"] or "deployed_top1" not in checkpoint["accuracy"]:
+        parts = ", ".join(lacking or ["config or accuracy"])
+        raise UserError(f"the checkpoint's description is damaged ({parts}); get the file again")
     return True
 
 
@@ -147,6 +171,10 @@ def load_student(
         plugins = ", ".join(checkpoint["config"].get("PLUGINS", []))
         remedy = f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else "install it"
         raise UserError(f"checkpoint {path} needs the head {saved['kind']!r}, which no distiller here has; {remedy}")
-    head = head_dict[saved["kind"]](**saved["options"])
-    head.load_state_dict(saved["state"])
+    try:
+        head = head_dict[saved["kind"]](**saved["options"])
+        head.load_state_dict(saved["state"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"the head in checkpoint {path} is damaged ({reason}); get the file again") from None
     return DeployedStudent(backbone, head)

@@ -19,7 +19,7 @@ def count_correct(logits: Tensor, target: Tensor) -> Tensor:
 def evaluate(forward: Callable[[Tensor], Dict[str, Tensor]], loader: Any) -> Dict[str, float]:
     """Return `{name_top1, name_top5}` in percent, to two decimals, for each of the named logits of `forward(image)`.
 
-    Runs in float32 whatever the training's precision, so that a number does not depend on the hardware's shortcuts.
+    Runs without autocast whatever the training's precision, so that a student is judged by its own weights.
     """
     correct: Dict[str, Tensor] = {}
     for batch in loader:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import netrc
 import os
 import time
-from typing import Any, Dict
+from typing import Any, Callable, Dict
+from urllib.parse import urlparse
 
 from tensorboardX import SummaryWriter
 
 from .cfg import experiment_name, to_dict
 from .run_folder import RunFolder
+
+
+def _has_wandb_key() -> bool:
+    """Whether wandb would find an API key. It is not asked: its own look-up may use the network, or a prompt."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class RunLogger:
@@ -30,9 +43,12 @@ class RunLogger:
 
     def _drop_rows_after(self, epoch: int) -> None:
         if self.folder.metrics.is_file():
-            rows = self.folder.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [row for row in rows if json.loads(row)["epoch"] <= epoch]
-            self.folder.metrics.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+            lines = self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off in the middle
+            kept = [line for line in whole if json.loads(line)["epoch"] <= epoch]
+            partial = self.folder.metrics.with_name("metrics.jsonl.partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(self.folder.metrics)
 
     def _start_wandb(self, cfg: Any) -> Any:
         """Return a wandb run; offline without credentials, `None` when wandb cannot start. Never asks, never fails."""
@@ -40,7 +56,7 @@ class RunLogger:
             import wandb
 
             mode: Any = os.environ.get("WANDB_MODE")
-            if mode is None and not wandb.api.api_key:
+            if mode is None and not _has_wandb_key():
                 mode = "offline"
                 self.say("wandb: no credentials, logging offline (wandb login, or LOG.WANDB False to switch it off)")
             return wandb.init(
@@ -56,9 +72,26 @@ class RunLogger:
             self.say(f"wandb: off for this run ({' '.join(str(error).split())[:160]})")
             return None
 
+    def _to_wandb(self, call: Callable[[Any], Any]) -> None:
+        try:
+            if self.wandb is not None:
+                call(self.wandb)
+        except Exception as error:  # as above
+            self.wandb = None
+            self.say(f"wandb: off from now on ({' '.join(str(error).split())[:160]})")
+
+    def abort(self, error: BaseException) -> None:
+        """Keep in worklog.txt why the run stopped, and close the sinks."""
+        self._note(f"stopped: {type(error).__name__} {error}".rstrip())
+        self.tensorboard.close()
+        self._to_wandb(lambda run: run.finish(exit_code=1))
+
     def say(self, line: str) -> None:
         """Print a line, and keep it in worklog.txt with the time."""
         print(line, flush=True)
+        self._note(line)
+
+    def _note(self, line: str) -> None:
         with self.folder.worklog.open("a", encoding="utf-8") as log:
             for part in line.splitlines():
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n")
@@ -76,13 +109,11 @@ class RunLogger:
             if name != "epoch":
                 self.tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
         self.tensorboard.flush()
-        if self.wandb is not None:
-            self.wandb.log(row)
+        self._to_wandb(lambda run: run.log(row))
 
     def close(self, summary: Dict[str, Any]) -> None:
         """Write summary.json, and close the sinks."""
         self.folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         self.tensorboard.close()
-        if self.wandb is not None:
-            self.wandb.summary.update(summary)
-            self.wandb.finish()
+        self._to_wandb(lambda run: run.summary.update(summary))
+        self._to_wandb(lambda run: run.finish())

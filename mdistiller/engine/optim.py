@@ -46,8 +46,6 @@ def learning_rate(cfg: Any, step: int, steps_per_epoch: int) -> float:
     `step` keeps its rate over an epoch; `cosine` and `linear` fall to 0 step by step. Over the
     first `WARMUP_EPOCHS` the rate is multiplied by a ramp that rises linearly to 1.
     """
-    if cfg.SOLVER.SCHEDULE not in SCHEDULES:
-        raise UserError(f"SOLVER.SCHEDULE is {cfg.SOLVER.SCHEDULE!r}; expected one of {', '.join(SCHEDULES)}")
     factor = SCHEDULES[cfg.SOLVER.SCHEDULE](cfg, step / steps_per_epoch)
     warmup_steps = cfg.SOLVER.WARMUP_EPOCHS * steps_per_epoch
     if step < warmup_steps:

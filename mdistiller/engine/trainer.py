@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..registry import Registry
 from . import checkpoint
 from .cfg import dump, to_dict
+from .check import check_resumable
 from .evaluate import evaluate
 from .logger import RunLogger
 from .meter import EpochMeter
@@ -79,6 +80,15 @@ class Trainer:
         self.folder.create(resume)
         self.folder.config.write_text(dump(self.cfg), encoding="utf-8")
         logger = RunLogger(self.folder, self.cfg, self.epoch)
+        try:
+            summary = self._run(logger, resume)
+        except BaseException as error:
+            logger.abort(error)
+            raise
+        logger.close(summary)
+        return summary
+
+    def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
         self._announce(logger, resume)
         while self.epoch < self.cfg.SOLVER.EPOCHS:
             started = time.perf_counter()
@@ -92,7 +102,6 @@ class Trainer:
         summary = self._summary()
         for text in (final_table(summary, self.references), final_line(summary)):
             logger.say(text)
-        logger.close(summary)
         return summary
 
     def _check_losses(self) -> None:
@@ -117,6 +126,11 @@ class Trainer:
             teacher = self.distiller.teacher
             self.teacher = evaluate(lambda image: {"deployed": teacher(image)[0]}, self.val_loader)
             logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {self.teacher['deployed_top1']:.2f}")
+        if self.distiller.tests_otherwise:
+            logger.say(
+                f"note: {self.cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare"
+                " one, whose accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
+            )
         if resume:
             logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}")
 
@@ -176,11 +190,14 @@ class Trainer:
         improved = self.last["deployed_top1"] > self.best.get("deployed_top1", -1.0)
         if improved:
             self.best = {**self.last, "epoch": self.epoch}
+        accuracy = self.last
+        if self.distiller.tests_otherwise:
+            accuracy = {f"deployed_top{k}": self.last[f"bare_top{k}"] for k in (1, 5)}
         student = checkpoint.describe_student(
             DeployedStudent(self.distiller.student, self.distiller.head),
             self.cfg.DISTILLER.STUDENT,
             self.train_loader.info,
-            self.last,
+            accuracy,
             self.epoch,
             to_dict(self.cfg),
         )
@@ -213,6 +230,7 @@ class Trainer:
         }
 
     def _load_state(self, state: Dict[str, Any]) -> None:
+        check_resumable(state.get("config"), to_dict(self.cfg), str(self.folder.latest))
         try:
             missing, unexpected = self.distiller.load_state_dict(state["distiller"], strict=False)
             missing = [key for key in missing if not key.startswith("teacher.")]

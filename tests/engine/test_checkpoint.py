@@ -24,7 +24,9 @@ def deployed():
 
 
 def described(student):
-    return ck.describe_student(student, "resnet8", INFO, {"deployed_top1": 50.0}, 4, {"SOLVER": {"LR": 0.1}})
+    return ck.describe_student(
+        student, "resnet8", INFO, {"deployed_top1": 50.0}, 4, {"DATASET": {"TYPE": "imagefolder"}}
+    )
 
 
 def test_a_student_comes_back_whole(tmp_path):
@@ -172,6 +174,22 @@ def test_messages():
         ck.load_student(described(deployed()), "resnet20", 3, "s.pth")
     with pytest.raises(UserError, match="format version 99.*upgrade"):
         ck.is_described({"format": ck.FORMAT, "version": 99})
+
+
+@pytest.mark.parametrize("part", ["model", "classes", "config", "accuracy", "arch", "version"])
+def test_a_damaged_description_is_named(part):
+    content = described(deployed())
+    del content[part]
+    with pytest.raises(UserError, match=rf"description is damaged \({part}\)"):
+        ck.is_described(content)
+
+
+@pytest.mark.parametrize("damage", [{"options": {"width": 3}}, {"state": {}}, {"kind": None}])
+def test_a_damaged_head_is_named(damage):
+    content = described(deployed())
+    content["head"] = {**content["head"], **damage}
+    with pytest.raises(UserError, match="head"):
+        ck.load_student(content, "resnet8", 3, "s.pth")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -156,6 +156,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(image_
     trainer.distiller = Exploding(trainer.distiller.student, None, None)
     with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 1 \(loss_odd nan\)"):
         trainer.train()
+    assert "stopped: NonFiniteLoss the loss is not finite at epoch 2" in trainer.folder.worklog.read_text()
     assert checkpoint.read_checkpoint(trainer.folder.latest)["epoch"] == 1
 
 
@@ -175,19 +176,86 @@ def test_nothing_is_overwritten_unasked(image_folder):
 
 
 def test_a_folder_of_other_things_is_never_removed(image_folder, tmp_path):
+    build_trainer(settings(image_folder, epochs=1)).train()
+    inner = build_trainer(settings(image_folder, name="run/inner", epochs=1))
+    inner.train()
+    (tmp_path / "output/run/thesis.tex").write_text("x")
+    build_trainer(settings(image_folder, epochs=1)).train(overwrite=True)
+    assert (tmp_path / "output/run/thesis.tex").exists()
+    assert inner.folder.student_best.exists()
+
+
+def test_files_that_only_look_like_a_run_are_never_removed(image_folder, tmp_path):
     trainer = build_trainer(settings(image_folder))
     trainer.folder.path.mkdir(parents=True)
-    (trainer.folder.path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="holds other files and no run"):
+    trainer.folder.config.write_text("mine: 1")
+    with pytest.raises(UserError, match="holds config.yaml, but not of a run"):
         trainer.train(overwrite=True)
-    assert (trainer.folder.path / "thesis.tex").exists()
+    assert trainer.folder.config.read_text() == "mine: 1"
 
 
 def test_resume_with_another_model_is_refused(image_folder):
     build_trainer(settings(image_folder, epochs=1)).train()
     other = build_trainer(settings(image_folder, "DISTILLER.STUDENT", "resnet14"))
-    with pytest.raises(UserError, match="is not a state of this configuration"):
+    with pytest.raises(UserError, match="DISTILLER.STUDENT was 'resnet8', now 'resnet14'"):
         other.train(resume=True)
+
+
+def test_resume_with_other_settings_is_refused_but_more_epochs_are_fine(image_folder):
+    build_trainer(settings(image_folder, epochs=1)).train()
+    changed = settings(image_folder, "SOLVER.WEIGHT_DECAY", "0.3", "EXPERIMENT.SEED", "4")
+    with pytest.raises(UserError, match="SEED was 0, now 4; SOLVER.WEIGHT_DECAY was 0.0001, now 0.3"):
+        build_trainer(changed).train(resume=True)
+    summary = build_trainer(settings(image_folder, "LOG.TENSORBOARD_FREQ", "7", epochs=2)).train(resume=True)
+    assert summary["epochs"] == 2
+
+
+def test_resume_before_the_first_epoch_was_finished(image_folder):
+    trainer = build_trainer(settings(image_folder))
+    trainer._train_epoch = lambda *args: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    with pytest.raises(UserError, match="no epoch was finished, start again with --overwrite"):
+        build_trainer(settings(image_folder)).train(resume=True)
+    assert build_trainer(settings(image_folder)).train(overwrite=True)["epochs"] == 2
+
+
+def test_a_row_cut_off_in_the_middle_does_not_stop_a_resume(image_folder):
+    first = build_trainer(settings(image_folder, epochs=1))
+    first.train()
+    with first.folder.metrics.open("a") as log:
+        log.write('{"epoch": 2, "lo')
+    resumed = build_trainer(settings(image_folder, epochs=2))
+    resumed.train(resume=True)
+    assert [row["epoch"] for row in rows(resumed)] == [1, 2]
+
+
+class OwnTest(Distiller):
+    """As a fork's SimKD: tests by more than the student, which it does not say in `head`."""
+
+    needs_teacher = False
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.scale = torch.nn.Parameter(torch.tensor(-1.0))
+
+    def forward_train(self, image, target, **kwargs):
+        logits = self.student(image)[0]
+        return logits, {"loss_ce": torch.nn.functional.cross_entropy(logits, target)}
+
+    def forward_test(self, image):
+        return self.student(image)[0] * self.scale
+
+
+def test_a_forward_test_of_its_own_is_told_from_the_student_that_is_saved(image_folder, capsys):
+    trainer = build_trainer(settings(image_folder))
+    trainer.distiller = OwnTest(trainer.distiller.student)
+    trainer.train()
+    assert "note: NONE tests by a forward_test of its own" in capsys.readouterr().out
+    saved = checkpoint.read_checkpoint(trainer.folder.student_latest)["accuracy"]
+    last = rows(trainer)[-1]
+    assert saved == {f"deployed_top{k}": last[f"bare_top{k}"] for k in (1, 5)}
+    assert last["bare_top1"] != last["deployed_top1"]
 
 
 def test_step_scalars_reach_tensorboard(image_folder):

@@ -1,0 +1,83 @@
+"""Checks of the configuration that need nothing but the configuration: all faults at once, before anything is built."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, Iterator, List, Tuple
+
+from ..errors import UserError
+from .optim import SCHEDULES
+
+
+def check_settings(cfg: Any) -> None:
+    """Raise one UserError with a line for each value of `SOLVER`, `LOG` and `EXPERIMENT` that cannot work."""
+    faults: List[str] = []
+
+    def expect(fine: bool, key: str, expected: str) -> None:
+        if not fine:
+            section, name = key.rsplit(".", 1)
+            faults.append(f"{key} is {cfg[section][name]!r}; expected {expected}")
+
+    solver, log = cfg.SOLVER, cfg.LOG
+    expect(solver.BATCH_SIZE >= 2, "SOLVER.BATCH_SIZE", "at least 2, BatchNorm cannot train on one image")
+    expect(solver.EPOCHS >= 1, "SOLVER.EPOCHS", "at least 1")
+    expect(0 < solver.LR < math.inf, "SOLVER.LR", "a number above 0")
+    expect(solver.SCHEDULE in SCHEDULES, "SOLVER.SCHEDULE", f"one of {', '.join(SCHEDULES)}")
+    stages = solver.LR_DECAY_STAGES
+    numbers = all(isinstance(stage, (int, float)) and not isinstance(stage, bool) and stage > 0 for stage in stages)
+    expect(
+        numbers and list(stages) == sorted(set(stages)),
+        "SOLVER.LR_DECAY_STAGES",
+        "epochs above 0 in rising order, for example [150, 180, 210]",
+    )
+    expect(0 < solver.LR_DECAY_RATE <= 1, "SOLVER.LR_DECAY_RATE", "a number above 0 and up to 1")
+    expect(
+        0 <= solver.WARMUP_EPOCHS <= max(solver.EPOCHS, 0), "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"
+    )
+    expect(0 <= solver.WEIGHT_DECAY < math.inf, "SOLVER.WEIGHT_DECAY", "a number from 0 on")
+    expect(0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1")
+    expect(not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0")
+    expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
+    expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
+    expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
+    expect(
+        bool(cfg.EXPERIMENT.NAME or (cfg.EXPERIMENT.PROJECT and cfg.EXPERIMENT.TAG)),
+        "EXPERIMENT.NAME",
+        "a name for the output folder, or PROJECT and TAG to make one of",
+    )
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+# what a resumed run may have otherwise: its length, where it runs, what is written about it; and the trainer, which
+# has aliases, and whose optimizer state tells one update rule from another
+FREE_ON_RESUME = (
+    *("SOLVER.EPOCHS", "SOLVER.TRAINER", "LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
+    *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
+    *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS"),
+)
+
+
+def check_resumable(saved: Any, given: Dict[str, Any], path: str) -> None:
+    """Refuse to continue a run under other settings than it was started with, for those that change its result.
+
+    Args:
+        saved: the configuration in the state at `path`, nested dictionaries.
+        given: the present one.
+    """
+    before, now = dict(_leaves(saved or {})), dict(_leaves(given))
+    changed = [
+        f"{key} was {before[key]!r}, now {now[key]!r}"
+        for key in before
+        if key in now and before[key] != now[key] and not key.startswith(FREE_ON_RESUME)
+    ]
+    if changed:
+        raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")
+
+
+def _leaves(node: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
