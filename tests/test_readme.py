@@ -14,7 +14,7 @@ def documented():
     """`{key: default as printed}` of the configuration tables; a row may hold several keys."""
     rows = {}
     for keys, defaults in TABLE.items():
-        names = re.findall(r"`([A-Z_]+(?:\.[A-Z_0-9]+)+)`", keys)
+        names = re.findall(r"`([A-Z_]+(?:\.[A-Z_0-9]+)*)`", keys)
         values = re.findall(r"`([^`]*)`", defaults)
         rows.update(zip(names, values if len(values) == len(names) else values * len(names)))
     return rows

@@ -58,7 +58,7 @@ def find_images(folder: Path, classes: Sequence[str]) -> FileSplit:
 
 
 def _images(folder: Path) -> List[str]:
-    """Return the images at any depth below `folder`, sorted, each linked folder once."""
+    """Return the images at any depth below `folder`, sorted, each linked folder once; hidden ones are no images."""
     seen, found = set(), []
     for place, below, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -66,5 +66,7 @@ def _images(folder: Path) -> List[str]:
             below.clear()
             continue
         seen.add(real)
-        found += [os.path.join(place, name) for name in names if name.lower().endswith(IMG_EXTENSIONS)]
+        below[:] = [name for name in below if not name.startswith(".")]
+        shown = [name for name in names if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")]
+        found += [os.path.join(place, name) for name in shown]
     return sorted(found, key=lambda file: file.split(os.sep))

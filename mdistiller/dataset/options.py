@@ -62,7 +62,7 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
     """
     data = cfg.DATASET
     size = own_size if data.INPUT_SIZE is None else data.INPUT_SIZE
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise UserError(f"DATASET.INPUT_SIZE is {size!r}; give the side in pixels, a whole number from 1 on")
     augment = _choice("DATASET.AUGMENT", data.AUGMENT, AUGMENTATIONS)
     if augment == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from typing import Any, Optional
@@ -13,6 +14,7 @@ from torch import nn
 from ..dataset import get_dataset
 from ..dataset.info import DatasetInfo
 from ..distillers import distiller_dict
+from ..distillers._common import probe
 from ..distillers._plugins import build_distiller
 from ..errors import UserError
 from ..models import build_model, find_model, load_weights, released_teacher
@@ -21,6 +23,8 @@ from .check import check_settings
 from .checkpoint import is_described, read_checkpoint, weights_of
 from .precision import pick_device
 from .trainer import Trainer, trainer_dict
+
+log = logging.getLogger("mdistiller")
 
 
 def seed_everything(seed: int) -> None:
@@ -62,6 +66,14 @@ def build_teacher(cfg: Any, info: DatasetInfo) -> nn.Module:
                 f"{path} is a student that needs its {checkpoint['head']['kind']} head; a teacher must be a bare model"
             )
         check_classes(checkpoint["classes"], info, path)
+        if any(tuple(checkpoint[key]) != getattr(info, key) for key in ("mean", "std")) or (
+            checkpoint["input_size"] != info.input_size
+        ):
+            log.info(
+                f"note: the teacher was trained on images of {checkpoint['input_size']} px with DATASET.MEAN"
+                f" {checkpoint['mean']} DATASET.STD {checkpoint['std']}, this run gives it {info.input_size} px,"
+                f" {list(info.mean)}, {list(info.std)}"
+            )
         trained_on = (checkpoint["dataset"], checkpoint["input_size"])
     teacher = build_model(arch, info.num_classes, *trained_on)
     load_weights(teacher, weights_of(checkpoint, path), str(path))
@@ -102,6 +114,9 @@ def build_trainer(cfg: Any) -> Trainer:
     # after the teacher, so that a student starts from the same weights whatever it is trained with
     seed_everything(cfg.EXPERIMENT.SEED)
     student = build_model(cfg.DISTILLER.STUDENT, num_classes, info.name, info.input_size)
+    for name, model in ((cfg.DISTILLER.STUDENT, student), (cfg.DISTILLER.TEACHER, teacher)):
+        if model is not None:
+            _check_input_size(name, model, info.input_size)
     distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
     distiller.attach_data(train_loader)
     distiller.to(device)
@@ -112,3 +127,13 @@ def _check_model_names(cfg: Any, needs_teacher: bool) -> None:
     """An unknown name shows before minutes of decoding."""
     for name in (cfg.DISTILLER.STUDENT, *([cfg.DISTILLER.TEACHER] if needs_teacher else [])):
         find_model(name, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+
+
+def _check_input_size(name: str, model: nn.Module, input_size: int) -> None:
+    try:
+        probe(model, input_size)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{name} cannot take images of {input_size} px ({reason}); set a larger DATASET.INPUT_SIZE"
+        ) from None

@@ -18,10 +18,25 @@ from yacs.config import CfgNode as CN
 from ..distillers import distiller_dict
 from ..distillers._plugins import load, plugin_list
 from ..errors import UserError, did_you_mean
-from ..paths import find_file
+from ..paths import CLONE, find_file
 from .cfg_sections import add_sections, complete, to_dict
 
-CFG = CN()
+
+class Config(CN):
+    """A `CfgNode` that merges as this module does, for scripts written for MDistiller."""
+
+    def merge_from_file(self, cfg_filename: str) -> None:
+        """Change the configuration by a YAML file, `_BASE_` and `PLUGINS` included."""
+        content = _read(find_file(cfg_filename), ())
+        _plug_in(self, content.pop("PLUGINS", []))
+        _merge(self, CFG, content, str(cfg_filename))
+
+    def merge_from_list(self, cfg_list: Sequence[str]) -> None:
+        """Change the configuration by `KEY VALUE` pairs, values as words of a command line."""
+        merge_overrides(self, [str(part) for part in cfg_list])
+
+
+CFG = Config()
 
 CFG.EXPERIMENT = CN()
 CFG.EXPERIMENT.PROJECT = "distill"
@@ -94,7 +109,7 @@ def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
     Raises:
         UserError: a missing or malformed file, an unknown key, a value of the wrong type, an override without a value.
     """
-    content = _read(find_file(path), ()) if path else {}
+    content = {} if path is None else _read(find_file(path), ())
     plugins = content.pop("PLUGINS", [])
     cfg = CFG.clone()
     # before the file's other keys, which they may define; those of the command line stand in place of the file's
@@ -105,7 +120,7 @@ def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
 
 
 def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
-    """Change `cfg` in place by `KEY VALUE` pairs; values are YAML (`0.1`, `[60, 80]`, `name`)."""
+    """Change `cfg` in place by `KEY VALUE` pairs; values are YAML, but for texts, which stand as they are."""
     pairs = _pairs(overrides)
     for key, value in pairs:
         if key == "PLUGINS":
@@ -122,13 +137,24 @@ def _pairs(overrides: Sequence[str]) -> List[Tuple[str, Any]]:
         raise UserError(f"override {overrides[-1]!r} has no value; expected KEY VALUE pairs, for example SOLVER.LR 0.1")
     pairs: List[Tuple[str, Any]] = []
     for key, text in zip(overrides[::2], overrides[1::2]):
-        try:
-            # an empty word is an empty text, and None is Python's null; YAML has it the other way round
-            value = {"": "", "None": None}[text] if text in ("", "None") else yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
+        value = text if isinstance(_default(key), str) else _parsed(text)
         pairs.append((key, plugin_list(value, COMMAND_LINE) if key == "PLUGINS" else value))
     return pairs
+
+
+def _default(key: str) -> Any:
+    node: Any = CFG
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, CN) else None
+    return node
+
+
+def _parsed(text: str) -> Any:
+    try:
+        # an empty word is an empty text, and None is Python's null; YAML has it the other way round
+        return {"": "", "None": None}[text] if text in ("", "None") else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _plug_in(cfg: CN, plugins: List[str]) -> None:
@@ -160,10 +186,10 @@ def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
 
 
 def _similar_configs(path: Path) -> str:
-    folder = next(parent for parent in path.parents if parent.is_dir())
-    # the working directory may be anything, a home folder even: no search below it
-    files = folder.glob("*.yaml") if folder == Path() else folder.rglob("*.yaml")
-    known = {file.stem: file for file in sorted(files)}
+    shipped = CLONE / "configs"
+    # beside it or among ours; the nearest folder that exists may be a home folder or a whole disk: no search below it
+    files = [*path.parent.glob("*.yaml"), *(shipped.rglob("*.yaml") if shipped.is_dir() else ())]
+    known = {file.stem: file for file in reversed(files)}
     near = difflib.get_close_matches(path.stem, list(known), n=3)
     return f"; did you mean {' or '.join(str(known[n]) for n in near)}?" if near else "; give the path of a YAML file"
 

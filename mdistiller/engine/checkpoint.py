@@ -61,6 +61,10 @@ def _reason(error: Exception) -> str:
 
 def weights_of(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Dict[str, torch.Tensor]:
     """Return the model's state_dict of a checkpoint: below `model` or `state_dict`, or the dictionary itself."""
+    if "distiller" in checkpoint and "optimizer" in checkpoint:
+        raise UserError(
+            f"{path} is a training state, to resume from; give the student_latest.pth or _best.pth beside it"
+        )
     state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
     if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
         raise UserError(

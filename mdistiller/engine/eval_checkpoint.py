@@ -6,12 +6,13 @@ from typing import Optional, Sequence
 
 import torch
 from torch import nn
+from yacs.config import CfgNode as CN
 
 from ..dataset import get_val_loader
 from ..models import find_model
 from .build import check_classes, released_weights
 from .cfg import CFG, merge_overrides
-from .checkpoint import is_described, load_student, read_checkpoint
+from .checkpoint import is_described, load_student, read_checkpoint, weights_of
 from .evaluate import evaluate
 from .precision import pick_device
 
@@ -31,10 +32,16 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     merge_overrides(cfg, overrides)
     source = path or released_weights(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     checkpoint = read_checkpoint(source)
+    weights_of(checkpoint, source)  # what is no model at all shows before any data is read
     described = is_described(checkpoint)
     if described:
-        for key, value in checkpoint["config"]["DATASET"].items():
-            cfg.DATASET[key] = value if not isinstance(value, dict) else type(cfg)(value)
+        trained_on = checkpoint["config"]["DATASET"]
+        asked = dict(zip(overrides[::2], overrides[1::2])).get("DATASET.TYPE", trained_on["TYPE"])
+        # another data set lies elsewhere, but the student sees it as it was taught to
+        keys = trained_on if asked == trained_on["TYPE"] else ("INPUT_SIZE", "MEAN", "STD")
+        for key in keys:
+            value = trained_on[key]
+            cfg.DATASET[key] = CN(value) if isinstance(value, dict) else value
         merge_overrides(cfg, overrides)
     find_model(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     loader = get_val_loader(cfg, pick_device())

@@ -44,7 +44,9 @@ def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
     for path in paths:
         try:
             content = json.loads(find_file(path).read_text(encoding="utf-8"))
-            content["last"]["deployed_top1"], content["best"]["deployed_top1"], content["student"], content["method"]
+            for part, key in (("last", "deployed_top1"), ("last", "deployed_top5"), ("best", "deployed_top1")):
+                float(content[part][key])
+            content["student"], content["method"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"EXPERIMENT.REFERENCE {path} is not the summary.json of a run ({type(error).__name__}: {error})"

@@ -73,7 +73,6 @@ def test_base_files_chain_and_are_relative_to_the_file(tmp_path):
         (["SOLVER.LR_DECAY_STAGES", "60"], "expected a list"),
         (["SOLVER", "60"], "SOLVER in the command line is a section, given 60"),
         (["LOG.WANDB", "perhaps"], "LOG.WANDB .* 'perhaps'; expected a boolean"),
-        (["DISTILLER.TYPE", "[KD]"], "DISTILLER.TYPE .*expected a text"),
     ],
 )
 def test_bad_overrides(overrides, message):
@@ -109,6 +108,29 @@ def test_words_that_yaml_reads_as_booleans():
     cfg = load_cfg(None, ["SOLVER.AMP", "off", "DATASET.IN_MEMORY", "yes", "EXPERIMENT.NAME", "2024"])
     assert (cfg.SOLVER.AMP, cfg.DATASET.IN_MEMORY, cfg.EXPERIMENT.NAME) == ("off", "yes", "2024")
     assert load_cfg(None, ["DATASET.IN_MEMORY", "no"]).DATASET.IN_MEMORY == "no"
+
+
+@pytest.mark.parametrize("word", ["007", "1:30", "on", "0x10", "1.10", "2024-01-01", "#3", "[a]", "null"])
+def test_a_text_stays_as_it_was_typed(word):
+    assert word == load_cfg(None, ["EXPERIMENT.NAME", word]).EXPERIMENT.NAME
+
+
+def test_upstreams_own_scripts_merge(tmp_path):
+    (tmp_path / "up.yaml").write_text("KD:\n  TEMPERATURE: 4\nDISTILLER: {TYPE: KD}\n")
+    cfg = CFG.clone()
+    cfg.merge_from_file("up.yaml")
+    cfg.merge_from_list(["KD.LOSS.CE_WEIGHT", 1, "SOLVER.LR", "0.2"])
+    cfg.freeze()
+    assert (cfg.KD.TEMPERATURE, cfg.KD.LOSS.CE_WEIGHT, cfg.SOLVER.LR, cfg.DISTILLER.TYPE) == (4.0, 1.0, 0.2, "KD")
+    assert CFG.KD.TEMPERATURE == 4.0
+    assert CFG.DISTILLER.TYPE == "NONE"
+
+
+def test_a_path_far_off_is_not_searched_for():
+    with pytest.raises(UserError, match="did you mean .*res32x4_res8x4"):
+        load_cfg("/no/such/folder/res32x4_res8x4.yml")
+    with pytest.raises(UserError, match="config  cannot be read|config . cannot be read"):
+        load_cfg("")
 
 
 def test_empty_and_none_overrides():

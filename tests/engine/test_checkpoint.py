@@ -127,7 +127,7 @@ def test_models_of_one_name_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="raw.pth do not fit ResNet"):
         ck.load_student(raw, "ResNet18", 3, "raw.pth")
     info = DatasetInfo("imagefolder", ("ant", "bee", "cat"), 96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    told = ck.describe_student(DeployedStudent(large), "ResNet18", info, {"deployed_top1": 50.0}, 4, {})
+    told = ck.describe_student(DeployedStudent(large), "ResNet18", info, {"deployed_top1": 50.0}, 4, {"DATASET": {}})
     # a described one is what it was trained as, whatever it is evaluated on
     assert "fc.weight" in ck.load_student(told, "ResNet18", 3, "s.pth", "imagefolder", 32).backbone.state_dict()
 
