@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from mdistiller.cli import OneLineParser, run
 from mdistiller.dataset.fashion_demo import CLASSES, FOLDER, TILE, sheet_name
 from mdistiller.errors import UserError
 from mdistiller.paths import CLONE
@@ -41,19 +38,14 @@ def make_sheets(source: Path, target: Path) -> int:
     return size
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    parser = OneLineParser(prog="tools/make_demo_data.py", description=__doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE_FOLDER", help="folder of the four *-ubyte.gz files")
     parser.add_argument("--out", type=Path, default=CLONE / "data" / FOLDER, help="default: %(default)s")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    try:
-        print(f"{args.out}: {make_sheets(args.source, args.out) / 1e6:.2f} MB")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(f"{args.out}: {make_sheets(args.source, args.out) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
