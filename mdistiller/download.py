@@ -87,17 +87,23 @@ def _fetch(url: str, part: Path, version: Path) -> Optional[int]:
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else None
         tag = answer.headers.get("ETag") or "W/"  # a weak one does not promise the same bytes
-        version.write_text(answer.headers.get("Last-Modified") or "" if tag.startswith("W/") else tag, encoding="utf-8")
         with part.open("r+b" if start else "wb") as file, tqdm(
             total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None, leave=False
         ) as bar:
             file.seek(start)
+            # after the old bytes are gone: they must never stand beside the name of another version
+            known = answer.headers.get("Last-Modified") or "" if tag.startswith("W/") else tag
+            version.write_text(known, encoding="utf-8")
             while True:
                 chunk = answer.read(CHUNK)
                 if not chunk:
                     return total
                 file.write(chunk)
                 bar.update(len(chunk))
+
+
+class BadArchive(UserError):
+    """An archive that no second try will unpack: damaged, refused, or not the one that was expected."""
 
 
 def sha256_of(path: Path) -> str:
@@ -137,7 +143,9 @@ def unpack(archive: Path, folder: Path) -> Tuple[List[Path], List[Path]]:
                     _write(content, member, target)
                     written.append(target)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{archive} is damaged, truncated or no tar archive ({_reason(error)}); get it again") from None
+        raise BadArchive(
+            f"{archive} is damaged, truncated or no tar archive ({_reason(error)}); get it again"
+        ) from None
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder} ({_reason(error)})") from None
     return written, kept
@@ -148,19 +156,19 @@ def _check_whole(content: tarfile.TarFile, archive: Path) -> None:
     file: Any = content.fileobj
     file.seek(content.offset)
     if file.read(BLOCK) != bytes(BLOCK):
-        raise UserError(f"{archive} is truncated, its end is missing; get it again")
+        raise BadArchive(f"{archive} is truncated, its end is missing; get it again")
 
 
 def _target(member: tarfile.TarInfo, folder: Path, archive: Path) -> Path:
     """Return where an entry goes, or refuse the archive."""
     if not (member.isreg() or member.isdir()):
-        raise UserError(f"{archive} refused: {member.name!r} is a link or a device; expected files and folders")
+        raise BadArchive(f"{archive} refused: {member.name!r} is a link or a device; expected files and folders")
     name = PurePosixPath(member.name)
     root, target = Path(os.path.realpath(folder)), folder.joinpath(*name.parts)
     place = Path(os.path.realpath(target))  # a link that is in the folder already may lead out of it
     windows_path = "\\" in member.name or ":" in member.name
     if name.is_absolute() or ".." in name.parts or windows_path or root not in (place, *place.parents):
-        raise UserError(f"{archive} refused: {member.name!r} would be written outside {folder}")
+        raise BadArchive(f"{archive} refused: {member.name!r} would be written outside {folder}")
     if hasattr(tarfile, "data_filter"):  # Python's own check, where there is one
         tarfile.data_filter(member, str(folder))
     return target

@@ -9,7 +9,7 @@ from typing import Dict
 
 from mdistiller import paths
 from mdistiller.cli import OneLineParser, run
-from mdistiller.download import download, sha256_of, unpack
+from mdistiller.download import BadArchive, download, sha256_of, unpack
 from mdistiller.errors import UserError
 
 RELEASE = "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
@@ -38,9 +38,12 @@ def main() -> None:
     try:
         _check_sum(archive, args.sha256)
         written, kept = unpack(archive, folder)
-    finally:
+    except BadArchive:
         if downloads:
             archive.unlink()
+        raise
+    if downloads:  # only now: a full disk or Ctrl-C does not cost what was downloaded
+        archive.unlink()
     for path in written:
         print(path)
     print(f"{folder}: {len(written)} files written, {len(kept)} kept as they were")
@@ -56,7 +59,7 @@ def _check_sum(archive: Path, given: str) -> None:
     expected = given or KNOWN_SHA256.get(archive.name)
     found = sha256_of(archive)
     if expected and found != expected.lower():
-        raise UserError(f"SHA-256 of {archive} is {found}, expected {expected.lower()}; get it again or elsewhere")
+        raise BadArchive(f"SHA-256 of {archive} is {found}, expected {expected.lower()}; get it again or elsewhere")
     print(f"SHA-256 {found} ({'as expected' if expected else 'not known here; --sha256 compares it with yours'})")
 
 

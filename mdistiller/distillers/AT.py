@@ -21,7 +21,10 @@ from ._common import check_stages, match_size
 
 
 def attention(feat: Tensor, p: float) -> Tensor:
-    """Return where a map `[B, C, H, W]` is strong: `mean over channels of |feat|^p`, `[B, H·W]` of unit length."""
+    """Return where a map `[B, C, H, W]` is strong: `mean over channels of |feat|^p`, `[B, H·W]` of unit length.
+
+    MDistiller's code leaves out the absolute value, which is the same for even `p` and for activated maps.
+    """
     return F.normalize(feat.abs().pow(p).mean(1).flatten(1))
 
 

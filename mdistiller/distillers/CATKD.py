@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models._contract import ClassifierModel
 from ._base import Distiller, register
-from ._common import check_positive, evaluating
+from ._common import check_positive, evaluating, settled_input_size
 
 
 def class_activation_maps(feature_map: Tensor, weight: Tensor) -> Tensor:
@@ -97,9 +97,10 @@ class CATKD(Distiller):
 
 
 def _check_map(role: str, model: Any, input_size: int) -> None:
+    height, width = settled_input_size(None, input_size, "DATASET.INPUT_SIZE")
     first = next(model.parameters())
     with evaluating(model):
-        _, feature_map = forward_with_map(model, first.new_zeros(2, 3, input_size, input_size))
+        _, feature_map = forward_with_map(model, first.new_zeros(2, 3, height, width))
     consumed = model.get_classifier().in_features
     if feature_map.shape[1] != consumed:
         raise UserError(

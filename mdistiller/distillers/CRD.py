@@ -196,6 +196,7 @@ class CRD(Distiller):
                 " give that number as num_data, or none"
             )
         self.sampler = ContrastSampler(labels)
+        self.to(self.embed_student.weight.device)  # both, wherever the rest was moved before
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         own = [*self.embed_student.parameters(), *self.embed_teacher.parameters()]

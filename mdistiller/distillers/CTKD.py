@@ -21,19 +21,7 @@ from torch import Tensor, nn
 
 from ._base import Distiller, register
 from ._common import check_positive
-
-
-def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: Tensor) -> Tensor:
-    """Return the scalar `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, differentiable in `T` too.
-
-    Args:
-        logits_student: `[B, N]`, floating point.
-        logits_teacher: `[B, N]`, floating point.
-        temperature: scalar `T > 0`, float32.
-    """
-    log_student = F.log_softmax(logits_student.float() / temperature, dim=1)
-    log_teacher = F.log_softmax(logits_teacher.float() / temperature, dim=1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature.square()
+from .KD import kd_loss
 
 
 def cosine_curriculum(epoch: float, loops: float, start: float, end: float) -> float:

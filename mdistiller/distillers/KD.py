@@ -7,7 +7,7 @@ Shapes: `B` batch, `N` classes.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,16 @@ from ._base import Distiller, register
 from ._common import check_positive, standardise_logits
 
 
-def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float, logit_stand: bool = False) -> Tensor:
+def kd_loss(
+    logits_student: Tensor, logits_teacher: Tensor, temperature: Union[float, Tensor], logit_stand: bool = False
+) -> Tensor:
     """Return the scalar `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, averaged over the batch.
 
     Args:
         logits_student: `[B, N]`, floating point.
         logits_teacher: `[B, N]`, floating point.
-        temperature: `T > 0`; the factor `T²` keeps the gradient's scale when `T` changes.
+        temperature: `T > 0`, a float or a scalar tensor, in which the loss is differentiable too; the factor `T²`
+            keeps the gradient's scale when `T` changes.
         logit_stand: whether the logits are standardised first, see `standardise_logits`.
     """
     if logit_stand:

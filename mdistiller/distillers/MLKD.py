@@ -93,7 +93,7 @@ class MLKD(Distiller):
     DEFAULTS = {
         "TEMPERATURE": 4.0,
         "EXTRA_TEMPERATURES": [2.0, 3.0, 5.0, 6.0],
-        "CONFIDENCE_MASK": True,  # of the weak view; False: the paper's form
+        "CONFIDENCE_MASK": False,  # the paper's form; True: the authors' code's, of the weak view beside a strong one
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},  # KD_WEIGHT of each of the three levels
     }
     teacher_needs = ("logits",)
@@ -102,7 +102,7 @@ class MLKD(Distiller):
         super().__init__(student, teacher)
         options = cfg.MLKD
         self.temperatures: List[float] = [options.TEMPERATURE, *options.EXTRA_TEMPERATURES]
-        if not min(self.temperatures) > 0:
+        if not all(isinstance(t, (int, float)) and t > 0 for t in self.temperatures):
             raise UserError(
                 f"MLKD.TEMPERATURE and MLKD.EXTRA_TEMPERATURES are {self.temperatures}; expected numbers above 0"
             )

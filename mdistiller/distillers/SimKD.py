@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ._base import Distiller, register
-from ._common import probe
+from ._common import match_size, probe
 from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
 
 
@@ -29,8 +29,7 @@ def simkd_loss(projected: Tensor, map_teacher: Tensor) -> Tensor:
         projected: the student's, projected.
         map_teacher: the teacher's; averaged to the size of the student's where it is larger.
     """
-    height, width = projected.shape[-2:]
-    return F.mse_loss(projected.float(), F.adaptive_avg_pool2d(map_teacher.float(), (height, width)))
+    return F.mse_loss(*match_size(projected.float(), map_teacher.float()))
 
 
 class Projector(nn.Sequential):

@@ -47,7 +47,7 @@ def get_feat_shapes(
 
 
 def warmup_factor(epoch: int, warmup_epochs: float) -> float:
-    """Return the linear rise `epoch / warmup_epochs`, at most 1; `epoch` counts from 1, 0 warm-up epochs are none."""
+    """Return the linear rise `epoch / warmup_epochs`, at most 1; `epoch` counts from 1, no warm-up: 1."""
     return min(epoch / warmup_epochs, 1.0) if warmup_epochs > 0 else 1.0
 
 

@@ -137,8 +137,14 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
             f"the checkpoint has format version {version}; this mdistiller reads up to {VERSION}, upgrade it"
         )
     lacking = [key for key, kind in DESCRIPTION.items() if not isinstance(checkpoint.get(key), kind)]
-    if lacking or "DATASET" not in checkpoint["config"] or "deployed_top1" not in checkpoint["accuracy"]:
-        parts = ", ".join(lacking or ["config or accuracy"])
+    head = checkpoint.get("head")
+    whole = not lacking and (
+        isinstance(checkpoint["config"].get("DATASET"), dict)
+        and "deployed_top1" in checkpoint["accuracy"]
+        and (head is None or (isinstance(head, dict) and {"kind", "options", "state"} <= set(head)))
+    )
+    if not whole:
+        parts = ", ".join(lacking or ["config, accuracy or head"])
         raise UserError(f"the checkpoint's description is damaged ({parts}); get the file again")
     return True
 

@@ -22,7 +22,7 @@ from ..distillers import Distiller, Vanilla, distiller_dict
 from ..distillers._plugins import build_distiller
 from ..errors import UserError, did_you_mean
 from ..models import build_model
-from ..paths import data_root, find_file
+from ..paths import find_file
 from .build import build_trainer, seed_everything
 from .cfg import load_cfg, resolved
 from .precision import pick_device
@@ -56,7 +56,12 @@ class Method(NamedTuple):
 
 
 OPTIONS = (
-    Method("LSKD", "Logit Standardization in Knowledge Distillation (2024)", "KD", ("KD.LOGIT_STAND", "True")),
+    Method(
+        "LSKD",
+        "Logit Standardization in Knowledge Distillation (2024)",
+        "KD",
+        ("KD.LOGIT_STAND", "True", "KD.TEMPERATURE", "2.0", "KD.LOSS.KD_WEIGHT", "9.0"),
+    ),
     Method("DOT", "DOT: A Distillation-Oriented Trainer (2023)", "KD", ("SOLVER.TRAINER", "dot")),
     Method(
         "FAM's hard cut",
@@ -113,13 +118,6 @@ def pair_config(pair: str, method: Method) -> str:
     return str(own if own.is_file() else folder / "sfakd" / own.name)
 
 
-def _images() -> List[str]:
-    folder = data_root() / "tin32-dev"
-    if (folder / "train").is_dir():
-        return ["DATASET.TYPE", "imagefolder", "DATASET.ROOT", str(folder), "DATASET.INPUT_SIZE", "32"]
-    return ["DATASET.TYPE", "fashion_demo"]
-
-
 def cost_table(
     pair: str, methods: Sequence[Method], overrides: Sequence[str], rounds: int = 7, steps: int = 4
 ) -> Tuple[List[Row], str]:
@@ -132,7 +130,7 @@ def cost_table(
     configs = []
     kd = describe("KD")
     for method in (kd, *methods):
-        options = ["DISTILLER.TYPE", method.type, *_images(), *method.options, *overrides]
+        options = ["DISTILLER.TYPE", method.type, "DATASET.TYPE", "fashion_demo", *method.options, *overrides]
         configs.append(load_cfg(pair_config(pair, method), options))
     train_loader, _, num_data, num_classes = get_dataset(configs[0], device)
     info = train_loader.info

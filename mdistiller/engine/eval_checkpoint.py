@@ -36,9 +36,9 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     described = is_described(checkpoint)
     if described:
         trained_on = checkpoint["config"]["DATASET"]
-        asked = dict(zip(overrides[::2], overrides[1::2])).get("DATASET.TYPE", trained_on["TYPE"])
+        asked = dict(zip(overrides[::2], overrides[1::2])).get("DATASET.TYPE", checkpoint["dataset"])
         # another data set lies elsewhere, but the student sees it as it was taught to
-        keys = trained_on if asked == trained_on["TYPE"] else ("INPUT_SIZE", "MEAN", "STD")
+        keys = trained_on if asked == checkpoint["dataset"] else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
         for key in keys:
             value = trained_on[key]
             cfg.DATASET[key] = CN(value) if isinstance(value, dict) else value
@@ -69,7 +69,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     if described:
         recorded = checkpoint["accuracy"]
         lines.append(
-            f"recorded  top-1 {recorded['deployed_top1']:.2f}  top-5 {recorded['deployed_top5']:.2f}"
+            f"recorded  top-1 {recorded['deployed_top1']:.2f}  top-5 {recorded.get('deployed_top5', float('nan')):.2f}"
             f"  (by training, epoch {checkpoint['epoch']})"
         )
     return "\n".join(lines)

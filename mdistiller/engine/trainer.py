@@ -225,7 +225,12 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "total_seconds": self.total_seconds,
             "images": self.images,
-            "random": {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()},
+            "random": {
+                "python": random.getstate(),
+                "numpy": numpy_state,
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            },
             "config": to_dict(self.cfg),
         }
 
@@ -245,6 +250,8 @@ class Trainer:
             np.random.set_state(numpy_state)
             random.setstate(state["random"]["python"])
             torch.set_rng_state(state["random"]["torch"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state_all(state["random"]["cuda"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

@@ -103,7 +103,7 @@ def test_what_is_deployed_survives_its_checkpoint(method, tmp_path):
 
     info = DatasetInfo("imagefolder", tuple("abcdefg"), 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     student = DeployedStudent(distiller.student, distiller.head)
-    content = checkpoint.describe_student(student, "resnet8x4", info, {"deployed_top1": 1.0}, 1, {})
+    content = checkpoint.describe_student(student, "resnet8x4", info, {"deployed_top1": 1.0}, 1, {"DATASET": {}})
     checkpoint.save(content, tmp_path / "student.pth")
     read = checkpoint.read_checkpoint(tmp_path / "student.pth")
     assert (read["head"] is None) == (distiller.head is None)

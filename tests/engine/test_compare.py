@@ -18,7 +18,9 @@ def test_every_method_has_a_row():
     assert len({row.name for row in rows}) == len(rows)
     assert [row.name for row in compare.choose(["CAT_KD", "LSKD", "KD"])] == ["CAT-KD", "LSKD", "KD"]
     assert compare.describe("CAT_KD").paper == "Class Attention Transfer Based Knowledge Distillation (2023)"
-    assert compare.choose(["LSKD"])[0].key == "`KD`, `KD.LOGIT_STAND True`"
+    assert (
+        compare.choose(["LSKD"])[0].key == "`KD`, `KD.LOGIT_STAND True`, `KD.TEMPERATURE 2.0`, `KD.LOSS.KD_WEIGHT 9.0`"
+    )
     with pytest.raises(UserError, match="unknown method 'FITNETS'; did you mean FitNet"):
         compare.choose(["FITNETS"])
 
@@ -35,7 +37,7 @@ def test_costs(command, tmp_path):
     rows = json.loads((tmp_path / "costs.json").read_text())["rows"]
     assert rows[1]["extra"] > 10_000
     assert all(row["spread"][0] <= row["step_time"] <= row["spread"][1] for row in rows)
-    make_image_folder(tmp_path / "data/tin32-dev", size=32)  # stands for the real one
+    make_image_folder(tmp_path / "own", size=32)
     arguments = [
         "--methods",
         "KD",
@@ -45,8 +47,10 @@ def test_costs(command, tmp_path):
         "1",
         "SOLVER.BATCH_SIZE",
         "2",
-        "DATASET.NUM_WORKERS",
-        "0",
+        "DATASET.TYPE",
+        "imagefolder",
+        "DATASET.ROOT",
+        "own",
     ]
     status, out, err = command("compare_methods", "table", "--pair", "res56_res20", *arguments)
     assert status == 0, err

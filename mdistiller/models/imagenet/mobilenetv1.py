@@ -37,8 +37,9 @@ class MobileNetV1(ClassifierModel):
     """A MobileNetV1. Its stages are the units up to the last one of each map size from a quarter of the image's on.
 
     MDistiller's list of maps begins with the first stage; here the stem, its first convolution's map at half the
-    image's size, comes before it, as in every other family. The last entry of its `model`, an average pooling without
-    weights and of a fixed size, is left out.
+    image's size, comes before it, as in every other family; so methods that pair stages one by one (AT, OFD, NST, VID)
+    compare one more here, and a hint layer counts from the stem. The last entry of its `model`, an average pooling
+    without weights and of a fixed size, is left out.
 
     Args:
         pretrained: refused, there are no released weights.
