@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Sequence, Tuple
+from typing import Callable, Sequence, Tuple, Union
 
 import torch
 from yacs.config import CfgNode
@@ -42,21 +42,29 @@ def imagefolder(cfg: CfgNode) -> Splits:
     root = paths.find_file(cfg.DATASET.ROOT)
     if not root.is_dir() or not any(root.iterdir()):
         raise UserError(f"DATASET.ROOT {root} is {'empty' if root.is_dir() else 'not a folder'}; {LAYOUT}")
-    classes = class_folders(root / "train", LAYOUT)
-    check_same_classes(root, classes, class_folders(root / "val", LAYOUT))
-    train, val = (find_images(root / name, classes) for name in ("train", "val"))
+    classes = class_folders(root / "val", LAYOUT)
+
+    def find_train() -> FileSplit:
+        check_same_classes(root, class_folders(root / "train", LAYOUT), classes)
+        return find_images(root / "train", classes)
+
     if cfg.DATASET.INPUT_SIZE is None:
         log.info("DATASET.INPUT_SIZE is not set: images are resized to %d px", DEFAULT_SIZE)
-    train_split, mean, std = _with_statistics(train, root / "train", options, len(train) + len(val))
-    return Splits(train_split, val, DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std))
+    train: Union[ImageSplit, Callable[[], ImageSplit]]
+    if options.statistics is not None:  # nothing to measure: evaluation does without train/
+        train, (mean, std) = find_train, options.statistics
+        val = find_images(root / "val", classes)
+    else:
+        files = find_train()
+        val = find_images(root / "val", classes)
+        train, mean, std = _with_statistics(files, root / "train", options, len(files) + len(val))
+    return Splits(train, val, DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std))
 
 
 def _with_statistics(
     train: FileSplit, folder: Path, options: Options, num_images: int
 ) -> Tuple[ImageSplit, Channels, Channels]:
-    """Return the training set, decoded if that was necessary anyway, and its mean and std."""
-    if options.statistics is not None:
-        return (train, *options.statistics)
+    """Return the training set, decoded if that was necessary anyway, and its measured mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")
     everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
     memory = Memory(folder, f"{view}, {'all images' if everything else f'{SAMPLE} images'}", train.files)

@@ -37,6 +37,7 @@ def test_train_then_eval_without_the_teacher(command, trained):
     best = re.search(r"best top-1 ([\d.]+) top-5 ([\d.]+)", out)
     assert re.search(r"teacher top-1 [\d.]+", out)
     os.rename("output/t", "moved_away")
+    os.rename(trained / "images/train", trained / "moved_images")  # the checkpoint knows mean and std
     status, out, err = command("eval", "-m", "resnet8", "-c", "output/s/student_best.pth")
     assert (status, err) == (0, "")
     assert f"deployed  top-1 {best[1]}  top-5 {best[2]}" in out
