@@ -7,6 +7,7 @@ stands one that makes numbers of the kinds below and nothing else.
 
 from __future__ import annotations
 
+import codecs
 import pickle
 from typing import Any, Callable, List
 
@@ -30,4 +31,5 @@ def _scalar_of(module: str) -> Callable[[Any, Any], Any]:
 def allow_numpy_scalars() -> None:
     """Let `torch.load(weights_only=True)` read NumPy's numbers and truth values, whichever NumPy wrote them."""
     dtypes: List[Any] = [type(np.dtype(kind)) for kind in KINDS]
-    torch.serialization.add_safe_globals([np.dtype, *dtypes, *map(_scalar_of, MODULES)])
+    # encode: how a pickle of protocol 2 spells bytes; newer PyTorch allows it by itself
+    torch.serialization.add_safe_globals([codecs.encode, np.dtype, *dtypes, *map(_scalar_of, MODULES)])
