@@ -12,7 +12,7 @@ the student's final map, `N` classes.
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ._base import Distiller, register
 from ._common import match_size, probe
+from ._spectral import SpectralFilter
 from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
 
 
@@ -109,14 +110,12 @@ class FrequencyBranch(nn.Module):
         super().__init__()
         self.filter = FrequencyFilter(channels, height, width)
         self.mask = HighPass(height, width, sigma, learnable_sigma, mask)
+        self.product = SpectralFilter(height, width)
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """Modulate `feature [B, C_s, H, W]`; returns float32 of the same shape."""
-        with torch.autocast(feature.device.type, enabled=False):
-            gain = self.filter()
-            gain = gain * self.mask()[:, : gain.shape[-1]]
-            spectrum = torch.fft.rfft2(feature.float(), norm="ortho")
-            return torch.fft.irfft2(spectrum * gain, s=feature.shape[-2:], norm="ortho")
+    def forward(self, feature: Tensor, weight: Union[float, Tensor] = 1.0) -> Tensor:
+        """Modulate `feature [B, C_s, H, W]`; returns `weight · F_freq`, float32 of the same shape."""
+        gain = self.filter()
+        return self.product(feature, weight * self.mask()[:, : gain.shape[-1]] * gain)
 
 
 class SpatialBranch(nn.Conv2d):
@@ -124,6 +123,11 @@ class SpatialBranch(nn.Conv2d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=1)
+
+    def forward(self, feature: Tensor, weight: Union[float, Tensor] = 1.0) -> Tensor:
+        """Convolve `feature [B, C_s, H, W]`; returns `weight · F_spat` of the same shape."""
+        assert self.bias is not None
+        return F.conv2d(feature, weight * self.weight, weight * self.bias)
 
 
 class Fusion(nn.Module):
@@ -138,12 +142,9 @@ class Fusion(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Augment `feature [B, C_s, H, W]`; the shape stays."""
-        parts = []
-        # the convolution first: the sum takes over its memory format, the one that the projector is fast in
-        if self.spatial is not None:
-            parts.append(self.beta * self.spatial(feature))
-        if self.frequency is not None:
-            parts.append(self.alpha * self.frequency(feature))
+        # each branch applies its weight to its own parameters, which are smaller than the maps
+        branches = ((self.spatial, self.beta), (self.frequency, self.alpha))
+        parts = [branch(feature, weight) for branch, weight in branches if branch is not None]
         return sum(parts[1:], parts[0])
 
 
