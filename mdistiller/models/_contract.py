@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 
@@ -45,13 +45,15 @@ class ClassifierModel(nn.Module):
         return final_map
 
     def forward_pool(self, final_map: Tensor) -> Tensor:
-        """Turn the final map into the pooled feature `[B, C]` that the classifier consumes."""
-        return F.adaptive_avg_pool2d(self.forward_map(final_map), 1).flatten(1)
+        """Turn the final map into the pooled feature `[B, C]`, float32 at least, that the classifier consumes."""
+        feature_map = self.forward_map(final_map)
+        return feature_map.mean((2, 3), dtype=torch.promote_types(feature_map.dtype, torch.float32))
 
     def forward_tail(self, final_map: Tensor) -> Tuple[Tensor, Tensor]:
-        """Turn the final map into `(logits [B, N], pooled_feat [B, C])`."""
+        """Turn the final map into `(logits [B, N], pooled_feat [B, C])`, float32 at least, whatever autocast says."""
         pooled = self.forward_pool(final_map)
-        return self.get_submodule(self.classifier_name)(pooled), pooled
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.get_submodule(self.classifier_name)(pooled), pooled
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Dict[str, Any]]:
         """Return `(logits [B, N], feats)`.
