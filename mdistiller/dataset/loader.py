@@ -91,6 +91,12 @@ class Loader:
         """Yield this epoch's batches from number `start_step` (from 0) on, equal to those of a full pass."""
         raise NotImplementedError
 
+    def digest(self) -> str:
+        """Return a fingerprint of the images in their order, hexadecimal: of their pixels, or of their files' names,
+        sizes and dates.
+        """
+        raise NotImplementedError
+
     def _slices(self, start_step: int) -> Iterator[slice]:
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step is {start_step}; an epoch has {len(self)} batches")

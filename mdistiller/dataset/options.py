@@ -79,7 +79,7 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         raise UserError(f"DATASET.TRAIN_FRACTION is {data.TRAIN_FRACTION}; give a number above 0 and up to 1 (1 = all)")
     return Options(
         batch_size=cfg.SOLVER.BATCH_SIZE,
-        test_batch_size=_at_least(1, "DATASET.TEST.BATCH_SIZE", data.TEST.BATCH_SIZE),
+        test_batch_size=_test_batch_size(data.TEST.BATCH_SIZE, size),
         input_size=size,
         augment=augment,
         padding=_at_least(0, "DATASET.PADDING", data.PADDING) if augment == "pad_crop" else 0,
@@ -96,6 +96,14 @@ def _at_least(least: int, key: str, value: int) -> int:
     if value < least:
         raise UserError(f"{key} is {value}; give a whole number from {least} on")
     return value
+
+
+def _test_batch_size(given: Optional[int], size: int) -> int:
+    if given is None:  # large enough to fill a GPU with small images, small enough for its memory with large ones
+        return max(64, 256 * 32**2 // size**2)
+    if not isinstance(given, int):
+        raise UserError(f"DATASET.TEST.BATCH_SIZE is {given!r}; give a whole number from 1 on")
+    return _at_least(1, "DATASET.TEST.BATCH_SIZE", given)
 
 
 def _choice(key: str, value: Any, known: Sequence[str]) -> str:

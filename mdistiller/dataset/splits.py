@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,10 @@ class ArraySplit:
     def load(self, index: int, look: Look = as_it_is) -> Image.Image:
         """Return what `look` makes of image `index` (RGB)."""
         return look(Image.fromarray(self.images[index]))
+
+    def digest(self) -> str:
+        """Return a fingerprint of the pixels, hexadecimal."""
+        return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
 
     def subset(self, indices: Tensor) -> ArraySplit:
         """Return the images `indices` (int64 [n]) only, numbered from 0."""
@@ -94,6 +99,14 @@ class FileSplit:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read the image {path} ({reason}); replace, convert or remove it") from error
+
+    def digest(self) -> str:
+        """Return a fingerprint of the files' names (with their folders'), sizes and dates, hexadecimal."""
+        state = hashlib.sha256()
+        for path in self.files:
+            about = path.stat()
+            state.update(f"{path.parent.name}/{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+        return state.hexdigest()
 
     def subset(self, indices: Tensor) -> FileSplit:
         """Return the images `indices` (int64 [n]) only, numbered from 0."""

@@ -50,6 +50,9 @@ class StreamLoader(Loader):
         self._num_workers = options.num_workers
         self._idle: Optional[DataLoader] = None  # workers that wait for the next pass
 
+    def digest(self) -> str:
+        return self._reader.split.digest()
+
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         seed = mix("images", self._seed, self.epoch)
         draws = self.draws()

@@ -21,7 +21,7 @@ from ..models import build_model, find_model, load_weights, released_teacher
 from .cfg import experiment_name, resolved
 from .check import check_settings
 from .checkpoint import is_described, read_checkpoint, weights_of
-from .precision import pick_device
+from .precision import pick_device, prepare_device
 from .trainer import Trainer, trainer_dict
 
 log = logging.getLogger("mdistiller")
@@ -106,6 +106,7 @@ def build_trainer(cfg: Any) -> Trainer:
     check_settings(cfg)
     _check_model_names(cfg, distiller_class.needs_teacher)
     device = pick_device()
+    prepare_device(device)
     train_loader, val_loader, num_data, num_classes = get_dataset(cfg, device)
     info = train_loader.info
     cfg = resolved(cfg, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)

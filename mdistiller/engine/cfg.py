@@ -58,7 +58,7 @@ CFG.DATASET.PADDING = 4  # pixels, of pad_crop
 CFG.DATASET.IN_MEMORY = "auto"  # auto | yes | no
 CFG.DATASET.MEMORY_GB = 2.0  # what auto may fill with images, GiB
 CFG.DATASET.TEST = CN()
-CFG.DATASET.TEST.BATCH_SIZE = 64
+CFG.DATASET.TEST.BATCH_SIZE = None  # None: 256 images of 32 px, or as many pixels of larger ones, at least 64
 
 CFG.DISTILLER = CN()
 CFG.DISTILLER.TYPE = "NONE"
@@ -82,12 +82,15 @@ CFG.SOLVER.TYPE = "SGD"
 CFG.SOLVER.DOT = CN()
 CFG.SOLVER.DOT.DELTA = 0.075  # by which trainer dot parts the momenta of task and distillation
 CFG.SOLVER.AMP = "auto"  # auto | off | bf16 | fp16
+CFG.SOLVER.COMPILE = "off"  # off | default | reduce-overhead | max-autotune: torch.compile's mode
 
 CFG.LOG = CN()
 CFG.LOG.TENSORBOARD_FREQ = 500  # steps
 CFG.LOG.SAVE_CHECKPOINT_FREQ = 40  # epochs between the checkpoints that are kept
 CFG.LOG.PREFIX = "./output"
 CFG.LOG.WANDB = True
+
+CFG.TEACHER_CACHE = "off"  # off | memory | a folder: where the teacher's logits or pooled features are kept
 
 CFG.PLUGINS = []  # files and modules with distillers of one's own
 
@@ -258,6 +261,10 @@ def _undeclared(value: Any) -> Any:
 _TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
 _SPOKEN: Dict[Tuple[str, Any], str] = {
     ("SOLVER.AMP", False): "off",
+    ("SOLVER.COMPILE", False): "off",
+    ("SOLVER.COMPILE", True): "default",
+    ("TEACHER_CACHE", False): "off",
+    ("TEACHER_CACHE", True): "memory",
     ("DATASET.IN_MEMORY", False): "no",
     ("DATASET.IN_MEMORY", True): "yes",
 }

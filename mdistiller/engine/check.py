@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from typing import Any, Dict, Iterator, List, Tuple
 
 from ..errors import UserError
 from .optim import SCHEDULES
+
+CACHES = ("off", "memory")
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 
 def check_settings(cfg: Any) -> None:
@@ -37,6 +41,7 @@ def check_settings(cfg: Any) -> None:
     expect(0 <= solver.WEIGHT_DECAY < math.inf, "SOLVER.WEIGHT_DECAY", "a number from 0 on")
     expect(0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1")
     expect(not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0")
+    expect(solver.COMPILE in COMPILE_MODES, "SOLVER.COMPILE", f"one of {', '.join(COMPILE_MODES)}")
     expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
     expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
     expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
@@ -45,6 +50,11 @@ def check_settings(cfg: Any) -> None:
         "EXPERIMENT.NAME",
         "a name for the output folder, or PROJECT and TAG to make one of",
     )
+    # another spelling of the two words would otherwise become a folder of that name
+    if not cfg.TEACHER_CACHE or (
+        cfg.TEACHER_CACHE not in CACHES and get_close_matches(cfg.TEACHER_CACHE.lower(), CACHES)
+    ):
+        faults.append(f"TEACHER_CACHE is {cfg.TEACHER_CACHE!r}; expected off, memory, or a folder such as ./cache")
     if faults:
         raise UserError("\n".join(faults))
 
@@ -54,7 +64,7 @@ def check_settings(cfg: Any) -> None:
 FREE_ON_RESUME = (
     *("SOLVER.EPOCHS", "SOLVER.TRAINER", "LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
     *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
-    *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS"),
+    *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
 )
 
 

@@ -25,8 +25,9 @@ from ..models import build_model
 from ..paths import find_file
 from .build import build_trainer, seed_everything
 from .cfg import load_cfg, resolved
-from .precision import pick_device
+from .precision import pick_device, prepare_device
 from .trainer import Trainer, trainer_dict
+from .training_form import TrainingForm
 from .watch import used_outputs
 
 Row = Dict[str, Any]
@@ -127,6 +128,7 @@ def cost_table(
     KD in the same round. The median of the rounds counts; the quartiles are its spread.
     """
     device = pick_device()
+    prepare_device(device)
     configs = []
     kd = describe("KD")
     for method in (kd, *methods):
@@ -148,28 +150,31 @@ def cost_table(
     epoch = 30  # after the warm-up of every method
     rows: List[Row] = []
     trainers: List[Trainer] = []
+    forms: List[TrainingForm] = []
     for method, cfg in zip((kd, *methods), configs):
         print(f"building {method.name}", file=sys.stderr)
         cfg = resolved(cfg, INPUT_SIZE=info.input_size)
         needs = used_outputs(partial(distiller_of, cfg), teacher, {**batches[0], "epoch": epoch})
         distiller = distiller_of(cfg, teacher)
         trainers.append(trainer_dict[cfg.SOLVER.TRAINER](method.name, distiller, train_loader, None, cfg))
+        forms.append(TrainingForm(distiller, train_loader, cfg, trainers[-1].precision, lambda line: None))
         extra = distiller.get_extra_parameters()
         rows.append({"method": method.name, "paper": method.paper, "key": method.key, "needs": needs, "extra": extra})
 
-    def seconds(trainer: Trainer) -> float:
+    def seconds(trainer: Trainer, form: TrainingForm) -> float:
         started = time.perf_counter()
-        for step, batch in enumerate(batches):
-            trainer._step(batch, epoch, step, len(train_loader))
+        with form.in_place():
+            for step, batch in enumerate(batches):
+                trainer._step(batch, epoch, step, len(train_loader))
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    for trainer in trainers:
-        seconds(trainer)  # the first steps tune kernels and fill caches
+    for trainer, form in zip(trainers, forms):
+        seconds(trainer, form)  # the first steps tune kernels and fill caches
     times = []
     for number in range(rounds):
-        times.append([seconds(trainer) for trainer in trainers])
+        times.append([seconds(*pair) for pair in zip(trainers, forms)])
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     for index, row in enumerate(rows):
         ratios = [round_times[index] / round_times[0] for round_times in times]

@@ -14,7 +14,7 @@ from .build import check_classes, released_weights
 from .cfg import CFG, merge_overrides
 from .checkpoint import is_described, load_student, read_checkpoint, weights_of
 from .evaluate import evaluate
-from .precision import pick_device
+from .precision import pick_device, prepare_device
 
 
 def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = ()) -> str:
@@ -44,14 +44,16 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
             cfg.DATASET[key] = CN(value) if isinstance(value, dict) else value
         merge_overrides(cfg, overrides)
     find_model(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
-    loader = get_val_loader(cfg, pick_device())
+    device = pick_device()
+    prepare_device(device)
+    loader = get_val_loader(cfg, device)
     info = loader.info
     if described:
         check_classes(checkpoint["classes"], info, source)
 
     student = load_student(checkpoint, arch, info.num_classes, source, info.name, info.input_size).eval()
     # the layout of training, so that rounding and hence every digit is the same
-    student.to(pick_device()).to(memory_format=torch.channels_last)
+    student.to(device).to(memory_format=torch.channels_last)
     accuracy = evaluate(student.forward_eval, loader)
 
     head = student.head

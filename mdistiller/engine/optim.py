@@ -15,13 +15,12 @@ def build_optimizer(cfg: Any, parameters: List[nn.Parameter]) -> torch.optim.Opt
     """Return the optimizer that `SOLVER` describes."""
     if cfg.SOLVER.TYPE != "SGD":
         raise UserError(f"SOLVER.TYPE is {cfg.SOLVER.TYPE!r}; expected SGD")
-    return torch.optim.SGD(
-        parameters,
-        lr=cfg.SOLVER.LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        nesterov=cfg.SOLVER.NESTEROV,
-    )
+    solver = cfg.SOLVER
+    options = {"momentum": solver.MOMENTUM, "weight_decay": solver.WEIGHT_DECAY, "nesterov": solver.NESTEROV}
+    try:
+        return torch.optim.SGD(parameters, lr=solver.LR, fused=True, **options)  # one kernel instead of one a tensor
+    except RuntimeError:  # not for every device in PyTorch 2.4
+        return torch.optim.SGD(parameters, lr=solver.LR, **options)
 
 
 def _step_decay(cfg: Any, progress: float) -> float:

@@ -11,11 +11,23 @@ from typing import ContextManager, Optional
 import torch
 
 from ..errors import UserError
+from .memory import keep_freed_memory
 
 
 def pick_device() -> torch.device:
     """Return the first CUDA device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare_device(device: torch.device) -> None:
+    """Set up the process for networks on `device`, once, before the first tensor of a step is made."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        # convolutions only: their precision is autocast's choice otherwise, while products such as SFAKD's Fourier
+        # transforms must keep float32's, which is PyTorch's default
+        torch.backends.cudnn.allow_tf32 = True
+    else:
+        keep_freed_memory()
 
 
 @lru_cache(maxsize=None)

@@ -82,6 +82,7 @@ def final_line(summary: Dict[str, Any]) -> str:
         f"best top-1 {best['deployed_top1']:.2f} top-5 {best['deployed_top5']:.2f} (epoch {best['epoch']})",
         f"teacher top-1 {teacher['deployed_top1']:.2f}" if teacher else "no teacher",
         f"{summary['images_per_second']:.0f} images/s",
+        f"peak memory {summary['peak_memory_mib']} MiB",
         duration(summary["seconds"]),
     ]
     return "done: " + " | ".join(parts)

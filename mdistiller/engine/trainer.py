@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any, Dict, Tuple, Type
+from typing import Any, Dict, Iterator, Tuple, Type
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from .cfg import dump, to_dict
 from .check import check_resumable
 from .evaluate import evaluate
 from .logger import RunLogger
+from .memory import memory_figures
 from .meter import EpochMeter
 from .optim import learning_rate
 from .precision import pick_precision
 from .report import epoch_line, final_line, final_table, read_references
 from .run_folder import RunFolder
+from .training_form import TrainingForm
 from .update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
 
 SYNC_STEPS = 50  # between two looks of the host at the device's numbers
@@ -90,10 +92,13 @@ class Trainer:
 
     def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
         self._announce(logger, resume)
+        self.distiller.train()
+        form = TrainingForm(self.distiller, self.train_loader, self.cfg, self.precision, logger.say)
         while self.epoch < self.cfg.SOLVER.EPOCHS:
             started = time.perf_counter()
-            row = self._train_epoch(self.epoch + 1, logger)
+            row = self._train_epoch(self.epoch + 1, logger, form)
             row.update(self._validate())
+            row.update(memory_figures(self.device))
             self.epoch += 1
             self.total_seconds += time.perf_counter() - started
             logger.epoch(row)
@@ -134,7 +139,14 @@ class Trainer:
         if resume:
             logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}")
 
-    def _train_epoch(self, epoch: int, logger: RunLogger) -> Dict[str, Any]:
+    def batches(self, form: TrainingForm) -> Iterator[Dict[str, Tensor]]:
+        """Yield the epoch's batches, in the strides that the distiller wants, with what its teacher says of them."""
+        batches = iter(self.train_loader)
+        if not self.distiller.channels_last:
+            batches = ({**batch, "image": batch["image"].contiguous()} for batch in batches)
+        return form.serve(batches)
+
+    def _train_epoch(self, epoch: int, logger: RunLogger, form: TrainingForm) -> Dict[str, Any]:
         self.distiller.train()
         self.train_loader.set_epoch(epoch)
         meter = EpochMeter(epoch)
@@ -143,8 +155,9 @@ class Trainer:
         started = time.perf_counter()
         title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
         # disable=None: no bar where stderr is a file, the line per epoch says the same
-        with tqdm(total=self.train_loader.num_images, desc=title, unit="img", leave=False, disable=None) as bar:
-            for step, batch in enumerate(self.train_loader, start=1):
+        bar = tqdm(total=self.train_loader.num_images, desc=title, unit="img", leave=False, disable=None)
+        with bar, form.in_place():
+            for step, batch in enumerate(self.batches(form), start=1):
                 losses, logits = self._step(batch, epoch, first_step + step - 1, steps)
                 meter.add(step, losses, logits, batch["target"])
                 if step % SYNC_STEPS == 0 or step == steps:
@@ -167,8 +180,6 @@ class Trainer:
     ) -> Tuple[Dict[str, Tensor], Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cfg, global_step, steps_per_epoch)
-        if not self.distiller.channels_last:
-            batch = {**batch, "image": batch["image"].contiguous()}
         with self.precision.autocast():
             logits, losses = self.distiller(**batch, epoch=epoch)
         # scalars, but for files written for MDistiller, which averages too
@@ -279,6 +290,7 @@ class Trainer:
             "teacher_accuracy": self.teacher,
             "images_per_second": round(self.images / self.train_seconds, 1) if self.train_seconds else 0.0,
             "seconds": round(self.total_seconds, 1),
+            "peak_memory_mib": memory_figures(self.device)["peak_memory_mib"],
             "device": str(self.device),
             "precision": str(self.precision),
             "torch": torch.__version__,

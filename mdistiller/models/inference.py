@@ -36,7 +36,7 @@ def inference_form(model: nn.Module, input_size: int, dtype: Optional[torch.dtyp
         for module in model.modules():
             if not list(module.children()) and not isinstance(module, KEPT_IN_FLOAT32):
                 module.to(dtype)
-    return model.to(device, memory_format=torch.channels_last), len(pairs)
+    return model.to(device).to(memory_format=torch.channels_last), len(pairs)
 
 
 def _foldable(model: nn.Module, image: Tensor, expected: List[Tensor], pairs: List[Pair]) -> List[Pair]:
@@ -80,8 +80,9 @@ def _folded(model: nn.Module, pairs: List[Pair]) -> nn.Module:
     """Return a copy in which each pair is one convolution, and an identity in the BatchNorm's place."""
     model = copy.deepcopy(model)
     for convolution, norm in pairs:
-        fused = fuse_conv_bn_eval(model.get_submodule(convolution), model.get_submodule(norm))
-        for name, module in ((convolution, fused), (norm, nn.Identity())):
+        first: Any = model.get_submodule(convolution)
+        second: Any = model.get_submodule(norm)
+        for name, module in ((convolution, fuse_conv_bn_eval(first, second)), (norm, nn.Identity())):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module)
     return model

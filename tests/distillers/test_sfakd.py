@@ -24,7 +24,17 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 
-SIZES = [(8, 8), (4, 4), (2, 2), (1, 1), (7, 7), (5, 8), (8, 3), (1, 4), (20, 15)]  # the last one larger than the matrices go
+SIZES = [
+    (8, 8),
+    (4, 4),
+    (2, 2),
+    (1, 1),
+    (7, 7),
+    (5, 8),
+    (8, 3),
+    (1, 4),
+    (20, 15),
+]  # the last one larger than the matrices go
 
 
 def literal_branch(feature, weight, sigma):
