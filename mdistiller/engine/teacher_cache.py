@@ -52,6 +52,7 @@ class CachedTeacher(nn.Module):
         self._say = say
         self._image: Optional[Tensor] = None
         self._keys = torch.empty(0, dtype=torch.int64)
+        self._num_variants = 1
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -73,6 +74,7 @@ class CachedTeacher(nn.Module):
             loader: `batches` are its own, of this epoch from number `start_step` (from 0) on.
         """
         assert loader.num_variants is not None
+        self._num_variants = loader.num_variants
         draws = loader.draws()
         keys = draws.order * loader.num_variants + draws.variant(loader.padding)
         ahead: List[Tuple[Tensor, Batch]] = []
@@ -87,15 +89,20 @@ class CachedTeacher(nn.Module):
             self.table.damaged = 0
 
     def _ready(self, ahead: List[Tuple[Tensor, Batch]]) -> Iterator[Batch]:
-        missing = [(keys, batch["image"], self.table.missing(keys)) for keys, batch in ahead]
-        wanted = [(keys[rows], image[rows.to(image.device)]) for keys, image, rows in missing if rows.any()]
+        wanted = []
+        for keys, batch in ahead:
+            rows = self.table.missing(keys).nonzero().squeeze(1)
+            if len(rows):
+                wanted.append((keys[rows], batch["image"].index_select(0, rows.to(batch["image"].device))))
         if wanted:
             keys, images = (torch.cat(tensors) for tensors in zip(*wanted))
             # a GPU is not full with 64 small images; a CPU's caches overflow with more
             parts = images.split(64) if images.device.type == "cpu" else [images]
             self.table.write(keys, torch.cat([self._run(part) for part in parts]))
-        for self._keys, batch in ahead:
+        for keys, batch in ahead:
             self._image = batch["image"]
+            # those of the batch are where the table is: no copy to a GPU in each step
+            self._keys = keys if self.table.on_host else batch["index"] * self._num_variants + batch["variant"]
             yield batch
         self._image = None
 

@@ -97,9 +97,15 @@ class TrainingForm:
 
     def serve(self, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
         """Pass on this epoch's batches from number `start_step` (from 0) on, with what the cache says of them."""
-        if self._cache is None:
-            return batches
-        return self._cache.serve(self._loader, batches, start_step)
+        if self._cache is not None:
+            batches = self._cache.serve(self._loader, batches, start_step)
+        return _marked(batches) if self._compiled else batches
+
+
+def _marked(batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        torch.compiler.cudagraph_mark_step_begin()  # what a graph gave in the step before may be overwritten
+        yield batch
 
 
 def _parts(distiller: Distiller) -> List[Tuple[nn.Module, str]]:

@@ -22,9 +22,11 @@ class MemoryTable:
 
     Attributes:
         damaged: rows that were known, but not intact.
+        on_host: whether `read` finds its rows on the CPU.
     """
 
     damaged = 0
+    on_host = False
 
     def __init__(self, rows: int, values: int, dtype: torch.dtype, device: torch.device) -> None:
         self._vectors = torch.empty(rows, values, dtype=dtype, device=device)
@@ -40,8 +42,8 @@ class MemoryTable:
         self._known[keys] = True
 
     def read(self, keys: Tensor) -> Tensor:
-        """Return the rows `keys` (int64 [n], on the CPU), all known, as float32 [n, V]."""
-        return self._vectors.index_select(0, keys.to(self._vectors.device, non_blocking=True)).float()
+        """Return the rows `keys` (int64 [n], on the device), all known, as float32 [n, V]."""
+        return self._vectors.index_select(0, keys).float()
 
     def filled(self) -> float:
         """Return the part of the rows that is known, in [0, 1]."""
@@ -60,9 +62,10 @@ class FileTable:
         device: where `read` puts its result.
 
     Attributes:
-        damaged: rows that were known, but not intact.
+        damaged, on_host: see `MemoryTable`.
     """
 
+    on_host = True
     VECTORS, CHECKSUMS = "vectors.bin", "checksums.bin"
 
     def __init__(self, folder: Path, rows: int, values: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -92,7 +95,7 @@ class FileTable:
         self._checks[rows] = self._sums(values)
 
     def read(self, keys: Tensor) -> Tensor:
-        """See `MemoryTable`."""
+        """See `MemoryTable`; `keys` are on the CPU."""
         return torch.from_numpy(self._vectors[keys.numpy()]).to(self._device, non_blocking=True).float()
 
     def filled(self) -> float:
