@@ -1,12 +1,14 @@
 """Measure the training loop: tools/benchmark.py [--pair A,B | --cfg FILE] [--method A,B] [--baseline] [KEY VALUE ...].
 
 Images per second with data loading, and memory; with `--baseline` the ratio to a plain loop that runs in turns with it;
-and how close the loop comes to the floor, the least time in which the machine could do the arithmetic.
+and how close the loop comes to the least time in which the machine could do the arithmetic. A pair trains on random
+pictures, unless DATASET.TYPE is given.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -15,12 +17,17 @@ from mdistiller.cli import OneLineParser, add_overrides, run
 
 
 def main() -> None:
-    parser = OneLineParser(prog="tools/benchmark.py", description="Measure the training loop; prints a Markdown table.")
-    parser.add_argument("--pair", help="pairs of configs/cifar100/sfakd/, separated by commas; default res32x4_res8x4")
-    parser.add_argument("--cfg", metavar="FILE", help="a configuration, with its own data, in place of a pair")
-    parser.add_argument("--method", default="", help="methods, separated by commas; default SFAKD, or what FILE says")
+    parser = OneLineParser(prog="tools/benchmark.py", description="Measure the training loop; print a Markdown table.")
+    parser.add_argument("--pair", metavar="A,B", default="", help="of configs/cifar100/sfakd/; default res32x4_res8x4")
+    parser.add_argument("--cfg", metavar="FILE", default="", help="in place of a pair: a configuration, with its data")
+    parser.add_argument("--method", metavar="A,B", default="", help="methods; default SFAKD, or what FILE says")
     parser.add_argument(
-        "--setting", action="append", default=[], metavar="'KEY VALUE ...'", help="a row with these keys; repeatable"
+        "--setting",
+        type=shlex.split,
+        action="append",
+        default=[],
+        metavar="'KEY VALUE ...'",
+        help="a row with these keys; repeatable, '' for none",
     )
     parser.add_argument("--baseline", action="store_true", help="also run a loop like MDistiller's, in turns")
     parser.add_argument("--warm", action="store_true", help="repeat one epoch, seen before: every cache is filled")
@@ -30,10 +37,14 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="also write all figures to a file")
     add_overrides(parser)
     args = parser.parse_intermixed_args()
-    if args.rounds < 1 or not (args.seconds is None or args.seconds > 0) or not (args.steps is None or args.steps > 0):
-        parser.error("--rounds, --seconds and --steps must be above 0")
+    for name in ("rounds", "seconds", "steps"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            parser.error(f"--{name} is {value}; give a number above 0")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder")
     for first, second in (("pair", "cfg"), ("seconds", "steps")):
-        if getattr(args, first) is not None and getattr(args, second) is not None:
+        if getattr(args, first) and getattr(args, second):
             parser.error(f"--{first} and --{second} exclude each other; give one of them")
 
     from mdistiller.engine import benchmark, stand_ins
@@ -44,10 +55,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = args.overrides
-        if args.cfg is None and "DATASET.TYPE" not in overrides:
+        if not args.cfg and "DATASET.TYPE" not in overrides:
             overrides = [*stand_ins.make_images(Path(folder)), *overrides]
-        pairs = listed(args.pair or "res32x4_res8x4")
-        cases = benchmark.plan(pairs, args.cfg, listed(args.method), args.setting, overrides, args.warm)
+        pairs = listed(args.pair) or ["res32x4_res8x4"]
+        cases = benchmark.plan(pairs, args.cfg or None, listed(args.method), args.setting, overrides, args.warm)
         budget = Budget(steps=args.steps) if args.steps else Budget(seconds=args.seconds or 10.0)
         rows, conditions = benchmark.benchmark(cases, args.baseline, args.rounds, budget)
     print(benchmark.show(rows, conditions))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from .logger import RunLogger
 from .plain_loop import PlainLoop
 from .precision import pick_device, pick_precision
 from .stand_ins import random_teacher
-from .turns import Budget, Gate, Side, Slice
+from .turns import Budget, Gate, Side, Slice, run_in_turns
 
 PART = 0.01  # of the training images, to count a step's work with
 
@@ -54,24 +53,28 @@ def plan(
     pairs: Sequence[str],
     path: Optional[str],
     methods: Sequence[str],
-    settings: Sequence[str],
+    settings: Sequence[Sequence[str]],
     overrides: Sequence[str],
     warm: bool,
 ) -> List[Case]:
     """Return the rows: every pair (or the configuration at `path`) with every method and every setting.
 
+    Args:
+        methods: none means SFAKD, or the configuration's own.
+        settings: each `KEY VALUE …` on top of `overrides`; none means one row with these alone.
+
     Raises:
-        UserError: an unknown pair, method or key.
+        UserError: an unknown pair, method or key, or a value of the wrong type.
     """
     load_cfg(None, overrides)  # loads PLUGINS, whose methods may be named
     chosen: List[Optional[Method]] = [*choose(methods)] if methods else [None if path else describe("SFAKD")]
     cases = []
-    for pair, method, setting in itertools.product(pairs if path is None else [""], chosen, settings or [""]):
+    for pair, method, setting in itertools.product(pairs if path is None else [""], chosen, settings or [()]):
         file = path or pair_config(pair, method or describe("SFAKD"))
         options = ["DISTILLER.TYPE", method.type, *method.options] if method else []
-        words = (*options, *shlex.split(setting), *overrides)
-        name = (method or describe(load_cfg(file, words).DISTILLER.TYPE)).name
-        cases.append(Case(name, setting, file, words, warm))
+        words = (*options, *overrides, *setting)
+        cfg = load_cfg(file, words)
+        cases.append(Case((method or describe(cfg.DISTILLER.TYPE)).name, " ".join(setting), file, words, warm))
     return cases
 
 
@@ -97,44 +100,37 @@ def train_plainly(case: Case, pipe: Connection) -> None:
         loop.train_epoch(batches)
 
 
-def work_of(case: Case) -> Work:
-    """Return what a training step of `case` costs, counted in float32 on a part of its images.
+def prepare(case: Case, folder: Path) -> Tuple[Case, Work]:
+    """Return `case` with its output in `folder` and a teacher at hand, and what a training step of it costs.
 
     Raises:
         UserError: whatever keeps it from being trained.
     """
+    own = ["LOG.PREFIX", str(folder), "LOG.WANDB", "False", "EXPERIMENT.NAME", "run", "EXPERIMENT.REFERENCE", "[]"]
+    cfg = case.cfg()
+    if distiller_dict[cfg.DISTILLER.TYPE].needs_teacher and not cfg.DISTILLER.TEACHER_WEIGHTS:
+        own += ["DISTILLER.TEACHER_WEIGHTS", random_teacher(cfg, folder)]
+    case = case._replace(overrides=(*case.overrides, *own))
+    return case, _work(case)
+
+
+def _work(case: Case) -> Work:
+    """Count in float32, on a part of the images."""
     cfg = case.cfg()
     cached = cfg.get("TEACHER_CACHE", "off") != "off"
     precision = pick_precision(cfg.SOLVER.AMP, pick_device())
     cfg.TEACHER_CACHE, cfg.SOLVER.AMP = "off", "off"
     cfg.DATASET.TRAIN_FRACTION = min(PART, cfg.DATASET.TRAIN_FRACTION)
     trainer = build_trainer(cfg)
+    trainer._check_losses()
     info, size = trainer.train_loader.info, cfg.SOLVER.BATCH_SIZE
     index = torch.arange(size, device=trainer.device) % trainer.train_loader.num_images
     image = torch.randn(size, 3, info.input_size, info.input_size, device=trainer.device)
     image = image.to(memory_format=torch.channels_last if trainer.distiller.channels_last else torch.contiguous_format)
     batch = {"image": image, "target": trainer.train_loader.targets[index], "index": index, "epoch": 1}
-    known = cached and case.warm and "maps" not in trainer.distiller.teacher_needs
-    return step_work(trainer.distiller, batch, precision.dtype or torch.float32, known)
-
-
-def run_in_turns(sides: Sequence[Side], rounds: int, budget: Budget, peak: Any) -> Tuple[List[List[Slice]], List[Any]]:
-    """Return the slices of each side, one a round, and what `peak()` gave in each round.
-
-    A round lets each side run once, in the order of the round before, reversed; one more round precedes, and does not
-    count: the first steps tune kernels and fill caches.
-    """
-    for side in sides:
-        side.ready()
-    slices: List[List[Slice]] = [[] for _ in sides]
-    peaks = []
-    for number in range(rounds + 1):
-        order = list(zip(sides, slices))
-        for side, done in order if number % 2 else order[::-1]:
-            done.append(side.turn(budget))
-        peaks.append(peak() if number else None)
-        print(f"round {number} of {rounds}" if number else "warmed up", file=sys.stderr, flush=True)
-    return [done[1:] for done in slices], peaks[1:]
+    distiller = trainer.distiller
+    known = cached and case.warm and distiller.teacher is not None and "maps" not in distiller.teacher_needs
+    return step_work(distiller, batch, precision.dtype or torch.float32, known)
 
 
 def spread(values: Sequence[float]) -> Dict[str, float]:
@@ -143,22 +139,17 @@ def spread(values: Sequence[float]) -> Dict[str, float]:
     return {"median": median, "q1": low, "q3": high, "min": min(values), "max": max(values)}
 
 
-def measure(case: Case, baseline: bool, rounds: int, budget: Budget) -> Row:
-    """Return the figures of a row.
+def measure(case: Case, work: Work, baseline: bool, rounds: int, budget: Budget) -> Row:
+    """Return the figures of a row, of what `prepare` returned.
 
     Raises:
-        UserError: what keeps `case`, or the baseline, from being trained.
+        UserError: the baseline cannot be trained.
     """
     cfg, device = case.cfg(), pick_device()
     precision = pick_precision(cfg.SOLVER.AMP, device)
     dtype = precision.dtype or torch.float32
     taught = distiller_dict[cfg.DISTILLER.TYPE].needs_teacher
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        own = ["LOG.PREFIX", folder, "LOG.WANDB", "False", "EXPERIMENT.NAME", "run", "EXPERIMENT.REFERENCE", "[]"]
-        if taught and not cfg.DISTILLER.TEACHER_WEIGHTS:
-            own += ["DISTILLER.TEACHER_WEIGHTS", random_teacher(cfg, Path(folder))]
-        case = case._replace(overrides=(*case.overrides, *own))
-        work = work_of(case)
+    with ExitStack() as stack:
         sides = [stack.enter_context(Side("the training loop", train_ours, case))]
         if baseline:
             sides.append(stack.enter_context(Side("the baseline loop", train_plainly, case)))
@@ -195,15 +186,21 @@ def summarise(ours: Sequence[Slice], plain: Optional[Sequence[Slice]]) -> Row:
 
 
 def benchmark(cases: Sequence[Case], baseline: bool, rounds: int, budget: Budget) -> Tuple[List[Row], str]:
-    """Return `(rows, conditions)`; where a case's overrides name no data, a folder of random pictures is made.
+    """Return `(rows, conditions)`; what one of the cases cannot do shows before the first is measured.
 
     Raises:
         UserError: what cannot be trained.
     """
     rows = []
-    for number, case in enumerate(cases, start=1):
-        print(f"{number} of {len(cases)}: {case.path} {case.method} {case.setting}".rstrip(), file=sys.stderr)
-        rows.append(measure(case, baseline, rounds, budget))
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = []
+        for number, case in enumerate(cases, start=1):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            prepared.append(prepare(case, place))
+        for number, (case, work) in enumerate(prepared, start=1):
+            print(f"{number} of {len(cases)}: {case.path} {case.method} {case.setting}".rstrip(), file=sys.stderr)
+            rows.append(measure(case, work, baseline, rounds, budget))
     cfg = cases[0].cfg()
     length = f"{budget.steps} steps" if budget.seconds == math.inf else f"{budget.seconds:g} s"
     conditions = [
@@ -217,7 +214,10 @@ def benchmark(cases: Sequence[Case], baseline: bool, rounds: int, budget: Budget
         )
     if cases[0].warm:
         conditions.append("warm: the rounds repeat an epoch that was trained on before")
-    conditions.append("memory: peak of the process and its workers, and of the GPU; floor: see engine/floor.py")
+    conditions.append(
+        "memory: peak of the process and its workers, + of the GPU; floor: convolutions and matrix products alone, at"
+        " the machine's peak as measured in each round"
+    )
     return rows, "; ".join(conditions)
 
 

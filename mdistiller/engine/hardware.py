@@ -12,7 +12,7 @@ from typing import Callable, List, NamedTuple, Tuple
 import torch
 import torch.nn.functional as F
 
-FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # what multiplies bfloat16 matrices
 REPEATS = 3  # of each measurement, of which the best counts
 
 
@@ -29,7 +29,7 @@ class Peak(NamedTuple):
 
 
 def describe_hardware(device: torch.device) -> str:
-    """Return the GPU, or the processor with its cores, threads in use and vector units."""
+    """Return the GPU, or the processor with its cores, threads in use and units for bfloat16."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -38,7 +38,7 @@ def describe_hardware(device: torch.device) -> str:
         text = ""
     model = re.search(r"^model name\s*: (.*)$", text, re.M)
     present = set(text.split())
-    units = [name for flag, name in FLAGS.items() if flag in present]
+    units = [name for flag, name in FLAGS.items() if flag in present] or [f"no {' or '.join(FLAGS.values())}"]
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return ", ".join([model[1] if model else "CPU", cores, *units])
 
@@ -53,14 +53,14 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
     """Measure the machine, a second or so, in the number format `dtype` (float32 on CUDA: with TF32)."""
     on_gpu = device.type == "cuda"
     with torch.inference_mode():
-        work = _products(device, dtype, 8192 if on_gpu else 2048) + _convolutions(device, dtype, 2048 if on_gpu else 64)
+        work = _products(device, dtype, 8192 if on_gpu else 2048) + _convolutions(device, dtype, 1024 if on_gpu else 64)
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = True
         try:
             flops = max(flops / _best_seconds(run, device) for flops, run in work)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
-        source = torch.zeros(2**28 if on_gpu else 2**25, device=device)  # 1 GiB, 128 MiB: larger than any cache
+        source = torch.zeros(2**27 if on_gpu else 2**25, device=device)  # 512 and 128 MiB, larger than caches
         target = torch.empty_like(source)
         seconds = _best_seconds(lambda: target.copy_(source), device)
     return Peak(flops, 2 * source.numel() * source.element_size() / seconds)

@@ -103,8 +103,9 @@ class PlainLoop:
         source, _, _, num_classes = get_dataset(cfg, "cpu")
         if not isinstance(source, DeviceLoader) or source.augment != "pad_crop":
             raise UserError(
-                f"the baseline loop takes images in memory, with DATASET.AUGMENT pad_crop, not {source.augment}"
-                f" of {source.info.input_size} px; leave out --baseline, or set DATASET.INPUT_SIZE 32"
+                f"the baseline loop takes images in memory with DATASET.AUGMENT pad_crop, these are"
+                f" {'in memory' if isinstance(source, DeviceLoader) else 'streamed'}, with {source.augment};"
+                " set DATASET.AUGMENT pad_crop DATASET.IN_MEMORY yes, or leave out --baseline"
             )
         info, inner = source.info, slice(source.padding, source.padding + source.info.input_size)
         images = source.images[:, inner, inner].contiguous().numpy()

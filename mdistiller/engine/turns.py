@@ -13,7 +13,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
@@ -125,22 +125,23 @@ class Side:
 
     def ready(self) -> None:
         """Wait until the loop asks for its first turn."""
-        self._receive()
+        self._answer()
 
     def turn(self, budget: Budget) -> Slice:
         """Let the loop run for a slice."""
-        self.pipe.send(budget)
-        return self._receive()
+        return self._answer(budget)
 
-    def _receive(self) -> Any:
-        """Return what the process hands in.
+    def _answer(self, *budget: Budget) -> Any:
+        """Send what is given, return what the process answers.
 
         Raises:
             UserError: that of the process, or that it has ended.
         """
         try:
+            for part in budget:
+                self.pipe.send(part)
             result = self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self.process.join()
             raise UserError(
                 f"the process of {self.name} ended with status {self.process.exitcode}; killed, for want of memory?"
@@ -148,6 +149,27 @@ class Side:
         if isinstance(result, UserError):
             raise result
         return result
+
+
+def run_in_turns(
+    sides: Sequence[Side], rounds: int, budget: Budget, between: Callable[[], Any]
+) -> Tuple[List[List[Slice]], List[Any]]:
+    """Return each side's slices, one a round, and what `between()`, called after every round, returned.
+
+    In a round each side runs once, in the reverse order of the round before. One more round precedes and does not
+    count: the first steps tune kernels and fill caches.
+    """
+    for side in sides:
+        side.ready()
+    slices: List[List[Slice]] = [[] for _ in sides]
+    others = []
+    for number in range(rounds + 1):
+        order = list(zip(sides, slices))
+        for side, own in order if number % 2 else order[::-1]:
+            own.append(side.turn(budget))
+        others.append(between())
+        print(f"round {number} of {rounds}" if number else "warmed up", file=sys.stderr, flush=True)
+    return [own[1:] for own in slices], others[1:]
 
 
 def _serve(train: Callable[[Any, Connection], None], argument: Any, pipe: Connection) -> None:
