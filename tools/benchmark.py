@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from mdistiller.cli import OneLineParser, add_overrides, run
@@ -53,7 +54,7 @@ def main() -> None:
     def listed(names: str) -> list[str]:
         return [name for name in names.split(",") if name]
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # notes of the data sets
         overrides = args.overrides
         if not args.cfg and "DATASET.TYPE" not in overrides:
             overrides = [*stand_ins.make_images(Path(folder)), *overrides]

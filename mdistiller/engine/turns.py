@@ -173,6 +173,8 @@ def run_in_turns(
 
 
 def _serve(train: Callable[[Any, Connection], None], argument: Any, pipe: Connection) -> None:
+    # a spawned process would spawn its workers too, which import everything anew, unlike those of a run of its own
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:
         train(argument, pipe)
     except UserError as error:

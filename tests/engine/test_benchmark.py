@@ -9,9 +9,11 @@ from mdistiller.engine import benchmark, stand_ins
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.engine.hardware import Peak
-from mdistiller.engine.turns import Slice
+from mdistiller.engine.trainer import Trainer
+from mdistiller.engine.turns import Budget, Slice
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
+from tests.engine.test_turns import Pipe
 
 
 @pytest.fixture
@@ -53,7 +55,8 @@ def test_a_row_for_each_pair_method_and_setting():
 def test_the_table(command, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "measure_peak", lambda device, dtype: Peak(1e12, 1e15))
     arguments = ["--cfg", tiny, "--baseline", "--warm", "--rounds", "2", "--steps", "2", "--json", "speed.json"]
-    status, out, err = command("benchmark", *arguments, "--setting", "DISTILLER.TYPE SFAKD", "SOLVER.LR", "0.01")
+    overrides = ("SOLVER.LR", "0.01", "DATASET.INPUT_SIZE", "None")
+    status, out, err = command("benchmark", *arguments, "--setting", "DISTILLER.TYPE SFAKD", *overrides)
     assert status == 0, err
     header, _, row, _, conditions = out.splitlines()
     assert header.startswith(
@@ -62,6 +65,7 @@ def test_the_table(command, tiny, tmp_path, monkeypatch):
     assert row.startswith("| resnet14 → resnet8 | SFAKD | `DISTILLER.TYPE SFAKD` | float32 | ")
     for text in ("imagefolder, batch 8", torch.__version__, "2 interleaved rounds of 2 steps", "KD's loss", "warm: "):
         assert text in conditions
+    assert "DATASET.INPUT_SIZE is not set" in err  # and not in the table
     assert err.splitlines()[-2:] == ["round 1 of 2", "round 2 of 2"]
     (figures,) = json.loads((tmp_path / "speed.json").read_text())["rows"]
     ours, plain = figures["slices"]["ours"], figures["slices"]["baseline"]
@@ -71,13 +75,27 @@ def test_the_table(command, tiny, tmp_path, monkeypatch):
     assert figures["ratio"]["median"] == pytest.approx(sum(ratios) / 2)
     assert f"| {min(ratios):.2f}–{max(ratios):.2f} |" in row
     assert min(part["host_mib"] for part in ours + plain) > 50
-    # a whole epoch of 8 images' flops at the given peak: the floor does not depend on this machine
+    # at the given peak the floor does not depend on this machine
     floor = 8 * 1e12 / figures["work"]["flops"]
     assert figures["floor"]["median"] == pytest.approx(floor)
     assert figures["bound"] == "arithmetic"
     rates = [part["images"] / part["seconds"] for part in ours]
     assert figures["of_floor"]["median"] == pytest.approx(sum(rates) / 2 / floor)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "speed.json", "tiny.yaml"]  # no run is left
+
+
+@pytest.mark.parametrize(("warm", "expected"), [(True, [1, 1, 1, 1]), (False, [1, 2, 1])])
+def test_warm_rounds_repeat_an_epoch_that_was_trained_on_before(tiny, tmp_path, monkeypatch, warm, expected):
+    epochs = []
+    train_epoch = Trainer._train_epoch
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda self, *args: epochs.append(args[0]) or train_epoch(self, *args))
+    overrides = ("SOLVER.EPOCHS", "2", "LOG.WANDB", "False")
+    (case,) = benchmark.plan((), str(tiny), ("NONE",), (), overrides, warm)
+    pipe = Pipe(Budget(steps=5), Budget(steps=6))
+    with pytest.raises(EOFError):
+        benchmark.train_ours(case, pipe)
+    assert epochs == expected
+    assert [part.images for part in pipe.sent[1:]] == [36, 36 + 8]  # the untimed epoch is in no slice
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Loops that run in turns: what a slice holds, and that nothing starts anew between slices."""
 
+import multiprocessing
+
 import pytest
 import torch
 
@@ -84,6 +86,9 @@ def test_sides_alternate_and_the_first_round_does_not_count(capsys):
 
 
 def in_another_process(sizes, pipe):
+    as_usual = multiprocessing.get_all_start_methods()[0]
+    if multiprocessing.get_start_method() != as_usual:
+        raise UserError(f"workers would start by {multiprocessing.get_start_method()}, not by {as_usual}")
     loop(Gate(pipe, torch.device("cpu")), sizes, [])
 
 
