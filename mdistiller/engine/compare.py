@@ -25,6 +25,7 @@ from ..models import build_model
 from ..paths import find_file
 from .build import build_trainer, seed_everything
 from .cfg import load_cfg, resolved
+from .hardware import describe_hardware
 from .precision import pick_device, prepare_device
 from .trainer import Trainer, trainer_dict
 from .training_form import TrainingForm
@@ -183,20 +184,10 @@ def cost_table(
     milliseconds = 1000 * statistics.median(round_times[0] for round_times in times) / len(batches)
     conditions = (
         f"{models[0]} → {models[1]}, {info.name} ({num_data} images), batch {train_loader.batch_size},"
-        f" {trainers[0].precision}, {_hardware(device)}; {rounds} interleaved rounds of {len(batches)} steps, median"
-        f" ({'range' if rounds < 4 else 'quartiles'}); KD's step took {milliseconds:.0f} ms"
+        f" {trainers[0].precision}, {describe_hardware(device)}; {rounds} interleaved rounds of {len(batches)} steps,"
+        f" median ({'range' if rounds < 4 else 'quartiles'}); KD's step took {milliseconds:.0f} ms"
     )
     return rows[1:], conditions
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        models = []
-    return f"{models[0] if models else 'CPU'}, {torch.get_num_threads()} threads"
 
 
 def show_costs(rows: Sequence[Row], conditions: str) -> str:

@@ -18,7 +18,7 @@ Pair = Tuple[str, str]  # names of a convolution and a BatchNorm
 def inference_form(model: nn.Module, input_size: int, dtype: Optional[torch.dtype] = None) -> Tuple[nn.Module, int]:
     """Return a copy of `model` for evaluation alone, and how many BatchNorms were folded into convolutions of it.
 
-    The copy has the class, the methods and the layers' names of the model. A fold that would change an output, because
+    The copy has the class, the methods, the layers' names and the strides of the model. A fold that would change an output, because
     the convolution's result is used a second time, is found by comparing outputs for random images, and left out.
 
     Args:
@@ -36,7 +36,7 @@ def inference_form(model: nn.Module, input_size: int, dtype: Optional[torch.dtyp
         for module in model.modules():
             if not list(module.children()) and not isinstance(module, KEPT_IN_FLOAT32):
                 module.to(dtype)
-    return model.to(device).to(memory_format=torch.channels_last), len(pairs)
+    return model.to(device), len(pairs)
 
 
 def _foldable(model: nn.Module, image: Tensor, expected: List[Tensor], pairs: List[Pair]) -> List[Pair]:

@@ -1,0 +1,72 @@
+"""Measure the training loop: tools/benchmark.py [--pair A,B | --cfg FILE] [--method A,B] [--baseline] [KEY VALUE ...].
+
+Images per second with data loading, and memory; with `--baseline` the ratio to a plain loop that runs in turns with it;
+and how close the loop comes to the least time in which the machine could do the arithmetic. A pair trains on random
+pictures, unless DATASET.TYPE is given.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from mdistiller.cli import OneLineParser, add_overrides, run
+
+
+def main() -> None:
+    parser = OneLineParser(prog="tools/benchmark.py", description="Measure the training loop; print a Markdown table.")
+    parser.add_argument("--pair", metavar="A,B", default="", help="of configs/cifar100/sfakd/; default res32x4_res8x4")
+    parser.add_argument("--cfg", metavar="FILE", default="", help="in place of a pair: a configuration, with its data")
+    parser.add_argument("--method", metavar="A,B", default="", help="methods; default SFAKD, or what FILE says")
+    parser.add_argument(
+        "--setting",
+        type=shlex.split,
+        action="append",
+        default=[],
+        metavar="'KEY VALUE ...'",
+        help="a row with these keys; repeatable, '' for none",
+    )
+    parser.add_argument("--baseline", action="store_true", help="also run a loop like MDistiller's, in turns")
+    parser.add_argument("--warm", action="store_true", help="repeat one epoch, seen before: every cache is filled")
+    parser.add_argument("--rounds", type=int, default=7, help="default %(default)s")
+    parser.add_argument("--seconds", type=float, help="of each loop in a round; default 10")
+    parser.add_argument("--steps", type=int, help="in place of --seconds")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to a file")
+    add_overrides(parser)
+    args = parser.parse_intermixed_args()
+    for name in ("rounds", "seconds", "steps"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            parser.error(f"--{name} is {value}; give a number above 0")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder")
+    for first, second in (("pair", "cfg"), ("seconds", "steps")):
+        if getattr(args, first) and getattr(args, second):
+            parser.error(f"--{first} and --{second} exclude each other; give one of them")
+
+    from mdistiller.engine import benchmark, stand_ins
+    from mdistiller.engine.turns import Budget
+
+    def listed(names: str) -> list[str]:
+        return [name for name in names.split(",") if name]
+
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # notes of the data sets
+        overrides = args.overrides
+        if not args.cfg and "DATASET.TYPE" not in overrides:
+            overrides = [*stand_ins.make_images(Path(folder)), *overrides]
+        pairs = listed(args.pair) or ["res32x4_res8x4"]
+        cases = benchmark.plan(pairs, args.cfg or None, listed(args.method), args.setting, overrides, args.warm)
+        budget = Budget(steps=args.steps) if args.steps else Budget(seconds=args.seconds or 10.0)
+        rows, conditions = benchmark.benchmark(cases, args.baseline, args.rounds, budget)
+    print(benchmark.show(rows, conditions))
+    if args.json:
+        content = {"command": sys.argv, "conditions": conditions, "rows": rows}
+        Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main, "nothing was kept; start again")
