@@ -242,7 +242,7 @@ def test_a_fork_sees_what_mdistiller_shows_it(settings):
     assert not distiller.channels_last  # in which `view` could not flatten a map
     batch = next(iter(trainer.train_loader))
     distiller.train()
-    losses, logits = trainer._step(batch, 1, 0, 10)
+    losses, logits = trainer._step(trainer.as_taken(batch), 1, 0, 10)
     assert logits.shape == (8, 3)
     assert all(loss.shape == () for loss in losses.values())
     assert distiller.conv_reg.conv.weight.grad.abs().sum() > 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..dataset import Batch
 from ..distillers import DeployedStudent, Distiller
 from ..errors import UserError
 from ..registry import Registry
@@ -139,12 +140,13 @@ class Trainer:
         if resume:
             logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}")
 
-    def batches(self, form: TrainingForm) -> Iterator[Dict[str, Tensor]]:
-        """Yield the epoch's batches, in the strides that the distiller wants, with what its teacher says of them."""
-        batches = iter(self.train_loader)
-        if not self.distiller.channels_last:
-            batches = ({**batch, "image": batch["image"].contiguous()} for batch in batches)
-        return form.serve(batches)
+    def batches(self, form: TrainingForm) -> Iterator[Batch]:
+        """Yield the epoch's batches, as the distiller takes them, with what the cache says of them."""
+        return form.serve(map(self.as_taken, self.train_loader))
+
+    def as_taken(self, batch: Batch) -> Batch:
+        """Return a batch with the strides that the distiller wants."""
+        return batch if self.distiller.channels_last else {**batch, "image": batch["image"].contiguous()}
 
     def _train_epoch(self, epoch: int, logger: RunLogger, form: TrainingForm) -> Dict[str, Any]:
         self.distiller.train()

@@ -18,8 +18,9 @@ Pair = Tuple[str, str]  # names of a convolution and a BatchNorm
 def inference_form(model: nn.Module, input_size: int, dtype: Optional[torch.dtype] = None) -> Tuple[nn.Module, int]:
     """Return a copy of `model` for evaluation alone, and how many BatchNorms were folded into convolutions of it.
 
-    The copy has the class, the methods, the layers' names and the strides of the model. A fold that would change an output, because
-    the convolution's result is used a second time, is found by comparing outputs for random images, and left out.
+    The copy has the class, the methods, the layers' names and the strides of the model. A fold that would change an
+    output, because the convolution's result is used a second time, is found by comparing outputs for random images, and
+    left out.
 
     Args:
         model: frozen; its weights float32.
