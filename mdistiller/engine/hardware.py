@@ -50,16 +50,11 @@ def wait_for(device: torch.device) -> None:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Measure the machine, a second or so, in the number format `dtype` (float32 on CUDA: with TF32)."""
+    """Measure the machine, a second or so, in the number format `dtype` (float32 on CUDA: as PyTorch is set up)."""
     on_gpu = device.type == "cuda"
     with torch.inference_mode():
         work = _products(device, dtype, 8192 if on_gpu else 2048) + _convolutions(device, dtype, 1024 if on_gpu else 64)
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = True
-        try:
-            flops = max(flops / _best_seconds(run, device) for flops, run in work)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+        flops = max(flops / _best_seconds(run, device) for flops, run in work)
         source = torch.zeros(2**27 if on_gpu else 2**25, device=device)  # 512 and 128 MiB, larger than caches
         target = torch.empty_like(source)
         seconds = _best_seconds(lambda: target.copy_(source), device)

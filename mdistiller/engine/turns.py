@@ -11,6 +11,7 @@ import multiprocessing
 import re
 import sys
 import time
+from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -176,7 +177,8 @@ def _serve(train: Callable[[Any, Connection], None], argument: Any, pipe: Connec
     # a spawned process would spawn its workers too, which import everything anew, unlike those of a run of its own
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:
-        train(argument, pipe)
+        with redirect_stdout(sys.stderr):  # what a loop says does not belong among the figures
+            train(argument, pipe)
     except UserError as error:
         pipe.send(error)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):

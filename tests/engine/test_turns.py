@@ -102,15 +102,17 @@ def test_another_process_runs_in_turns_and_its_end_is_said():
             side.turn(Budget(steps=3))
 
 
-def test_a_process_ends_with_its_turns_or_says_why_it_fails():
+def test_a_process_ends_with_its_turns_or_says_why_it_fails(capsys):
     pipe = Pipe(Budget(steps=1))
     turns._serve(in_another_process, (4, 2), pipe)
     assert [part and part.images for part in pipe.sent] == [None, 4]
 
     def fails(argument, pipe):
+        print("about to fail")
         raise UserError(f"no {argument}; give another")
 
     turns._serve(fails, "teacher", pipe)
+    assert capsys.readouterr() == ("", "about to fail\n")  # stdout is for the table
     side = Side.__new__(Side)
     side.pipe = Pipe(pipe.sent[-1])
     with pytest.raises(UserError, match="^no teacher; give another$"):
