@@ -1,11 +1,15 @@
 """A model's inference form gives what the model gives, up to the rounding of its weights."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from mdistiller.dataset import get_val_loader
+from mdistiller.engine.build import build_teacher
+from mdistiller.engine.cfg import load_cfg
 from mdistiller.models import build_model, cifar_model_dict
 from mdistiller.models.inference import inference_form
 
@@ -102,3 +106,23 @@ def test_linear_layers_and_norms_keep_float32():
             assert not parameter.requires_grad
     assert dtypes[nn.Linear] == dtypes[nn.BatchNorm2d] == {torch.float32}
     assert dtypes[nn.Conv2d] == {torch.bfloat16}
+
+
+@torch.no_grad()
+def test_the_demos_teacher_keeps_its_answers():
+    root = Path(__file__).resolve().parents[2]
+    cfg = load_cfg(str(root / "configs/demo/sfakd.yaml"), ["DATASET.ROOT", str(root / "data/fashion-mnist-part")])
+    cfg.DISTILLER.TEACHER_WEIGHTS = str(root / "download_ckpts/demo/wrn_16_2.pth")
+    loader = get_val_loader(cfg)
+    teacher = build_teacher(cfg, loader.info).eval()
+    low, _ = inference_form(teacher, 32, torch.bfloat16)
+    batch = next(iter(loader))
+    with torch.autocast("cpu", torch.bfloat16):
+        given, feats = low(batch["image"])
+    expected, expected_feats = teacher(batch["image"])
+    assert error(given, expected) < 0.01
+    assert error(feats["pooled_feat"], expected_feats["pooled_feat"]) < 0.01
+    assert (given.argmax(1) == expected.argmax(1)).float().mean() >= 0.99
+    correct = [(logits.argmax(1) == batch["target"]).float().mean() for logits in (given, expected)]
+    assert correct[1] > 0.85
+    assert abs(correct[0] - correct[1]) < 0.01
