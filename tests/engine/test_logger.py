@@ -15,7 +15,8 @@ class FakeRun:
     def __init__(self):
         self.rows, self.summary, self.finished = [], {}, False
 
-    def log(self, row):
+    def log(self, row, step):
+        assert step == row["epoch"]
         self.rows.append(row)
 
     def finish(self):
@@ -81,7 +82,7 @@ def test_a_failing_service_costs_one_line(wandb, capsys):
 
 def test_a_service_that_breaks_down_costs_one_line(wandb, capsys):
     log = logger()
-    wandb.run.log = lambda row: 1 / 0
+    wandb.run.log = lambda row, step: 1 / 0
     for epoch in (1, 2):
         log.epoch({"epoch": epoch})
     log.close({})
