@@ -61,7 +61,7 @@ def cut_events(folder: Path, epoch: int, step: int) -> None:
     """
     for path in sorted(folder.glob("*tfevents*")):
         content = path.read_bytes()
-        kept = b"".join(record for record, event in _records(content) if _is_before(event, epoch, step))
+        kept = b"".join(record for record, event in records(content) if _is_before(event, epoch, step))
         if kept != content:
             replace(path, lambda file, kept=kept: file.write(kept))  # type: ignore[misc]
 
@@ -70,7 +70,7 @@ def _is_before(event: Event, epoch: int, step: int) -> bool:
     return all(event.step <= (epoch if value.tag.startswith("epoch/") else step) for value in event.summary.value)
 
 
-def _records(content: bytes) -> Iterator[Tuple[bytes, Event]]:
+def records(content: bytes) -> Iterator[Tuple[bytes, Event]]:
     """Yield each whole record, length (8 bytes), checksum (4), event, checksum (4), and the event in it."""
     start = 0
     while start + 12 <= len(content):

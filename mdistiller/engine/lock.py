@@ -32,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another run holds it, or the folder cannot be written to.
     """
-    path = _lock_file(folder)
+    path = lock_file(folder)
     if path in _held:
         raise _in_use(folder, "this process")
     with writing_to(folder):
@@ -53,13 +53,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 def check_free(folder: Path) -> None:
     """Raise a UserError if a run of another process holds the lock of `folder`; nothing is written."""
-    path = _lock_file(folder)
+    path = lock_file(folder)
     if path not in _held and path.is_file() and os.access(path, os.W_OK):
         with path.open("r+", encoding="utf-8") as file:
             _take(file, folder, note=False)
 
 
-def _lock_file(folder: Path) -> Path:
+def lock_file(folder: Path) -> Path:
+    """Return the file that is locked; it stays, a run that is done leaves it unlocked."""
     return folder.resolve() / ".lock"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Iterator, List
 
 from ..errors import UserError
-from .lock import check_free, locked
+from .lock import check_free, lock_file, locked
 
 
 class RunFolder:
@@ -60,7 +60,9 @@ class RunFolder:
                 f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite,"
                 " or name this one with EXPERIMENT.NAME my_run"
             )
-        if present and overwrite and not (self.config.is_file() and self.worklog.is_file()):
+        # the lock alone: a run that was killed before it wrote more
+        ours = lock_file(self.path).is_file() or (self.config.is_file() and self.worklog.is_file())
+        if present and overwrite and not ours:
             names = ", ".join(sorted(path.name for path in present)[:3])
             raise UserError(f"--overwrite: {self.path} holds {names}, but not of a run; move them away yourself")
 
