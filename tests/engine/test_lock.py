@@ -90,10 +90,9 @@ def test_where_nothing_can_be_locked_a_note_says_so(tmp_path, monkeypatch, caplo
     caplog.set_level(logging.INFO, "mdistiller")
     with locked(tmp_path):
         check_free(tmp_path)
-    assert [record.message for record in caplog.records] == [
-        f"note: {tmp_path} cannot be locked ({'this system has no fcntl' if reason == 'no fcntl' else 'No locks available'});"
-        " start no second run in it"
-    ]
+    shown = {"no fcntl": "this system has no fcntl", "no locks": "No locks available"}[reason]
+    notes = [f"note: {tmp_path} cannot be locked ({shown}); start no second run in it"]
+    assert [record.message for record in caplog.records] == notes
 
 
 def test_a_lock_alone_is_no_run(tmp_path):

@@ -1,10 +1,12 @@
 """Files that are replaced whole, and what a run leaves when its folder cannot be written to any more."""
 
+import errno
 import os
 import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,19 +140,31 @@ def test_a_run_on_a_full_disk(image_folder, tiny_disk):
     assert len(rows(again)) == 3
 
 
-def test_a_run_in_a_folder_that_becomes_read_only(image_folder, tiny_disk):
+def test_a_folder_that_becomes_read_only_in_a_run(image_folder, monkeypatch):
+    path_open = Path.open
+
+    def refused(path, mode="r", *args, **kwargs):
+        if mode[0] != "r":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return path_open(path, mode, *args, **kwargs)
+
+    check_stopped_by(lambda: monkeypatch.setattr(Path, "open", refused), run_of(image_folder))
+
+
+def test_a_folder_that_is_read_only_at_the_start(image_folder, tiny_disk):
     disk, remount = tiny_disk
     whole = run_of(image_folder, name="whole")
     whole.train()
-
-    def make():
-        return run_of(image_folder, "LOG.PREFIX", str(disk))
-
-    check_stopped_by(lambda: remount("ro"), make())
-    with pytest.raises(UserError, match=r"cannot write to .*run \(Read-only file system\)"):
-        make().train(resume=True)
-    remount("rw")
-    again = make()
+    on_disk = ["LOG.PREFIX", str(disk)]
+    run_of(image_folder, *on_disk, epochs=2).train()
+    before = {path.name: path.read_bytes() for path in (disk / "run").iterdir() if path.is_file()}
+    assert remount("ro") == 0
+    for how in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=r"cannot write to .*run \(Read-only file system\)"):
+            run_of(image_folder, *on_disk).train(**how)
+    assert remount("rw") == 0
+    assert {path.name: path.read_bytes() for path in (disk / "run").iterdir() if path.is_file()} == before
+    again = run_of(image_folder, *on_disk)
     again.train(resume=True)
     assert differences(whole.folder.path, again.folder.path) == []
 
