@@ -1,7 +1,7 @@
 """Runs that SIGKILL ends at random moments and `--resume` continues must end as the one that nothing ended.
 
-`python3 tests/soak/kill_and_resume.py` trains on a part of the demo's images for some minutes. Each run is killed one to
-three times: in a step, a save, an evaluation, or anywhere between its first step and its end. The table says where.
+`python3 tests/soak/kill_and_resume.py` trains on a part of the demo's images for some minutes. Each run is killed one
+to three times: in a step, a save, an evaluation, or anywhere between its first step and its end. The table says where.
 """
 
 from __future__ import annotations
