@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Any, Callable, Dict, Optional, Sequence
 
 STATUS = 75  # EX_TEMPFAIL: try again later. Neither 130 nor 143, by which a shell says that a signal killed the command
@@ -53,7 +54,8 @@ class StopSignals:
             return
         self.received = signal.Signals(number).name
         # not print, which may be at work right now and cannot be entered twice
-        os.write(2, f"\n{self.received}: finishing the step and saving (Ctrl-C: stop at once, without)\n".encode())
+        with suppress(OSError):
+            os.write(2, f"\n{self.received}: finishing the step and saving (Ctrl-C: stop at once, without)\n".encode())
 
     def check(self) -> None:
         """Raise RunStopped if a signal has come."""

@@ -174,8 +174,8 @@ class Trainer:
         first_step = (epoch - 1) * steps
         title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
         # disable=None: no bar where stderr is a file, the line per epoch says the same
-        with tqdm(total=self.train_loader.num_images, desc=title, unit="img", leave=False, disable=None) as bar:
-            bar.update(meter.images)
+        total, done = self.train_loader.num_images, meter.images
+        with tqdm(total=total, initial=done, desc=title, unit="img", leave=False, disable=None) as bar:
             for step, batch in enumerate(self.train_loader.iterate(self.step), start=self.step + 1):
                 losses, logits = self._step(batch, epoch, first_step + step - 1, steps)
                 meter.add(step, losses, logits, batch["target"])
