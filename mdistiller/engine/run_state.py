@@ -16,6 +16,7 @@ from .check import check_resumable
 from .checkpoint import read_checkpoint
 from .meter import EpochMeter
 from .run_folder import RunFolder
+from .safe_files import writing_to
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -91,23 +92,25 @@ def read_latest(folder: RunFolder) -> Dict[str, Any]:
     A damaged file is put aside, so that it never takes the place of the good one.
 
     Raises:
-        UserError: neither can be read; about the last one.
+        UserError: neither can be read.
     """
-    if not folder.latest.is_file():
-        what = f"{folder.latest} is missing"  # stopped between the two renames of a save
-        state = read_checkpoint(folder.previous)
-    else:
-        try:
+    try:
+        if folder.latest.is_file():
             return read_checkpoint(folder.latest)
-        except UserError as error:
-            what = f"{str(error).partition(';')[0]}, kept as {folder.damaged.name}"
-            if not folder.previous.is_file():
-                raise
-            try:
-                state = read_checkpoint(folder.previous)
-            except UserError:
-                raise error from None
+        what = f"{folder.latest} is missing"  # stopped between the two renames of a save
+    except UserError as error:
+        what = str(error).partition(";")[0]
+    try:
+        state = read_checkpoint(folder.previous)
+    except UserError:
+        raise UserError(
+            f"--resume: {what}, and {folder.previous.name} cannot be read either; copy {folder.best.name} or an"
+            f" epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
+        ) from None
+    if folder.latest.is_file():
+        with writing_to(folder.damaged):
             os.replace(folder.latest, folder.damaged)
+        what += f", kept as {folder.damaged.name}"
     log.info(f"note: {what}; resuming from {folder.previous.name}")
     return state
 

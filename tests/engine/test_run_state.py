@@ -67,9 +67,15 @@ def test_two_damaged_states_are_one_line(image_folder):
     for path in (part.folder.latest, part.folder.previous):
         flip(path, middle_of_a_tensor(path))
     before = part.folder.latest.read_bytes()
-    with pytest.raises(UserError, match=r"checkpoint output/run/latest.pth is damaged \(Bad CRC-32 .*; get it again"):
+    expected = (
+        r"--resume: checkpoint output/run/latest.pth is damaged \(Bad CRC-32 .*, and latest.previous.pth cannot be"
+    )
+    with pytest.raises(UserError, match=expected + r" read either; copy best.pth or an epoch_N.pth to latest.pth, or"):
         part.train(resume=True)
     assert part.folder.latest.read_bytes() == before
+    part.folder.latest.write_bytes(part.folder.best.read_bytes())
+    run_of(image_folder).train(resume=True)
+    assert [row["epoch"] for row in rows(part)] == [1, 2, 3]
 
 
 def test_any_bit_that_matters_is_noticed(tmp_path):
