@@ -52,7 +52,7 @@ def test_sigterm_ends_a_run_with_a_status_of_its_own(arguments, command):
         assert status == 2
         assert f"a run is writing to output/t (process {process.pid} on " in err
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 75
     assert "Traceback" not in err
     assert "SIGTERM: finishing the step and saving" in err
