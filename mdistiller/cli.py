@@ -29,7 +29,7 @@ class _Print(logging.Handler):
         print(self.format(record), flush=True)
 
 
-def run(main: Callable[[], None], interrupted: str = "continue with --resume from the last whole epoch") -> NoReturn:
+def run(main: Callable[[], None], interrupted: str = "continue with --resume from the last saved state") -> NoReturn:
     """Run a command line; a `UserError` becomes a line on stderr for each fault, and exit status 2.
 
     Args:

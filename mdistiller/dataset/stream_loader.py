@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -84,8 +85,15 @@ class StreamLoader(Loader):
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals,
             generator=torch.Generator().manual_seed(seed),  # else the workers' seed is drawn from the global numbers
         )
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and schedulers signal every process, but what the trainer does then needs the batches of its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Steps(Sampler):

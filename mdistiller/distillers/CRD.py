@@ -198,6 +198,18 @@ class CRD(Distiller):
         self.sampler = ContrastSampler(labels)
         self.to(self.embed_student.weight.device)  # both, wherever the rest was moved before
 
+    def get_extra_state(self) -> Tensor:
+        """Return what continues the epoch's draws: its number and the generator's state, uint8; empty before both."""
+        if self._generator is None or self._generator_epoch is None:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.cat([torch.tensor([self._generator_epoch]).view(torch.uint8), self._generator.get_state()])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if len(state):
+            self._generator_epoch = int(state[:8].clone().view(torch.int64))
+            self._generator = torch.Generator(self.embed_student.weight.device)
+            self._generator.set_state(state[8:].clone())
+
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         own = [*self.embed_student.parameters(), *self.embed_teacher.parameters()]
         return [*super().get_learnable_parameters(), *own]

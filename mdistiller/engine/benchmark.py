@@ -21,6 +21,7 @@ from .compare import Method, Row, choose, describe, markdown, pair_config
 from .floor import Work, step_work
 from .hardware import describe_hardware, measure_peak
 from .logger import RunLogger
+from .meter import EpochMeter
 from .plain_loop import PlainLoop
 from .precision import pick_device, pick_precision
 from .stand_ins import random_teacher
@@ -87,11 +88,16 @@ def train_ours(case: Case, pipe: Connection) -> None:
     epochs = range(1, 2 if case.warm else 1 + trainer.cfg.SOLVER.EPOCHS)
     trainer.distiller.train()
     form = TrainingForm(trainer.distiller, trainer.train_loader, trainer.cfg, trainer.precision, logger.say)
+
+    def train(epoch: int) -> None:
+        trainer.step, trainer.meter = 0, EpochMeter(epoch)
+        trainer._train_epoch(epoch, logger, form)
+
     if case.warm:
-        trainer._train_epoch(1, logger, form)
+        train(1)
     trainer.batches = Gate(pipe, trainer.device)(trainer.batches)  # type: ignore[method-assign]
     for epoch in itertools.cycle(epochs):
-        trainer._train_epoch(epoch, logger, form)
+        train(epoch)
 
 
 def train_plainly(case: Case, pipe: Connection) -> None:

@@ -83,6 +83,7 @@ CFG.SOLVER.DOT = CN()
 CFG.SOLVER.DOT.DELTA = 0.075  # by which trainer dot parts the momenta of task and distillation
 CFG.SOLVER.AMP = "auto"  # auto | off | bf16 | fp16
 CFG.SOLVER.COMPILE = "off"  # off | default | reduce-overhead | max-autotune: torch.compile's mode
+CFG.SOLVER.CHECKPOINT_EVERY = ""  # "500 steps" | "10 minutes", besides after each epoch
 
 CFG.LOG = CN()
 CFG.LOG.TENSORBOARD_FREQ = 500  # steps

@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from ..errors import UserError
 from .optim import SCHEDULES
+from .schedule import SaveSchedule
 
 CACHES = ("off", "memory")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
@@ -42,6 +43,11 @@ def check_settings(cfg: Any) -> None:
     expect(0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1")
     expect(not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0")
     expect(solver.COMPILE in COMPILE_MODES, "SOLVER.COMPILE", f"one of {', '.join(COMPILE_MODES)}")
+    expect(
+        _is_interval(solver.CHECKPOINT_EVERY),
+        "SOLVER.CHECKPOINT_EVERY",
+        "500 steps, 10 minutes or the like; empty for each epoch alone",
+    )
     expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
     expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
     expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
@@ -59,12 +65,21 @@ def check_settings(cfg: Any) -> None:
         raise UserError("\n".join(faults))
 
 
+def _is_interval(text: str) -> bool:
+    try:
+        SaveSchedule(text)
+    except ValueError:
+        return False
+    return True
+
+
 # what a resumed run may have otherwise: its length, where it runs, what is written about it; and the trainer, which
 # has aliases, and whose optimizer state tells one update rule from another
 FREE_ON_RESUME = (
     *("SOLVER.EPOCHS", "SOLVER.TRAINER", "LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
     *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
     *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
+    "SOLVER.CHECKPOINT_EVERY",
 )
 
 

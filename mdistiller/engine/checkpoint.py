@@ -1,4 +1,6 @@
-"""Checkpoints: read without executing anything, written whole or not at all.
+"""Checkpoints: read without executing anything, written whole or not at all, checked against their checksums.
+
+The checksums are those of the zip archive that `torch.save` makes, so that any tool can check them, or ignore them.
 
 A deployed student is one dictionary of tensors and plain values:
 `format`, `version`, `model` (the bare student's state_dict), `head` (`kind`, `options`, `state`; None without one),
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -21,6 +24,7 @@ from ..errors import UserError
 from ..models import build_model, load_weights
 from ..paths import find_file
 from .numpy_scalars import allow_numpy_scalars
+from .safe_files import replace
 
 FORMAT = "mdistiller.student"
 VERSION = 1
@@ -32,7 +36,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     """Load a checkpoint onto the CPU; only tensors and plain values are accepted, nothing in it is executed.
 
     Raises:
-        UserError: no such file, a truncated or foreign file, or one that wants to run code.
+        UserError: no such file, a truncated, damaged or foreign file, or one that wants to run code.
     """
     path = find_file(path)
     if not path.is_file():
@@ -40,7 +44,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on unusual pickle protocols: what matters here is whether it loads
+            _check_sums(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"checkpoint {path} is damaged ({_reason(error)}); get it again") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} refused: {_reason(error)}; save it as tensors and plain values") from None
     except Exception as error:  # damaged bytes can make the reader raise anything
@@ -50,6 +57,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
         kind = type(content).__name__
         raise UserError(f"checkpoint {path} holds a {kind}; expected a dictionary with the key 'model'")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare an archive's entries with their CRC-32s, which `torch.load` does not; 0 stands where there is none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.CRC != 0:
+                    with archive.open(entry) as file:
+                        while file.read(1 << 20):
+                            pass
 
 
 def _reason(error: Exception) -> str:
@@ -74,11 +92,9 @@ def weights_of(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Dict
     return state
 
 
-def save(content: Dict[str, Any], path: Path) -> None:
-    """Write `content` to `path` so that there is never half a file under that name."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+def save(content: Dict[str, Any], path: Path, previous: Optional[Path] = None) -> None:
+    """Write `content` to `path` so that there is never half a file under that name; see `safe_files.replace`."""
+    replace(path, lambda file: torch.save(content, file), previous)
 
 
 def describe_student(

@@ -6,13 +6,18 @@ import json
 import netrc
 import os
 import time
-from typing import Any, Callable, Dict
+from contextlib import suppress
+from typing import Any, Callable, Dict, List, Optional
 from urllib.parse import urlparse
 
-from tensorboardX import SummaryWriter
-
+from ..errors import UserError
 from .cfg import experiment_name, to_dict
+from .events import EventFile, cut_events
 from .run_folder import RunFolder
+from .safe_files import replace_text, writing_to
+
+# what a row of metrics.jsonl says of the machine; everything else follows from the configuration
+MACHINE_FIELDS = ("images_per_second", "seconds", "memory_mib", "peak_memory_mib")
 
 
 def _has_wandb_key() -> bool:
@@ -33,22 +38,44 @@ class RunLogger:
         folder: the run's folder; it exists.
         cfg: the resolved configuration.
         start_epoch: epochs already done; rows of metrics.jsonl beyond are dropped, they will be written again.
+        start_step: steps already done in all; so are TensorBoard's numbers of later ones.
+        wandb_id: of the wandb run to continue.
+
+    Attributes:
+        wandb_id: of the run that is logged to, if any.
     """
 
-    def __init__(self, folder: RunFolder, cfg: Any, start_epoch: int = 0) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        cfg: Any,
+        start_epoch: int = 0,
+        start_step: int = 0,
+        wandb_id: Optional[str] = None,
+    ) -> None:
         self.folder = folder
+        self.wandb_id = wandb_id
         self._drop_rows_after(start_epoch)
-        self.tensorboard = SummaryWriter(str(folder.tensorboard))
+        with writing_to(folder.tensorboard):
+            cut_events(folder.tensorboard, start_epoch, start_step)
+            self.tensorboard = EventFile(folder.tensorboard)
         self.wandb = self._start_wandb(cfg) if cfg.LOG.WANDB else None
+        self.wandb_id = getattr(self.wandb, "id", None) or wandb_id
 
     def _drop_rows_after(self, epoch: int) -> None:
         if self.folder.metrics.is_file():
             lines = self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off in the middle
-            kept = [line for line in whole if json.loads(line)["epoch"] <= epoch]
-            partial = self.folder.metrics.with_name("metrics.jsonl.partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(self.folder.metrics)
+            kept = [line for line, number in zip(whole, self._epochs(whole)) if number <= epoch]
+            replace_text(self.folder.metrics, "".join(kept))
+
+    def _epochs(self, lines: List[str]) -> List[int]:
+        try:
+            return [json.loads(line)["epoch"] for line in lines]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.folder.metrics} holds a line that is not a row of this run; mend or remove the line"
+            ) from None
 
     def _start_wandb(self, cfg: Any) -> Any:
         """Return a wandb run; offline without credentials, `None` when wandb cannot start. Never asks, never fails."""
@@ -66,6 +93,8 @@ class RunLogger:
                 config=to_dict(cfg),
                 dir=str(self.folder.path),
                 mode=mode,
+                id=self.wandb_id,
+                resume="allow",
                 settings=wandb.Settings(silent=True, console="off", init_timeout=30),
             )
         except Exception as error:  # a logging service must not cost a training run, whatever it raises
@@ -82,8 +111,10 @@ class RunLogger:
 
     def abort(self, error: BaseException) -> None:
         """Keep in worklog.txt why the run stopped, and close the sinks."""
-        self._note(f"stopped: {type(error).__name__} {error}".rstrip())
-        self.tensorboard.close()
+        with suppress(UserError, OSError):  # the disk may be what stopped it
+            if not isinstance(error, SystemExit):  # which the trainer has told
+                self._note(f"stopped: {type(error).__name__} {error}".rstrip())
+            self.flush()
         self._to_wandb(lambda run: run.finish(exit_code=1))
 
     def say(self, line: str) -> None:
@@ -92,7 +123,7 @@ class RunLogger:
         self._note(line)
 
     def _note(self, line: str) -> None:
-        with self.folder.worklog.open("a", encoding="utf-8") as log:
+        with writing_to(self.folder.worklog), self.folder.worklog.open("a", encoding="utf-8") as log:
             for part in line.splitlines():
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n")
 
@@ -103,17 +134,25 @@ class RunLogger:
 
     def epoch(self, row: Dict[str, Any]) -> None:
         """One epoch's row, `epoch` among its keys, for every machine-readable sink."""
-        with self.folder.metrics.open("a", encoding="utf-8") as log:
+        with writing_to(self.folder.metrics), self.folder.metrics.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
+            log.flush()
+            os.fsync(log.fileno())
         for name, value in row.items():
             if name != "epoch":
                 self.tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
-        self.tensorboard.flush()
-        self._to_wandb(lambda run: run.log(row))
+        self.flush()
+        # wandb takes no second row for a step that it has
+        self._to_wandb(lambda run: run.log(row, step=row["epoch"]))
+
+    def flush(self) -> None:
+        """Have the disk keep every number so far: before the state, so that a resumed run lacks none."""
+        with writing_to(self.folder.tensorboard):
+            self.tensorboard.flush()
 
     def close(self, summary: Dict[str, Any]) -> None:
         """Write summary.json, and close the sinks."""
-        self.folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        self.tensorboard.close()
+        replace_text(self.folder.summary, json.dumps(summary, indent=2) + "\n")
+        self.flush()
         self._to_wandb(lambda run: run.summary.update(summary))
         self._to_wandb(lambda run: run.finish())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,18 @@ class EpochMeter:
                 self._sums[name] = self._sums.get(name, 0.0) + value * images
         self._pending.clear()
         return fetched
+
+    def state(self) -> Dict[str, Any]:
+        """Return what was taken in and synced so far, for `load`."""
+        assert not self._pending, "sync first"
+        correct = None if self._correct is None else self._correct.tolist()
+        return {"names": list(self.names), "images": self.images, "sums": dict(self._sums), "correct": correct}
+
+    def load(self, state: Dict[str, Any], device: torch.device) -> None:
+        """Go on from a `state`."""
+        correct = state["correct"]
+        self.names, self.images, self._sums = tuple(state["names"]), state["images"], dict(state["sums"])
+        self._correct = None if correct is None else torch.tensor(correct, device=device)
 
     def averages(self) -> Dict[str, float]:
         """Return, over the images synced so far: `loss`, each of its parts, `train_top1`, `train_top5` in percent."""

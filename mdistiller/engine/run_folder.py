@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import List
+from typing import Iterator, List
 
 from ..errors import UserError
+from .lock import check_free, lock_file, locked
 
 
 class RunFolder:
@@ -19,6 +21,8 @@ class RunFolder:
     def __init__(self, prefix: str, experiment_name: str) -> None:
         self.path = Path(prefix).expanduser() / experiment_name
         self.latest = self.path / "latest.pth"
+        self.previous = self.path / "latest.previous.pth"  # in its place if it cannot be read
+        self.damaged = self.path / "latest.damaged.pth"  # one that could not
         self.best = self.path / "best.pth"
         self.student_latest = self.path / "student_latest.pth"
         self.student_best = self.path / "student_best.pth"
@@ -36,14 +40,19 @@ class RunFolder:
     def _present(self) -> List[Path]:
         """What an earlier run left."""
         own = [value for value in vars(self).values() if value != self.path and value.exists()]
-        return own + list(self.path.glob("epoch_*.pth")) + list(self.path.glob("*.partial"))
+        return own + list(self.path.glob("epoch_*.pth")) + self._partial()
+
+    def _partial(self) -> List[Path]:
+        """What was being written when a run was killed."""
+        return [*self.path.glob("*.partial"), *self.tensorboard.glob("*.partial")]
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Refuse, before anything is built, a folder that this run would harm or cannot continue."""
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other; give one of them")
+        check_free(self.path)
         present = self._present()
-        if resume and not self.latest.is_file():
+        if resume and not (self.latest.is_file() or self.previous.is_file()):
             remedy = "no epoch was finished, start again with --overwrite" if present else "start without --resume"
             raise UserError(f"--resume: no run to continue, {self.latest} does not exist; {remedy}")
         if present and not (resume or overwrite):
@@ -51,14 +60,24 @@ class RunFolder:
                 f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite,"
                 " or name this one with EXPERIMENT.NAME my_run"
             )
-        if present and overwrite and not (self.config.is_file() and self.worklog.is_file()):
+        # the lock alone: a run that was killed before it wrote more
+        ours = lock_file(self.path).is_file() or (self.config.is_file() and self.worklog.is_file())
+        if present and overwrite and not ours:
             names = ", ".join(sorted(path.name for path in present)[:3])
             raise UserError(f"--overwrite: {self.path} holds {names}, but not of a run; move them away yourself")
+
+    @contextmanager
+    def claimed(self, resume: bool, overwrite: bool) -> Iterator[None]:
+        """`check`, and keep other runs out; nothing is written but the lock."""
+        self.check(resume, overwrite)
+        with locked(self.path):
+            self.check(resume, overwrite)  # again: another run may have come and gone in between
+            yield
 
     def create(self, resume: bool) -> None:
         """Make the folder; without `resume`, the files of an earlier run (which `check` let pass) are removed."""
         try:
-            for path in [] if resume else self._present():
+            for path in self._partial() if resume else self._present():
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:

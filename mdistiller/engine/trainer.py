@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import time
-from typing import Any, Dict, Iterator, Tuple, Type
+from typing import Any, Dict, Iterator, Optional, Tuple, Type
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..dataset import Batch
 from ..distillers import DeployedStudent, Distiller
-from ..errors import UserError
 from ..registry import Registry
-from . import checkpoint
+from . import checkpoint, run_state
 from .cfg import dump, to_dict
-from .check import check_resumable
 from .evaluate import evaluate
 from .logger import RunLogger
 from .memory import memory_figures
@@ -26,6 +22,9 @@ from .optim import learning_rate
 from .precision import pick_precision
 from .report import epoch_line, final_line, final_table, read_references
 from .run_folder import RunFolder
+from .safe_files import replace_text
+from .schedule import SaveSchedule
+from .stopping import RunStopped, StopSignals
 from .training_form import TrainingForm
 from .update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
 
@@ -66,45 +65,77 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.update = self.update_rule(cfg, distiller.get_learnable_parameters(), self.scaler)
         self.optimizer = self.update.optimizer
+        self.stop = StopSignals()
+        self.schedule = SaveSchedule(cfg.SOLVER.CHECKPOINT_EVERY)
         self.epoch = 0  # epochs done
+        self.step = 0  # steps done of the next
+        self.meter = EpochMeter(1)  # of these
+        self.epoch_seconds = 0.0  # spent on it before this process
+        self.started = time.perf_counter()
         self.teacher: Dict[str, float] = {}  # accuracies in percent, as are best and last
         self.best: Dict[str, float] = {}
         self.last: Dict[str, float] = {}
         self.train_seconds = 0.0
         self.total_seconds = 0.0
         self.images = 0
+        self.wandb_id: Optional[str] = None
 
     def train(self, resume: bool = False, overwrite: bool = False) -> Dict[str, Any]:
-        """Run the epochs that are left; return the summary that is also written to summary.json."""
+        """Run the epochs that are left; return the summary that is also written to summary.json.
+
+        Raises:
+            UserError: the folder is another run's, cannot be written to, or has nothing to resume from.
+            RunStopped: SIGINT or SIGTERM came, and the state is saved.
+        """
         self.folder.check(resume, overwrite)
-        if resume:
-            self._load_state(checkpoint.read_checkpoint(self.folder.latest))
         self._check_losses()
-        self.folder.create(resume)
-        self.folder.config.write_text(dump(self.cfg), encoding="utf-8")
-        logger = RunLogger(self.folder, self.cfg, self.epoch)
-        try:
-            summary = self._run(logger, resume)
-        except BaseException as error:
-            logger.abort(error)
-            raise
-        logger.close(summary)
+        with self.folder.claimed(resume, overwrite):
+            if resume:
+                self._load_state(run_state.read_latest(self.folder))
+            self.folder.create(resume)
+            replace_text(self.folder.config, dump(self.cfg))
+            steps_done = self.epoch * len(self.train_loader) + self.step
+            logger = RunLogger(self.folder, self.cfg, self.epoch, steps_done, self.wandb_id)
+            self.wandb_id = logger.wandb_id
+            try:
+                with self.stop:
+                    summary = self._run_or_save(logger, resume)
+            except BaseException as error:
+                logger.abort(error)
+                raise
+            logger.close(summary)
         return summary
 
+    def _run_or_save(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
+        try:
+            return self._run(logger, resume)
+        except RunStopped as stopped:
+            self._save_state(logger)
+            where = f"epoch {self.epoch + 1}, step {self.step} of {len(self.train_loader)}"
+            logger.say(f"{stopped} at {where}; saved, continue with --resume")
+            raise
+
     def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
+        self.started = time.perf_counter() - self.epoch_seconds
         self._announce(logger, resume)
         self.distiller.train()
         form = TrainingForm(self.distiller, self.train_loader, self.cfg, self.precision, logger.say)
         while self.epoch < self.cfg.SOLVER.EPOCHS:
-            started = time.perf_counter()
+            self.started = time.perf_counter() - self.epoch_seconds
+            self.stop.check()
             row = self._train_epoch(self.epoch + 1, logger, form)
-            row.update(self._validate())
+            train_seconds = time.perf_counter() - self.started
+            row.update(self._validate())  # from which a signal may lead out: nothing is added up before it
             row.update(memory_figures(self.device))
-            self.epoch += 1
-            self.total_seconds += time.perf_counter() - started
+            self.train_seconds += train_seconds
+            self.images += self.meter.images
+            self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
+            self.meter = EpochMeter(self.epoch + 1)
+            self.total_seconds += time.perf_counter() - self.started
             logger.epoch(row)
             logger.say(epoch_line(row, self.cfg.SOLVER.EPOCHS, self.total_seconds))
             self._save()
+            self.schedule.saved()
         summary = self._summary()
         for text in (final_table(summary, self.references), final_line(summary)):
             logger.say(text)
@@ -130,7 +161,7 @@ class Trainer:
         )
         if self.distiller.teacher is not None:
             teacher = self.distiller.teacher
-            self.teacher = evaluate(lambda image: {"deployed": teacher(image)[0]}, self.val_loader)
+            self.teacher = evaluate(self.stop.checked(lambda image: {"deployed": teacher(image)[0]}), self.val_loader)
             logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {self.teacher['deployed_top1']:.2f}")
         if self.distiller.tests_otherwise:
             logger.say(
@@ -138,11 +169,12 @@ class Trainer:
                 " one, whose accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
             )
         if resume:
-            logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}")
+            within = f", step {self.step} of {len(self.train_loader)} in the next" if self.step else ""
+            logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}{within}")
 
     def batches(self, form: TrainingForm) -> Iterator[Batch]:
-        """Yield the epoch's batches, as the distiller takes them, with what the cache says of them."""
-        return form.serve(map(self.as_taken, self.train_loader))
+        """Yield the batches that are left of the epoch, as the distiller takes them, ready for its teacher's cache."""
+        return form.serve(map(self.as_taken, self.train_loader.iterate(self.step)), self.step)
 
     def as_taken(self, batch: Batch) -> Batch:
         """Return a batch with the strides that the distiller wants."""
@@ -151,24 +183,26 @@ class Trainer:
     def _train_epoch(self, epoch: int, logger: RunLogger, form: TrainingForm) -> Dict[str, Any]:
         self.distiller.train()
         self.train_loader.set_epoch(epoch)
-        meter = EpochMeter(epoch)
+        meter = self.meter
         steps = len(self.train_loader)
         first_step = (epoch - 1) * steps
-        started = time.perf_counter()
         title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
         # disable=None: no bar where stderr is a file, the line per epoch says the same
-        bar = tqdm(total=self.train_loader.num_images, desc=title, unit="img", leave=False, disable=None)
+        total, done = self.train_loader.num_images, meter.images
+        bar = tqdm(total=total, initial=done, desc=title, unit="img", leave=False, disable=None)
         with bar, form.in_place():
-            for step, batch in enumerate(self.batches(form), start=1):
+            for step, batch in enumerate(self.batches(form), start=self.step + 1):
                 losses, logits = self._step(batch, epoch, first_step + step - 1, steps)
                 meter.add(step, losses, logits, batch["target"])
+                self.step = step
                 if step % SYNC_STEPS == 0 or step == steps:
                     self._log_steps(meter.sync(), first_step, logger)
                     bar.update(meter.images - bar.n)
                     bar.set_postfix(loss=f"{meter.averages()['loss']:.3f}")
-        seconds = time.perf_counter() - started
-        self.train_seconds += seconds
-        self.images += meter.images
+                if self.schedule.due(first_step + step):
+                    self._save_state(logger)
+                self.stop.check()
+        seconds = time.perf_counter() - self.started
         return {
             "epoch": epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -196,7 +230,7 @@ class Trainer:
 
     def _validate(self) -> Dict[str, float]:
         self.distiller.eval()
-        self.last = evaluate(self.distiller.forward_eval, self.val_loader)
+        self.last = evaluate(self.stop.checked(self.distiller.forward_eval), self.val_loader)
         return self.last
 
     def _save(self) -> None:
@@ -221,56 +255,21 @@ class Trainer:
             checkpoint.save(state, self.folder.best)
         if self.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             checkpoint.save(state, self.folder.kept(self.epoch))
-        checkpoint.save(state, self.folder.latest)
+        checkpoint.save(state, self.folder.latest, self.folder.previous)
+
+    def _save_state(self, logger: RunLogger) -> None:
+        """Save the state within an epoch."""
+        self._log_steps(self.meter.sync(), self.epoch * len(self.train_loader), logger)
+        logger.flush()
+        self.epoch_seconds = time.perf_counter() - self.started
+        checkpoint.save(self._state(), self.folder.latest, self.folder.previous)
+        self.schedule.saved()
 
     def _state(self) -> Dict[str, Any]:
-        """Everything that a resumed run needs; not the teacher, which is frozen and has its own file."""
-        weights = {k: v for k, v in self.distiller.state_dict().items() if not k.startswith("teacher.")}
-        numpy_state = np.random.get_state(legacy=False)
-        numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
-        return {
-            "distiller": weights,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "best": self.best,
-            "last": self.last,
-            "train_seconds": self.train_seconds,
-            "total_seconds": self.total_seconds,
-            "images": self.images,
-            "random": {
-                "python": random.getstate(),
-                "numpy": numpy_state,
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            },
-            "config": to_dict(self.cfg),
-        }
+        return run_state.capture(self)
 
     def _load_state(self, state: Dict[str, Any]) -> None:
-        check_resumable(state.get("config"), to_dict(self.cfg), str(self.folder.latest))
-        try:
-            missing, unexpected = self.distiller.load_state_dict(state["distiller"], strict=False)
-            missing = [key for key in missing if not key.startswith("teacher.")]
-            if missing or unexpected:
-                raise ValueError(f"weights differ, first {(missing + unexpected)[0]}")
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-            for name in ("epoch", "best", "last", "train_seconds", "total_seconds", "images"):
-                setattr(self, name, state[name])
-            numpy_state = state["random"]["numpy"]
-            numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
-            np.random.set_state(numpy_state)
-            random.setstate(state["random"]["python"])
-            torch.set_rng_state(state["random"]["torch"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state_all(state["random"]["cuda"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"--resume: {self.folder.latest} is not a state of this configuration ({type(error).__name__}:"
-                f" {reason}); give the configuration that the run was started with"
-            ) from None
+        run_state.restore(self, state)
 
     def _summary(self) -> Dict[str, Any]:
         """What summary.json holds; accuracies in percent."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from typing import Any, Callable, Dict
 
 import numpy as np
@@ -235,6 +238,26 @@ def test_workers_do_not_change_a_stream(
     for run in runs[1:]:
         for key, value in runs[0].items():
             assert torch.equal(value, run[key]), key
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_signals_to_every_process_leave_the_workers_at_work(
+    make_split: Make, make_info: Make, make_options: Make
+) -> None:
+    split, view = make_split(100), View(8, margin=False)  # more batches than the workers read ahead
+    alone = StreamLoader(split, view, make_info(), make_options(num_workers=0), CPU, train=True)
+    loader = StreamLoader(split, view, make_info(), make_options(num_workers=2), CPU, train=True)
+    rest = iter(loader)
+    batches = [next(rest), next(rest)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker.pid, number)
+    batches += rest
+    for expected, got in zip(alone, batches):
+        assert torch.equal(expected["image"], got["image"])
+    assert len(batches) == len(alone)
 
 
 def test_resized_crop(make_split: Make, make_info: Make, make_options: Make, collect: Make) -> None:

@@ -196,7 +196,7 @@ def test_gradients_reach_every_learnable_parameter_and_no_teacher(teacher, stude
 def test_memory_is_state_and_labels_are_not():
     distiller = build_crd()
     keys = {key for key in distiller.state_dict() if not key.startswith(("student.", "teacher.", "embed"))}
-    assert keys == {"memory.bank_student", "memory.bank_teacher", "memory.constants"}
+    assert keys == {"memory.bank_student", "memory.bank_teacher", "memory.constants", "_extra_state"}
     embeds = sum(p.numel() for e in (distiller.embed_student, distiller.embed_teacher) for p in e.parameters())
     assert distiller.get_extra_parameters() == embeds + 2 * 12 * 8 + 2
 

@@ -12,10 +12,13 @@ from mdistiller.engine.run_folder import RunFolder
 
 
 class FakeRun:
+    id = "abc123"
+
     def __init__(self):
         self.rows, self.summary, self.finished = [], {}, False
 
-    def log(self, row):
+    def log(self, row, step):
+        assert step == row["epoch"]
         self.rows.append(row)
 
     def finish(self):
@@ -81,12 +84,30 @@ def test_a_failing_service_costs_one_line(wandb, capsys):
 
 def test_a_service_that_breaks_down_costs_one_line(wandb, capsys):
     log = logger()
-    wandb.run.log = lambda row: 1 / 0
+    wandb.run.log = lambda row, step: 1 / 0
     for epoch in (1, 2):
         log.epoch({"epoch": epoch})
     log.close({})
     assert len(log.folder.metrics.read_text().splitlines()) == 2
     assert capsys.readouterr().out.count("wandb: off from now on (division by zero)") == 1
+
+
+def test_a_run_is_continued_under_its_id(wandb):
+    assert logger().wandb_id == "abc123"
+    assert (wandb.started["id"], wandb.started["resume"]) == (None, "allow")
+    cfg = load_cfg(None, ["EXPERIMENT.NAME", "run"])
+    again = RunLogger(RunFolder(cfg.LOG.PREFIX, "run"), cfg, 1, 10, "abc123")
+    assert (wandb.started["id"], wandb.started["resume"], wandb.started["mode"]) == ("abc123", "allow", "offline")
+    again.epoch({"epoch": 2})  # with its epoch as wandb's step, see FakeRun
+
+
+def test_the_id_outlives_a_run_without_wandb(wandb):
+    cfg = load_cfg(None, ["EXPERIMENT.NAME", "run", "LOG.WANDB", "False"])
+    logger()
+    assert RunLogger(RunFolder(cfg.LOG.PREFIX, "run"), cfg, 1, 10, "abc123").wandb_id == "abc123"
+    wandb.init = lambda **settings: 1 / 0
+    cfg.merge_from_list(["LOG.WANDB", "True"])
+    assert RunLogger(RunFolder(cfg.LOG.PREFIX, "run"), cfg, 1, 10, "abc123").wandb_id == "abc123"
 
 
 def test_off_means_not_imported(wandb):

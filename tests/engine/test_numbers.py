@@ -92,7 +92,7 @@ SUMMARY = {
     "last": {"deployed_top1": 90.0, "deployed_top5": 99.0},
     "best": {"deployed_top1": 91.0, "deployed_top5": 98.0, "epoch": 3},
     "teacher_accuracy": {"deployed_top1": 92.5, "deployed_top5": 99.5},
-    "images_per_second": 1234.5,
+    "images_per_second": 1234.5, "peak_memory_mib": 512,
     "seconds": 75.0,
 }
 
@@ -119,7 +119,7 @@ def test_a_reference_that_is_no_summary(tmp_path, content):
 def test_final_line_has_every_number():
     assert final_line(SUMMARY) == (
         "done: last top-1 90.00 top-5 99.00 | best top-1 91.00 top-5 98.00 (epoch 3) | teacher top-1 92.50"
-        " | 1234 images/s | 1 min 15 s"
+        " | 1234 images/s | peak memory 512 MiB | 1 min 15 s"
     )
     assert "no teacher" in final_line({**SUMMARY, "teacher_accuracy": {}})
 

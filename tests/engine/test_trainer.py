@@ -9,6 +9,7 @@ from mdistiller.distillers import Distiller
 from mdistiller.engine import checkpoint
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.logger import MACHINE_FIELDS
 from mdistiller.engine.meter import NonFiniteLoss
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
@@ -99,9 +100,8 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(teacher, method, trainer):
     resumed.train(resume=True)
     for key, value in checkpoint.read_checkpoint(whole.folder.latest)["distiller"].items():
         assert torch.equal(value, checkpoint.read_checkpoint(resumed.folder.latest)["distiller"][key]), key
-    of_the_machine = ("images_per_second", "seconds", "memory_mib", "peak_memory_mib")
     learned = [
-        [{k: v for k, v in row.items() if k not in of_the_machine} for row in rows(run)] for run in (resumed, whole)
+        [{k: v for k, v in row.items() if k not in MACHINE_FIELDS} for row in rows(run)] for run in (resumed, whole)
     ]
     assert learned[0] == learned[1]
     assert len(rows(resumed)) == 3

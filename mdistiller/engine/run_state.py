@@ -1,0 +1,137 @@
+"""The state of a run: what a resumed one needs to end as if it had never been interrupted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from typing import TYPE_CHECKING, Any, Dict
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .cfg import to_dict
+from .check import check_resumable
+from .checkpoint import read_checkpoint
+from .meter import EpochMeter
+from .run_folder import RunFolder
+from .safe_files import writing_to
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+log = logging.getLogger("mdistiller")
+
+# attributes of a trainer that are plain values
+PLAIN = (
+    *("epoch", "step", "best", "last", "train_seconds", "total_seconds", "epoch_seconds", "images"),
+    "wandb_id",
+)
+
+
+def capture(trainer: Trainer) -> Dict[str, Any]:
+    """Return the state between two steps; not the teacher, which is frozen and has its own file.
+
+    The loaders' random numbers follow from seed and epoch, and so need nothing.
+    """
+    weights = {k: v for k, v in trainer.distiller.state_dict().items() if not k.startswith("teacher.")}
+    return {
+        "distiller": weights,
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "meter": trainer.meter.state(),
+        **{name: getattr(trainer, name) for name in PLAIN},
+        "num_images": _num_images(trainer),
+        "random": random_state(trainer.device),
+        "config": to_dict(trainer.cfg),
+    }
+
+
+def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
+    """Put a trainer, built from the same configuration, where `capture` found it.
+
+    Raises:
+        UserError: the state is of another configuration, other data, or not one.
+    """
+    path = trainer.folder.latest
+    check_resumable(state.get("config"), to_dict(trainer.cfg), str(path))
+    before, now = state.get("num_images"), _num_images(trainer)
+    if before != now and before is not None:
+        raise UserError(
+            f"--resume: {path} was trained on {before} images, the data set now has {now};"
+            " give the data that the run was started with"
+        )
+    try:
+        missing, unexpected = trainer.distiller.load_state_dict(state["distiller"], strict=False)
+        missing = [key for key in missing if not key.startswith("teacher.")]
+        if missing or unexpected:
+            raise ValueError(f"weights differ, first {(missing + unexpected)[0]}")
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.scaler.load_state_dict(state["scaler"])
+        for name in PLAIN:
+            setattr(trainer, name, state[name])
+        trainer.meter = EpochMeter(trainer.epoch + 1)
+        trainer.meter.load(state["meter"], trainer.device)
+        set_random_state(state["random"], trainer.device)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--resume: {path} is not a state of this configuration ({type(error).__name__}:"
+            f" {reason}); give the configuration that the run was started with"
+        ) from None
+
+
+def _num_images(trainer: Trainer) -> Any:
+    return getattr(trainer.train_loader, "num_images", None)
+
+
+def read_latest(folder: RunFolder) -> Dict[str, Any]:
+    """Return the last state in `folder`; if that is damaged or missing, the one before, and a note says so.
+
+    A damaged file is put aside, so that it never takes the place of the good one.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    try:
+        if folder.latest.is_file():
+            return read_checkpoint(folder.latest)
+        what = f"{folder.latest} is missing"  # stopped between the two renames of a save
+    except UserError as error:
+        what = str(error).partition(";")[0]
+    try:
+        state = read_checkpoint(folder.previous)
+    except UserError:
+        raise UserError(
+            f"--resume: {what}, and {folder.previous.name} cannot be read either; copy {folder.best.name} or an"
+            f" epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
+        ) from None
+    if folder.latest.is_file():
+        with writing_to(folder.damaged):
+            os.replace(folder.latest, folder.damaged)
+        what += f", kept as {folder.damaged.name}"
+    log.info(f"note: {what}; resuming from {folder.previous.name}")
+    return state
+
+
+def random_state(device: torch.device) -> Dict[str, Any]:
+    """Return the state of Python's, NumPy's and torch's generators, as tensors and plain values."""
+    numpy_state = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+    return {
+        "python": random.getstate(),
+        "numpy": numpy_state,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if device.type == "cuda" else [],
+    }
+
+
+def set_random_state(state: Dict[str, Any], device: torch.device) -> None:
+    """Set what `random_state` returned."""
+    inner = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}})
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state_all(state["cuda"])

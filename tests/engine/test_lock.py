@@ -1,0 +1,106 @@
+"""One run in a folder at a time."""
+
+import errno
+import logging
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mdistiller.engine import lock
+from mdistiller.engine.lock import check_free, locked
+from mdistiller.engine.run_folder import RunFolder
+from mdistiller.errors import UserError
+
+# plain system calls, not the package's own code; a status of 1 is an exception: somebody else holds the lock
+LOCK = """
+import fcntl, os, sys, time
+os.makedirs(sys.argv[1], exist_ok=True)
+file = open(sys.argv[1] + "/.lock", "a+")
+fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+"""
+HOLD = """
+file.write(f"process {os.getpid()} on here")
+file.flush()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def other_process(tmp_path):
+    """Another process holds the lock of `tmp_path/run`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCK + HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_another_process_keeps_runs_out_until_it_is_killed(tmp_path, other_process):
+    folder = RunFolder(str(tmp_path), "run")
+    expected = rf"a run is writing to .*run \(process {other_process.pid} on here\); wait for it, or name this one"
+    for resume, overwrite in ((False, False), (True, False), (False, True)):
+        with pytest.raises(UserError, match=expected):
+            folder.check(resume, overwrite)
+    with pytest.raises(UserError, match=expected), locked(folder.path):
+        pass
+    other_process.send_signal(signal.SIGKILL)
+    other_process.wait()
+    folder.check(False, False)
+    with locked(folder.path):
+        pass
+
+
+def test_a_second_run_of_this_process(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(UserError, match=r"\(this process\)"), locked(tmp_path):
+            pass
+        check_free(tmp_path)  # whose own lock it is; and it must still be held afterwards
+        assert (
+            subprocess.run([sys.executable, "-c", LOCK, str(tmp_path)], capture_output=True, check=False).returncode
+            == 1
+        )
+    assert subprocess.run([sys.executable, "-c", LOCK, str(tmp_path)], capture_output=True, check=False).returncode == 0
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lock_is_given_back_after_a_failure(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        1 / 0  # noqa: B018
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("reason", ["no locks", "no fcntl"])
+def test_where_nothing_can_be_locked_a_note_says_so(tmp_path, monkeypatch, caplog, reason):
+    if reason == "no fcntl":
+        monkeypatch.setattr(lock, "fcntl", None)
+    else:
+
+        def lockf(*args):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(lock.fcntl, "lockf", lockf)
+    caplog.set_level(logging.INFO, "mdistiller")
+    with locked(tmp_path):
+        check_free(tmp_path)
+    shown = {"no fcntl": "this system has no fcntl", "no locks": "No locks available"}[reason]
+    notes = [f"note: {tmp_path} cannot be locked ({shown}); start no second run in it"]
+    assert [record.message for record in caplog.records] == notes
+
+
+def test_a_lock_alone_is_no_run(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    with folder.claimed(False, False):
+        pass
+    folder.check(False, False)
+    with pytest.raises(UserError, match="no run to continue"):
+        folder.check(True, False)
+    folder.config.write_text("killed: here")
+    folder.check(False, True)

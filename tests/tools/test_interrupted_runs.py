@@ -1,0 +1,73 @@
+"""Runs in processes of their own, killed and stopped; the long form is tests/soak/kill_and_resume.py."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from tests.soak.kill_and_resume import Kill, differences, train
+from tests.soak.long_run import verdict
+
+OUTPUT = Path("output")
+
+
+@pytest.fixture
+def arguments(image_folder, tmp_path, monkeypatch):
+    """What every run here is started with, but for its name."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "run.yaml").write_text(
+        f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, NUM_WORKERS: 0}}\n"
+        "DISTILLER: {TYPE: NONE, STUDENT: resnet8}\n"
+        "SOLVER: {EPOCHS: 3, BATCH_SIZE: 8, LR: 0.05, CHECKPOINT_EVERY: 2 steps, AMP: off}\n"
+        "LOG: {WANDB: False, TENSORBOARD_FREQ: 1}\n"
+    )
+    return ["--cfg", "run.yaml"]
+
+
+def test_a_killed_run_ends_like_one_that_was_not(arguments, command):
+    assert command("train", *arguments, "EXPERIMENT.NAME", "whole")[0] == 0
+    part = [*arguments, "EXPERIMENT.NAME", "part"]
+    # in a save of the second epoch, then at once in the step after the state that is left
+    for kill, how in ((Kill("save", 9, 0.0), []), (Kill("step", 1, 0.0), ["--resume"])):
+        status, output = train([*part, *how], kill)
+        assert (status, "killed in: " in output) == (-signal.SIGKILL, True)
+    assert command("train", *part, "--resume")[0] == 0
+    assert differences(OUTPUT / "whole", OUTPUT / "part") == []
+    assert not list((OUTPUT / "part").glob("*.partial"))
+
+
+def test_sigterm_ends_a_run_with_a_status_of_its_own(arguments, command):
+    call = [sys.executable, str(REPO / "tools/train.py"), *arguments, "SOLVER.EPOCHS", "100000", "EXPERIMENT.NAME", "t"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if line.startswith("epoch   2"):
+                break
+        # while it runs, no other may touch its folder
+        status, _, err = command("train", *arguments, "EXPERIMENT.NAME", "t", "--overwrite")
+        assert status == 2
+        assert f"a run is writing to output/t (process {process.pid} on " in err
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 75
+    assert "Traceback" not in err
+    assert "SIGTERM: finishing the step and saving" in err
+    assert out.splitlines()[-1].startswith("stopped by SIGTERM at epoch ")
+    assert out.splitlines()[-1].endswith("; saved, continue with --resume")
+    epoch = len((OUTPUT / "t/metrics.jsonl").read_text().splitlines())
+    status, out, _ = command("train", *arguments, "EXPERIMENT.NAME", "t", "SOLVER.EPOCHS", str(epoch + 1), "--resume")
+    assert status == 0
+    assert f"resumed after epoch {epoch} of {epoch + 1}" in out
+
+
+def test_the_verdict_of_a_long_run():
+    flat = [(500.0 + n % 3, 9) for n in range(100)]
+    assert verdict(flat)[0]
+    assert not verdict([(500.0 + n / 2, 9) for n in range(100)])[0]
+    assert not verdict([(500.0, 9 + n // 50) for n in range(100)])[0]
+    assert verdict([(100.0 + 40 * min(n, 15), 9) for n in range(100)])[0]  # warm-up
+    assert "flat" in verdict(flat)[1]
