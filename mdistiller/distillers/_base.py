@@ -5,11 +5,13 @@ Shapes: `B` batch, `H`/`W` pixels, `N` classes.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import refuse
+from ..ranges import Range, out_of_range
 from ..registry import Registry
 from .heads import Head, deployed_logits, eval_logits
 
@@ -30,6 +32,7 @@ class Distiller(nn.Module):
 
     Attributes:
         DEFAULTS: the method's config section, a plain nested dictionary.
+        RANGES: what the values of that section may be, by key (`LOSS.CE_WEIGHT`); no key has to be there.
         needs_teacher: whether the teacher is built and loaded at all.
         teacher_needs: what a step reads of the teacher's outputs: `logits`, `pooled` (the pooled feature) and `maps`
             (stage maps or the final map); all of it unless a method says less.
@@ -40,6 +43,7 @@ class Distiller(nn.Module):
     """
 
     DEFAULTS: Dict[str, Any] = {}
+    RANGES: Dict[str, Range] = {}
     needs_teacher = True
     teacher_needs: Tuple[str, ...] = ("logits", "pooled", "maps")
     channels_last = True
@@ -54,6 +58,31 @@ class Distiller(nn.Module):
         if teacher is not None:
             teacher.requires_grad_(False).eval()
         self.teacher = teacher
+
+    @classmethod
+    def faults(cls, options: Any, section: str) -> Iterator[str]:
+        """Yield a line for each fault of the method's config section, before any model is there.
+
+        Args:
+            options: the section.
+            section: its name, with which each line begins.
+        """
+        yield from out_of_range(options, cls.RANGES, section)
+
+    @classmethod
+    def loss_names(cls, options: Any) -> Optional[Tuple[str, ...]]:
+        """Return the names of the losses under these options; `None` where only a step can tell."""
+        return None
+
+    @classmethod
+    def checked(cls, cfg: Any, section: str) -> Any:
+        """Return the config section of that name.
+
+        Raises:
+            UserError: a line for each of its `faults`.
+        """
+        refuse(cls.faults(cfg[section], section))
+        return cfg[section]
 
     def train(self, mode: bool = True) -> Distiller:
         """Set the training mode of everything but the teacher."""
@@ -126,6 +155,10 @@ class Vanilla(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None, cfg: Any = None) -> None:
         super().__init__(student)
+
+    @classmethod
+    def loss_names(cls, options: Any) -> Tuple[str, ...]:
+        return ("loss_ce",)
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits, _ = self.student(image)
