@@ -135,7 +135,8 @@ def settings(image_folder, tmp_path):
     (tmp_path / "base.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, NUM_WORKERS: 0}}\n"
         "DISTILLER: {TEACHER: resnet14, STUDENT: resnet8, TEACHER_WEIGHTS: teacher.pth}\n"
-        "SOLVER: {EPOCHS: 2, BATCH_SIZE: 8, LR: 0.02}\nLOG: {WANDB: False}\nEXPERIMENT: {NAME: run}\n"
+        "SOLVER: {EPOCHS: 2, BATCH_SIZE: 8, LR: 0.02, LR_DECAY_STAGES: []}\n"
+        "LOG: {WANDB: False}\nEXPERIMENT: {NAME: run}\n"
     )
     return tmp_path
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any, Dict, Iterator, List, Tuple
 
-from ..errors import UserError
-from .optim import SCHEDULES
+from ..dataset.options import option_faults
+from ..distillers import distiller_dict
+from ..errors import UserError, refuse
+from .optim import OPTIMIZERS, SCHEDULES
+from .precision import pick_device, pick_precision
 
 
 def check_settings(cfg: Any) -> None:
-    """Raise one UserError with a line for each value of `SOLVER`, `LOG` and `EXPERIMENT` that cannot work."""
+    """Raise one UserError with a line for each of `setting_faults`."""
+    refuse(setting_faults(cfg))
+
+
+def setting_faults(cfg: Any) -> List[str]:
+    """Return a line for each value, and each combination of values, that cannot work.
+
+    Those of `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET`, and of the section of the distiller that is chosen; names that
+    nothing has are `build.name_faults`.
+    """
     faults: List[str] = []
 
     def expect(fine: bool, key: str, expected: str) -> None:
@@ -25,11 +37,16 @@ def check_settings(cfg: Any) -> None:
     expect(solver.SCHEDULE in SCHEDULES, "SOLVER.SCHEDULE", f"one of {', '.join(SCHEDULES)}")
     stages = solver.LR_DECAY_STAGES
     numbers = all(isinstance(stage, (int, float)) and not isinstance(stage, bool) and stage > 0 for stage in stages)
-    expect(
-        numbers and list(stages) == sorted(set(stages)),
-        "SOLVER.LR_DECAY_STAGES",
-        "epochs above 0 in rising order, for example [150, 180, 210]",
-    )
+    rising = numbers and list(stages) == sorted(set(stages))
+    expect(rising, "SOLVER.LR_DECAY_STAGES", "epochs above 0 in rising order, for example [150, 180, 210]")
+    if rising and stages and solver.SCHEDULE == "step" and solver.EPOCHS >= 1:
+        # a rate that silently never falls is no shorter form of the recipe
+        expect(
+            stages[-1] <= solver.EPOCHS,
+            "SOLVER.LR_DECAY_STAGES",
+            f"none above SOLVER.EPOCHS, {solver.EPOCHS}: give earlier ones, [] for a constant rate, or"
+            " SOLVER.SCHEDULE linear",
+        )
     expect(0 < solver.LR_DECAY_RATE <= 1, "SOLVER.LR_DECAY_RATE", "a number above 0 and up to 1")
     expect(
         0 <= solver.WARMUP_EPOCHS <= max(solver.EPOCHS, 0), "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"
@@ -37,6 +54,11 @@ def check_settings(cfg: Any) -> None:
     expect(0 <= solver.WEIGHT_DECAY < math.inf, "SOLVER.WEIGHT_DECAY", "a number from 0 on")
     expect(0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1")
     expect(not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0")
+    expect(solver.TYPE in OPTIMIZERS, "SOLVER.TYPE", " or ".join(OPTIMIZERS))
+    try:
+        pick_precision(solver.AMP, pick_device())
+    except UserError as error:
+        faults.append(str(error))
     expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
     expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
     expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
@@ -45,8 +67,11 @@ def check_settings(cfg: Any) -> None:
         "EXPERIMENT.NAME",
         "a name for the output folder, or PROJECT and TAG to make one of",
     )
-    if faults:
-        raise UserError("\n".join(faults))
+    faults += option_faults(cfg.DATASET)
+    distiller = distiller_dict.get(cfg.DISTILLER.TYPE)
+    if distiller is not None and cfg.DISTILLER.TYPE in cfg:
+        faults += distiller.faults(cfg[cfg.DISTILLER.TYPE], cfg.DISTILLER.TYPE)
+    return faults
 
 
 # what a resumed run may have otherwise: its length, where it runs, what is written about it; and the trainer, which

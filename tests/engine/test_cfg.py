@@ -150,3 +150,11 @@ def test_show_cfg_shows_one_method(capsys):
     out = capsys.readouterr().out
     assert "SIGMA" in out
     assert "TEMPERATURE" not in out
+
+
+def test_an_anchor_in_itself_is_refused(tmp_path):
+    (tmp_path / "loop.yaml").write_text("SOLVER: &a {LR: *a}\n")
+    with pytest.raises(UserError, match="loop.yaml has an anchor .* that leads back to itself"):
+        load_cfg(str(tmp_path / "loop.yaml"))
+    (tmp_path / "twice.yaml").write_text("SOLVER: {EPOCHS: &n 7, BATCH_SIZE: *n}\n")
+    assert load_cfg(str(tmp_path / "twice.yaml")).SOLVER.BATCH_SIZE == 7

@@ -23,6 +23,7 @@ def settings(root, *overrides, name="run", method="NONE", epochs=2):
             *("DISTILLER.TYPE", method, "DISTILLER.STUDENT", "resnet8", "DISTILLER.TEACHER", "resnet14"),
             *("DISTILLER.TEACHER_WEIGHTS", "teacher.pth", "EXPERIMENT.NAME", name),
             *("SOLVER.EPOCHS", str(epochs), "SOLVER.BATCH_SIZE", "8", "SOLVER.LR", "0.02", "SOLVER.AMP", "off"),
+            *("SOLVER.LR_DECAY_STAGES", "[]"),
             *overrides,
         ],
     )

@@ -55,7 +55,8 @@ def folder(tmp_path_factory):
         torch.save({"model": build_model(name, 3).state_dict()}, root / f"{name}.pth")
     (root / "pair.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{images}', INPUT_SIZE: 32, NUM_WORKERS: 0, MEAN: [0.4, 0.4, 0.4],"
-        " STD: [0.2, 0.2, 0.2]}\nDISTILLER: {TEACHER: resnet14, STUDENT: resnet8}\nSOLVER: {EPOCHS: 1, BATCH_SIZE: 8}\n"
+        " STD: [0.2, 0.2, 0.2]}\nDISTILLER: {TEACHER: resnet14, STUDENT: resnet8}\n"
+        "SOLVER: {EPOCHS: 1, BATCH_SIZE: 8, LR_DECAY_STAGES: []}\n"
     )
     return root
 
