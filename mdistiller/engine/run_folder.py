@@ -20,6 +20,7 @@ class RunFolder:
         self.path = Path(prefix).expanduser() / experiment_name
         self.latest = self.path / "latest.pth"
         self.best = self.path / "best.pth"
+        self.nonfinite = self.path / "nonfinite.pth"
         self.student_latest = self.path / "student_latest.pth"
         self.student_best = self.path / "student_best.pth"
         self.config = self.path / "config.yaml"

@@ -19,8 +19,9 @@ from .cfg import dump, to_dict
 from .check import check_resumable
 from .evaluate import evaluate
 from .logger import RunLogger
-from .meter import EpochMeter
+from .meter import EpochMeter, NonFiniteLoss
 from .optim import learning_rate
+from .post_mortem import keep_evidence
 from .precision import pick_precision
 from .report import epoch_line, final_line, final_table, read_references
 from .run_folder import RunFolder
@@ -92,7 +93,10 @@ class Trainer:
         self._announce(logger, resume)
         while self.epoch < self.cfg.SOLVER.EPOCHS:
             started = time.perf_counter()
-            row = self._train_epoch(self.epoch + 1, logger)
+            try:
+                row = self._train_epoch(self.epoch + 1, logger)
+            except NonFiniteLoss as error:
+                raise keep_evidence(error, self._state(), self.folder.nonfinite) from None
             row.update(self._validate())
             self.epoch += 1
             self.total_seconds += time.perf_counter() - started
@@ -146,7 +150,7 @@ class Trainer:
         with tqdm(total=self.train_loader.num_images, desc=title, unit="img", leave=False, disable=None) as bar:
             for step, batch in enumerate(self.train_loader, start=1):
                 losses, logits = self._step(batch, epoch, first_step + step - 1, steps)
-                meter.add(step, losses, logits, batch["target"])
+                meter.add(step, losses, logits, batch)
                 if step % SYNC_STEPS == 0 or step == steps:
                     self._log_steps(meter.sync(), first_step, logger)
                     bar.update(meter.images - bar.n)
