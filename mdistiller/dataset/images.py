@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 from tqdm import tqdm
 
+from ..errors import UserError
 from .corrupt import Findings, usable
 from .info import DatasetInfo
 from .splits import ArraySplit, ImageSplit, UnusableImage
@@ -106,7 +107,10 @@ def decode_all(split: ImageSplit, view: View, num_workers: int, corrupt: str) ->
     """Return the whole split in memory, as the model sees it, but for pictures that cannot be used; see `usable`."""
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == (view.size, view.size) and not view.margin:
         return split
-    images = np.empty((len(split), view.size, view.size, 3), dtype=np.uint8)
+    try:
+        images = np.empty((len(split), view.size, view.size, 3), dtype=np.uint8)
+    except MemoryError as error:
+        raise UserError(f"{len(split)} images do not fit in memory ({error}); set DATASET.IN_MEMORY no") from None
     done = 0
     findings = Findings()
     for chunk in decode_chunks(split, view, range(len(split)), num_workers, findings):
