@@ -79,7 +79,9 @@ def _loader(
 ) -> Loader:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     view = View(info.input_size, margin=options.augment == "resized_crop")
+    role = "training" if train else "validation"
     if in_memory:
-        decoded = decode_all(split, view, options.num_workers, options.corrupt)
+        decoded = decode_all(split, view, options.num_workers, options.corrupt, role)
         return DeviceLoader(decoded, info, options, place, train)
-    return StreamLoader(checked(split, options.corrupt, options.num_workers), view, info, options, place, train)
+    usable = checked(split, options.corrupt, options.num_workers, role)
+    return StreamLoader(usable, view, info, options, place, train)

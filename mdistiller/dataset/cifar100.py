@@ -60,8 +60,9 @@ def _download(root: Path) -> None:
         _check_sum(archive)
         unpack(archive, root)
     except UserError as error:
+        reason = str(error).split(";")[0]
         raise UserError(
-            f"CIFAR-100 is not (whole) in {root} and could not be downloaded ({error}); get cifar-100-python.tar.gz"
+            f"CIFAR-100 is not (whole) in {root} and could not be downloaded ({reason}); get cifar-100-python.tar.gz"
             f" from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it there, to {root / FOLDER}/"
         ) from None
 

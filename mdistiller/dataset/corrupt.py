@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Iterator, List, Sequence, Tuple
 
 import torch
 from PIL import Image
@@ -62,13 +62,14 @@ def _first_few(faults: Sequence[str]) -> str:
     return "; ".join(faults[:NAMED]) + more
 
 
-def usable(split: ImageSplit, findings: Findings, corrupt: str) -> Tensor:
+def usable(split: ImageSplit, findings: Findings, corrupt: str, role: str) -> Tensor:
     """Return the indices of the pictures that can be used, int64 [n], rising; say how many were converted or left out.
 
     Args:
         split: the pictures.
         findings: of all of them.
         corrupt: whether those that cannot be used are left out ("skip").
+        role: "training" or "validation", for the lines.
 
     Raises:
         UserError: some cannot be used and are not to be left out, or none of a class can.
@@ -76,7 +77,8 @@ def usable(split: ImageSplit, findings: Findings, corrupt: str) -> Tensor:
     faults, total = list(findings.unusable.values()), len(split)
     if findings.modes:
         kinds = ", ".join(f"{count} {mode}" for mode, count in sorted(findings.modes.items()))
-        log.info("%d of %d images are converted to RGB (%s)", sum(findings.modes.values()), total, kinds)
+        converted = sum(findings.modes.values())
+        log.info("%d of %d %s images are converted to RGB (%s)", converted, total, role, kinds)
     if not faults:
         return torch.arange(total)
     if corrupt != "skip":
@@ -86,12 +88,15 @@ def usable(split: ImageSplit, findings: Findings, corrupt: str) -> Tensor:
     lost = set(split.targets.tolist()) - set(split.targets[keep].tolist())
     if lost:
         first = next(fault for index, fault in findings.unusable.items() if int(split.targets[index]) in lost)
-        raise UserError(f"no image of {len(lost)} of the classes can be read, as {first}; replace or convert some")
-    log.warning("left out %d of %d images that cannot be read: %s", len(faults), total, _first_few(faults))
+        raise UserError(
+            f"no {role} image of {len(lost)} of the classes can be read, as {first}; replace or convert some"
+        )
+    named = _first_few(faults)
+    log.warning("left out %d of %d %s images that cannot be read: %s", len(faults), total, role, named)
     return keep.nonzero().squeeze(1)
 
 
-def checked(split: ImageSplit, corrupt: str, num_workers: int) -> ImageSplit:
+def checked(split: ImageSplit, corrupt: str, num_workers: int, role: str) -> ImageSplit:
     """Return a split that is to be streamed, once all its pictures are known to be usable, or without the others.
 
     Each is read once, by `num_workers` processes; what they found is remembered until a file is added, removed or
@@ -99,8 +104,8 @@ def checked(split: ImageSplit, corrupt: str, num_workers: int) -> ImageSplit:
     """
     if corrupt == "unchecked" or not isinstance(split, FileSplit):
         return split
-    files = split.files
-    memory = Memory(Path(os.path.commonpath([path.parent for path in files])), "pictures", files)
+    ends = [split.path(index).parent for index in (0, len(split) - 1)]
+    memory = Memory(Path(os.path.commonpath(ends)), "pictures", split.paths())
     findings, known = Findings(), memory.recall("unusable", "modes")
     indices: Sequence[int] = range(len(split))
     try:
@@ -113,7 +118,7 @@ def checked(split: ImageSplit, corrupt: str, num_workers: int) -> ImageSplit:
         findings.add(index, mode, fault)
     if known is None:
         memory.store(unusable=sorted(findings.unusable), modes=findings.modes)
-    kept = usable(split, findings, corrupt)
+    kept = usable(split, findings, corrupt, role)
     return split if len(kept) == len(split) else split.subset(kept)
 
 
@@ -143,7 +148,7 @@ class _Glances(Dataset):
         return index, modes[0], ""
 
 
-def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> List[Glance]:
+def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> Iterator[Glance]:
     chunks = [list(indices[start : start + CHUNK]) for start in range(0, len(indices), CHUNK)]
     loader = DataLoader(
         _Glances(split),
@@ -153,9 +158,7 @@ def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> List[Gl
         num_workers=min(num_workers, len(chunks)),
         generator=torch.Generator(),  # else the workers' seed is drawn from the global numbers
     )
-    glances: List[Glance] = []
     with tqdm(total=len(indices), desc="checking images", unit="image", delay=2, disable=None, leave=False) as bar:
         for part in deaths_explained(loader):
-            glances += part
+            yield from part
             bar.update(len(part))
-    return glances

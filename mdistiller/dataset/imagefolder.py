@@ -68,14 +68,14 @@ def _with_statistics(
     """Return the training set, decoded if that was necessary anyway, and its measured mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")
     everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
-    memory = Memory(folder, f"{view}, {'all images' if everything else f'{SAMPLE} images'}", train.files)
+    memory = Memory(folder, f"{view}, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
     known = memory.recall_statistics()
     if known is not None:
         return (train, *known)
     split: ImageSplit = train
     findings = Findings()
     if options.fits_in_memory(num_images):
-        decoded = decode_all(train, view, options.num_workers, options.corrupt)
+        decoded = decode_all(train, view, options.num_workers, options.corrupt, "training")
         mean, std = measure([decoded.images])
         # a part is one of the whole set, so that it does not depend on whether the statistics were remembered
         if options.train_fraction == 1 or len(decoded) == len(train):

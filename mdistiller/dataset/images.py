@@ -103,7 +103,7 @@ def decode_chunks(
             bar.update(len(part))
 
 
-def decode_all(split: ImageSplit, view: View, num_workers: int, corrupt: str) -> ArraySplit:
+def decode_all(split: ImageSplit, view: View, num_workers: int, corrupt: str, role: str) -> ArraySplit:
     """Return the whole split in memory, as the model sees it, but for pictures that cannot be used; see `usable`."""
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == (view.size, view.size) and not view.margin:
         return split
@@ -116,7 +116,7 @@ def decode_all(split: ImageSplit, view: View, num_workers: int, corrupt: str) ->
     for chunk in decode_chunks(split, view, range(len(split)), num_workers, findings):
         images[done : done + len(chunk)] = chunk
         done += len(chunk)
-    kept = usable(split, findings, corrupt)
+    kept = usable(split, findings, corrupt, role)
     return ArraySplit(images[:done], split.targets[kept])
 
 

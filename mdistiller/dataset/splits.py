@@ -6,7 +6,7 @@ import os
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, List, Sequence, Union
+from typing import Callable, Iterator, List, Sequence, Union
 
 import numpy as np
 import torch
@@ -88,9 +88,13 @@ class FileSplit:
 
     @property
     def files(self) -> List[Path]:
-        return [self._path(index) for index in range(len(self))]
+        return list(self.paths())
 
-    def _path(self, index: int) -> Path:
+    def paths(self) -> Iterator[Path]:
+        """Yield the files one by one: a million of these objects are a gigabyte."""
+        return map(self.path, range(len(self)))
+
+    def path(self, index: int) -> Path:
         return Path(os.fsdecode(self._files[index]))
 
     def load(self, index: int, look: Look = as_it_is) -> Image.Image:
@@ -99,14 +103,15 @@ class FileSplit:
         Raises:
             UnusableImage: the file is not an 8-bit picture of a sensible size that can be decoded.
         """
-        path = self._path(index)
+        path = self.path(index)
         try:
             with Image.open(path) as image:
                 _check(image)
                 return look(image)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UnusableImage(f"{path} ({reason})") from error
+            name = "".join(c if c.isprintable() else "?" for c in str(path))  # it may be no text in any encoding
+            raise UnusableImage(f"{name} ({reason})") from error
 
     def subset(self, indices: Tensor) -> FileSplit:
         """Return the images `indices` (int64 [n]) only, numbered from 0."""

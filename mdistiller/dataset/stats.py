@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 import numpy as np
 
@@ -49,11 +49,13 @@ def _stamp(path: Path) -> str:
     return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 
-def fingerprint(files: Sequence[Path], folder: Path) -> str:
+def fingerprint(files: Iterable[Path], folder: Path) -> str:
     """Return a digest of the files' names below `folder`, sizes and times of change."""
     digest = hashlib.blake2b(digest_size=16)
+    start = f"{folder}{os.sep}"
     for path in files:
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{_stamp(path)}\n".encode("utf-8", "surrogateescape"))
+        name = str(path)[len(start) :] if str(path).startswith(start) else str(path)
+        digest.update(f"{name}\0{_stamp(path)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -66,9 +68,10 @@ class Memory:
         files: the images.
     """
 
-    def __init__(self, folder: Path, look: str, files: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, look: str, files: Iterable[Path]) -> None:
         self.key = {"folder": str(folder.resolve()), "look": look, "fingerprint": fingerprint(files, folder)}
-        name = hashlib.blake2b(f"{self.key['folder']}\0{look}".encode(), digest_size=12).hexdigest()
+        place = f"{self.key['folder']}\0{look}".encode("utf-8", "surrogateescape")
+        name = hashlib.blake2b(place, digest_size=12).hexdigest()
         self.file = paths.cache_root() / "statistics" / f"{name}.json"
 
     def recall(self, *names: str) -> Optional[Dict[str, Any]]:

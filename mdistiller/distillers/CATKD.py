@@ -73,7 +73,7 @@ class CATKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "CAT_KD")
+        options = CATKD.checked(cfg, "CAT_KD")
         for role, model in (("student", student), ("teacher", teacher)):
             _check_map(role, model, cfg.DATASET.INPUT_SIZE)
         self.normalize = options.NORMALIZE

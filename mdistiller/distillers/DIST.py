@@ -57,7 +57,7 @@ class DIST(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "DIST")
+        options = DIST.checked(cfg, "DIST")
         self.ce_weight = options.CE_WEIGHT
         self.beta = options.BETA
         self.gamma = options.GAMMA

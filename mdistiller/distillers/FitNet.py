@@ -49,7 +49,7 @@ class FitNet(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "FITNET")
+        options = FitNet.checked(cfg, "FITNET")
         self.hint_layer = options.HINT_LAYER
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

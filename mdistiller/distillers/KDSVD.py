@@ -127,7 +127,7 @@ class KDSVD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "KDSVD")
+        options = KDSVD.checked(cfg, "KDSVD")
         self.k = options.K
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

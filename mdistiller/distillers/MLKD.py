@@ -105,7 +105,7 @@ class MLKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "MLKD")
+        options = MLKD.checked(cfg, "MLKD")
         self.temperatures: List[float] = [options.TEMPERATURE, *options.EXTRA_TEMPERATURES]
         self.confidence_mask = options.CONFIDENCE_MASK
         self.ce_weight = options.LOSS.CE_WEIGHT

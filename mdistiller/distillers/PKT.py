@@ -47,7 +47,7 @@ class PKT(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "PKT")
+        options = PKT.checked(cfg, "PKT")
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
 

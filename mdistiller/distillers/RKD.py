@@ -84,7 +84,7 @@ class RKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "RKD")
+        options = RKD.checked(cfg, "RKD")
         self.distance_weight = options.DISTANCE_WEIGHT
         self.angle_weight = options.ANGLE_WEIGHT
         self.squared = options.PDIST.SQUARED

@@ -83,7 +83,7 @@ class RLD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "RLD")
+        options = RLD.checked(cfg, "RLD")
         self.ce_weight = options.CE_WEIGHT
         self.alpha = options.ALPHA
         self.beta = options.BETA

@@ -246,7 +246,7 @@ class SFAKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "SFAKD")
+        options = SFAKD.checked(cfg, "SFAKD")
         self.feat_weight = options.FEAT_WEIGHT
         self.ce_weight = options.CE_WEIGHT
         self.align = options.ALIGN

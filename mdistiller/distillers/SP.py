@@ -46,7 +46,7 @@ class SP(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "SP")
+        options = SP.checked(cfg, "SP")
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
 

@@ -61,7 +61,7 @@ class VID(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = self.checked(cfg, "VID")
+        options = VID.checked(cfg, "VID")
         self.eps, first_variance = options.EPS, options.INIT_PRED_VAR
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

@@ -64,10 +64,11 @@ class Distiller(nn.Module):
         """Yield a line for each fault of the method's config section, before any model is there.
 
         Args:
-            options: the section.
+            options: the section; it has the keys of `DEFAULTS`.
             section: its name, with which each line begins.
         """
-        yield from out_of_range(options, cls.RANGES, section)
+        if knows(cls, "RANGES", options):
+            yield from out_of_range(options, cls.RANGES, section)
 
     @classmethod
     def loss_names(cls, options: Any) -> Optional[Tuple[str, ...]]:
@@ -76,13 +77,14 @@ class Distiller(nn.Module):
 
     @classmethod
     def checked(cls, cfg: Any, section: str) -> Any:
-        """Return the config section of that name.
+        """Return the config section of that name; for a constructor, which calls it on its own class.
 
         Raises:
             UserError: a line for each of its `faults`.
         """
-        refuse(cls.faults(cfg[section], section))
-        return cfg[section]
+        options = getattr(cfg, section)
+        refuse(cls.faults(options, section))
+        return options
 
     def train(self, mode: bool = True) -> Distiller:
         """Set the training mode of everything but the teacher."""
@@ -143,6 +145,22 @@ class Distiller(nn.Module):
         if self.training:
             return self.forward_train(**kwargs)
         return self.forward_test(kwargs["image"])
+
+
+def knows(distiller: Type[Distiller], hook: str, options: Any) -> bool:
+    """Whether a class's `RANGES`, `faults` or `loss_names` can judge a section: it has the keys they were written for.
+
+    A class may inherit them, and have a section of its own with other keys.
+    """
+    author = next(c for c in distiller.__mro__ if hook in vars(c))
+    return _has_keys(options, author.DEFAULTS)  # type: ignore[attr-defined]
+
+
+def _has_keys(options: Any, defaults: Dict[str, Any]) -> bool:
+    return isinstance(options, dict) and all(
+        key in options and (not isinstance(value, dict) or _has_keys(options[key], value))
+        for key, value in defaults.items()
+    )
 
 
 @register("NONE")

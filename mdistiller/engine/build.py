@@ -15,6 +15,7 @@ from torch import nn
 from ..dataset import dataset_dict, get_dataset
 from ..dataset.info import DatasetInfo
 from ..distillers import distiller_dict
+from ..distillers._base import knows
 from ..distillers._common import probe
 from ..distillers._plugins import build_distiller
 from ..errors import UserError, refuse
@@ -135,7 +136,10 @@ def _name_faults(cfg: Any) -> Iterator[str]:
         yield f"DISTILLER.TEACHER_WEIGHTS: no checkpoint at {weights}; give the path of a .pth file"
     yield from _fault_of(read_references, cfg.EXPERIMENT.REFERENCE)
     if cfg.SOLVER.TRAINER in trainer_dict:
-        names = None if distiller is None else distiller.loss_names(cfg.get(cfg.DISTILLER.TYPE))
+        section = cfg.get(cfg.DISTILLER.TYPE, {})
+        names = None
+        if distiller is not None and knows(distiller, "loss_names", section):
+            names = distiller.loss_names(section)
         yield from trainer_dict[cfg.SOLVER.TRAINER].update_rule.faults(cfg, names)
 
 

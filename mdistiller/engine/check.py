@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from ..dataset.options import option_faults
 from ..distillers import distiller_dict
+from ..distillers._base import knows
 from ..errors import UserError, refuse
 from .optim import OPTIMIZERS, SCHEDULES
 from .precision import pick_device, pick_precision
@@ -68,9 +69,10 @@ def setting_faults(cfg: Any) -> List[str]:
         "a name for the output folder, or PROJECT and TAG to make one of",
     )
     faults += option_faults(cfg.DATASET)
-    distiller = distiller_dict.get(cfg.DISTILLER.TYPE)
-    if distiller is not None and cfg.DISTILLER.TYPE in cfg:
-        faults += distiller.faults(cfg[cfg.DISTILLER.TYPE], cfg.DISTILLER.TYPE)
+    name = cfg.DISTILLER.TYPE
+    distiller, section = distiller_dict.get(name), cfg.get(name)
+    if distiller is not None and knows(distiller, "faults", section):
+        faults += distiller.faults(section, name)
     return faults
 
 

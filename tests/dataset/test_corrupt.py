@@ -100,7 +100,9 @@ def test_all_of_them_are_left_out(
     with caplog.at_level(logging.INFO, logger="mdistiller"):
         train, val, num_data, _ = load(CORRUPT="skip", **keys)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"left out {len(FAULTY)} of {18 + len(FAULTY)} images that cannot be read: {root}/train/cl")
+    assert line.startswith(
+        f"left out {len(FAULTY)} of {18 + len(FAULTY)} training images that cannot be read: {root}/train/cl"
+    )
     assert line.endswith(f"and {len(FAULTY) - 3} more")
     assert (num_data, train.num_images, len(train.targets), val.num_images) == (18, 18, 18, 9)
     seen = collect(train)
@@ -117,7 +119,7 @@ def test_other_kinds_are_converted_and_counted(
         (root / "train" / "class_0" / f"{number}.png").write_bytes(CONVERTED[kind])
     with caplog.at_level(logging.INFO, logger="mdistiller"):
         assert load(**keys)[2] == 18
-    assert [r.getMessage() for r in caplog.records] == [f"2 of 18 images are converted to RGB (2 {kind})"]
+    assert [r.getMessage() for r in caplog.records] == [f"2 of 18 training images are converted to RGB (2 {kind})"]
 
 
 @pytest.fixture
@@ -159,7 +161,9 @@ def test_a_class_of_which_nothing_is_left(load: Make, root: Path) -> None:
     for path in (root / "train" / "class_1").iterdir():
         path.write_bytes(b"")
     for keys in ({}, {"IN_MEMORY": "no"}):
-        with pytest.raises(UserError, match=r"no image of 1 of the classes can be read, as .*class_1/0\.png \("):
+        with pytest.raises(
+            UserError, match=r"no training image of 1 of the classes can be read, as .*class_1/0\.png \("
+        ):
             load(CORRUPT="skip", **keys)
 
 
@@ -263,3 +267,13 @@ def test_a_killed_worker_ends_a_training_with_status_2(root: Path, tmp_path: Pat
 def test_other_errors_are_not_explained_away() -> None:
     assert explanation(RuntimeError("CUDA error")) == ""
     assert explanation(ValueError("DataLoader worker")) == ""
+
+
+def test_a_name_in_no_encoding_can_be_printed(load: Make, root: Path, capfd: pytest.CaptureFixture) -> None:
+    name = os.fsdecode(b"caf\xe9\n.png")
+    (root / "train" / "class_0" / name).write_bytes(b"")
+    for keys in ({}, {"IN_MEMORY": "no"}):
+        with pytest.raises(UserError) as caught:
+            load(**keys)
+        print(caught.value)
+        assert "class_0/caf??.png (" in capfd.readouterr().out

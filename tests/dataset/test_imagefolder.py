@@ -71,8 +71,8 @@ def test_default_size_is_said(load: Make, caplog: pytest.LogCaptureFixture) -> N
     assert train.info.input_size == 32
     assert [record.getMessage() for record in caplog.records] == [
         "DATASET.INPUT_SIZE is not set: images are resized to 32 px",
-        "6 of 12 images are converted to RGB (3 L, 3 RGBA)",
-        "3 of 6 images are converted to RGB (3 L)",
+        "6 of 12 training images are converted to RGB (3 L, 3 RGBA)",
+        "3 of 6 validation images are converted to RGB (3 L)",
     ]
 
 

@@ -124,7 +124,7 @@ DATA = {
     "a class of which none is left": (
         replaced(BAD, *(f"train/class_2/{n}.png" for n in range(12))),
         "DATASET.CORRUPT skip",
-        r"no image of 1 of the classes can be read, as images/train/class_2/0\.png",
+        r"no training image of 1 of the classes can be read, as images/train/class_2/0\.png",
     ),
     "a link to nowhere": (
         lambda images: (images / "train/class_0/x.png").symlink_to("nowhere"),
@@ -201,9 +201,9 @@ def test_what_is_left_out_is_said_and_the_run_goes_on(command, place):
         overrides = ["DATASET.CORRUPT", "skip", "DATASET.IN_MEMORY", memory, "EXPERIMENT.NAME", f"run_{memory}"]
         status, out, err = command("train", "--cfg", "run.yaml", *overrides)
         assert (status, err) == (0, "")
-        assert "left out 2 of 36 images that cannot be read: images/train/class_0/1.png (" in out
-        assert "left out 1 of 18 images that cannot be read: images/val/class_0/2.png (" in out
-        assert "1 of 36 images are converted to RGB (1 L)" in out
+        assert "left out 2 of 36 training images that cannot be read: images/train/class_0/1.png (" in out
+        assert "left out 1 of 18 validation images that cannot be read: images/val/class_0/2.png (" in out
+        assert "1 of 36 training images are converted to RGB (1 L)" in out
         assert "(34 training and 17 validation images, 3 classes, 16 px)" in out
     rows = [json.loads((place / f"output/run_{m}/summary.json").read_text()) for m in ("yes", "no")]
     assert rows[0]["last"] == rows[1]["last"]
