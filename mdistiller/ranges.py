@@ -10,7 +10,7 @@ class Range(NamedTuple):
     """A condition on one value.
 
     Attributes:
-        holds: the test; it is never given more than it can judge, what it raises counts as no.
+        holds: the test; what it raises on values of other types counts as no.
         expected: what a message says after "expected".
     """
 
@@ -20,7 +20,7 @@ class Range(NamedTuple):
     def __contains__(self, value: object) -> bool:
         try:
             return bool(self.holds(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False
 
 

@@ -271,7 +271,7 @@ def _typed(value: Any, default: Any, name: str, source: str) -> Any:
     if isinstance(default, float) and not isinstance(value, bool):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
         return list(value)

@@ -21,8 +21,8 @@ def keep_evidence(error: NonFiniteLoss, state: Dict[str, Any], path: Path) -> No
     of those that are not finite by then. The state before the bad step is that of latest.pth, from which the epoch runs
     again alike.
     """
-    weights = state["distiller"]
-    broken = [k for k, v in weights.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    tensors = {name: value for name, value in state["distiller"].items() if isinstance(value, torch.Tensor)}
+    broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     content = {**state, "nonfinite": {**error.evidence, "tensors": broken}}
     try:
         checkpoint.save(content, path)

@@ -67,6 +67,7 @@ def test_base_files_chain_and_are_relative_to_the_file(tmp_path):
         (["KD.LOSS.CE", "1"], "unknown config key KD.LOSS.CE .*did you mean.*KD.LOSS.CE_WEIGHT"),
         (["SOLVER.LR"], "override 'SOLVER.LR' has no value; expected KEY VALUE pairs"),
         (["SOLVER.LR", "fast"], "SOLVER.LR in the command line is 'fast'; expected a number"),
+        (["SOLVER.LR", "9" * 400], "SOLVER.LR .* 9+; expected a number"),
         (["SOLVER.LR", "True"], "SOLVER.LR .* True; expected a number"),
         (["SOLVER.EPOCHS", "2.5"], "SOLVER.EPOCHS .* 2.5; expected a whole number"),
         (["SOLVER.EPOCHS", "True"], "SOLVER.EPOCHS .* True; expected a whole number"),
