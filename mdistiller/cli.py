@@ -45,6 +45,14 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
         for fault in str(error).splitlines():
             print(f"error: {' '.join(fault.split())}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        from .dataset.workers import explanation
+
+        # PyTorch's signal handler raises it wherever the main process is by then
+        if not explanation(error):
+            raise
+        print(f"error: {explanation(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(130)

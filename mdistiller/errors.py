@@ -9,8 +9,15 @@ from typing import Iterable
 class UserError(ValueError):
     """Something the user gave cannot work.
 
-    The message says, in one line, what was given, what was expected and what to do.
+    The message says, in one line, what was given, what was expected and what to do; several faults have a line each.
     """
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise one UserError with all of these lines, if there are any."""
+    lines = list(faults)
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

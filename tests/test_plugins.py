@@ -15,7 +15,7 @@ import torch
 
 from mdistiller.distillers import _plugins, distiller_dict, head_dict
 from mdistiller.distillers._common import get_feat_shapes, probe, stage_shapes
-from mdistiller.engine.build import build_trainer
+from mdistiller.engine.build import build_trainer, config_faults
 from mdistiller.engine.cfg import CFG, dump, load_cfg
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.errors import UserError
@@ -135,7 +135,8 @@ def settings(image_folder, tmp_path):
     (tmp_path / "base.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, NUM_WORKERS: 0}}\n"
         "DISTILLER: {TEACHER: resnet14, STUDENT: resnet8, TEACHER_WEIGHTS: teacher.pth}\n"
-        "SOLVER: {EPOCHS: 2, BATCH_SIZE: 8, LR: 0.02}\nLOG: {WANDB: False}\nEXPERIMENT: {NAME: run}\n"
+        "SOLVER: {EPOCHS: 2, BATCH_SIZE: 8, LR: 0.02, LR_DECAY_STAGES: []}\n"
+        "LOG: {WANDB: False}\nEXPERIMENT: {NAME: run}\n"
     )
     return tmp_path
 
@@ -453,3 +454,45 @@ def test_input_sizes_are_a_side_or_both():
     assert probe(student, (16, 32))[1]["final_map"].shape[1:] == (64, 4, 8)
     with pytest.raises(UserError, match=r"DATASET.INPUT_SIZE is None"):
         probe(student, None)
+
+
+def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
+    """What a parent says of its keys holds for sections that have them."""
+    write(
+        settings,
+        mine="""
+        from .SFAKD import SFAKD
+        from .KD import KD
+
+        CFG = {"PARTLY": {"CE_WEIGHT": -1.0}}
+
+        class Mine(SFAKD):
+            DEFAULTS = {"SIGMA": -3.0}
+
+        class Partly(SFAKD):
+            pass
+
+        class Same(KD):
+            pass
+
+        class Louder(KD):
+            @classmethod
+            def faults(cls, options, section):
+                yield f"{section}.VOLUME is {options.VOLUME}; expected less"
+            DEFAULTS = {"VOLUME": 11}
+        """,
+    )
+    cfg = load_cfg("base.yaml", ["PLUGINS", "mine.py", "SOLVER.TRAINER", "base"])
+    expected = {
+        "MINE": [],
+        "PARTLY": [],
+        "SAME": ["SAME.TEMPERATURE is -1.0; expected a number above 0"],
+        "LOUDER": ["LOUDER.VOLUME is 11; expected less"],
+    }
+    for name, faults in expected.items():
+        cfg.DISTILLER.TYPE = name
+        if name == "SAME":
+            cfg.SAME.TEMPERATURE = -1.0
+        assert config_faults(cfg) == faults
+    student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
+    assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor judges KD's section

@@ -12,12 +12,12 @@ def main() -> None:
     add_overrides(parser)
     args = parser.parse_intermixed_args()
 
-    from mdistiller.engine.build import build_trainer
-    from mdistiller.engine.cfg import experiment_name, load_cfg
+    from mdistiller.engine.build import build_trainer, load_checked
+    from mdistiller.engine.cfg import experiment_name
     from mdistiller.engine.run_folder import RunFolder
 
     dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
-    cfg = load_cfg(args.cfg, args.overrides + dataset)
+    cfg = load_checked(args.cfg, args.overrides + dataset)
     RunFolder(cfg.LOG.PREFIX, experiment_name(cfg)).check(args.resume, args.overwrite)
     build_trainer(cfg).train(resume=args.resume, overwrite=args.overwrite)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Tuple, Union
 
 import torch
 from yacs.config import CfgNode
 
 from . import cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (they register themselves)
+from .corrupt import checked
 from .device_loader import DeviceLoader
 from .draws import EpochDraws
 from .images import View, decode_all
@@ -44,7 +46,7 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
 
     Returns:
         The two loaders (see `Loader` for what they yield), the number of training images in use (after
-        `DATASET.TRAIN_FRACTION`) and the number of classes.
+        `DATASET.TRAIN_FRACTION`, and what `DATASET.CORRUPT skip` leaves out) and the number of classes.
 
     Raises:
         UserError: an unknown name, a value out of range, or data that is missing, damaged or laid out otherwise.
@@ -56,12 +58,14 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
     in_memory = options.fits_in_memory(len(train) + len(splits.val))
     train_loader = _loader(train, splits.info, options, device, in_memory, train=True)
     val_loader = _loader(splits.val, splits.info, options, device, in_memory, train=False)
-    return train_loader, val_loader, len(train), splits.info.num_classes
+    return train_loader, val_loader, train_loader.num_images, splits.info.num_classes
 
 
 def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
     """Return the validation loader of `get_dataset` alone, without reading the training images (where that can be)."""
     splits, options = _read(cfg)
+    if options.corrupt == "refuse":  # the one pass that follows finds what a check before it would
+        options = replace(options, corrupt="unchecked")
     return _loader(splits.val, splits.info, options, device, options.fits_in_memory(len(splits.val)), train=False)
 
 
@@ -75,6 +79,9 @@ def _loader(
 ) -> Loader:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     view = View(info.input_size, margin=options.augment == "resized_crop")
+    role = "training" if train else "validation"
     if in_memory:
-        return DeviceLoader(decode_all(split, view, options.num_workers), info, options, place, train)
-    return StreamLoader(split, view, info, options, place, train)
+        decoded = decode_all(split, view, options.num_workers, options.corrupt, role)
+        return DeviceLoader(decoded, info, options, place, train)
+    usable = checked(split, options.corrupt, options.num_workers, role)
+    return StreamLoader(usable, view, info, options, place, train)

@@ -44,16 +44,20 @@ def find_images(folder: Path, classes: Sequence[str]) -> FileSplit:
     """Return the images at any depth below `folder/<class>`; labels are positions in `classes`.
 
     Raises:
-        UserError: a class has none.
+        UserError: a class has none; all such are named.
     """
     files: List[str] = []
     targets: List[int] = []
+    empty: List[str] = []
     for label, name in enumerate(classes):
         found = _images(folder / name)
         if not found:
-            raise UserError(f"the class folder {folder / name} holds no image; add some ({' '.join(IMG_EXTENSIONS)})")
+            empty.append(name)
         files += found
         targets += [label] * len(found)
+    if empty:
+        where = f"folder {folder / empty[0]} holds" if len(empty) == 1 else f"folders {_listed(empty)} of {folder} hold"
+        raise UserError(f"the class {where} no image; add some ({' '.join(IMG_EXTENSIONS)})")
     return FileSplit(files, targets)
 
 

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from .. import paths
 from ..errors import UserError
+from .corrupt import Findings, refusal
 from .draws import mix
 from .folders import check_same_classes, class_folders, find_images
 from .images import View, decode_all, decode_chunks
@@ -67,20 +68,26 @@ def _with_statistics(
     """Return the training set, decoded if that was necessary anyway, and its measured mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")
     everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
-    memory = Memory(folder, f"{view}, {'all images' if everything else f'{SAMPLE} images'}", train.files)
-    known = memory.recall()
+    memory = Memory(folder, f"{view}, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
+    known = memory.recall_statistics()
     if known is not None:
         return (train, *known)
     split: ImageSplit = train
+    findings = Findings()
     if options.fits_in_memory(num_images):
-        split = decode_all(train, view, options.num_workers)
-        mean, std = measure([split.images])
+        decoded = decode_all(train, view, options.num_workers, options.corrupt, "training")
+        mean, std = measure([decoded.images])
+        # a part is one of the whole set, so that it does not depend on whether the statistics were remembered
+        if options.train_fraction == 1 or len(decoded) == len(train):
+            split = decoded
     else:
         indices: Sequence[int] = range(len(train))
         if not everything:
             generator = torch.Generator().manual_seed(mix("statistics"))
             indices = torch.randperm(len(train), generator=generator)[:SAMPLE].sort().values.tolist()
-        mean, std = measure(decode_chunks(train, view, indices, options.num_workers))
-    memory.store(mean, std)
+        mean, std = measure(decode_chunks(train, view, indices, options.num_workers, findings))
+        if findings.unusable and options.corrupt != "skip":
+            raise refusal(list(findings.unusable.values()), len(indices))
+    memory.store(mean=mean, std=std)
     log.info("measured over %s training images: DATASET.MEAN %s DATASET.STD %s", len(split), list(mean), list(std))
     return split, mean, std

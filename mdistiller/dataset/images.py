@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Iterator, Sequence
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 from tqdm import tqdm
 
+from ..errors import UserError
+from .corrupt import Findings, usable
 from .info import DatasetInfo
-from .splits import ArraySplit, ImageSplit
+from .splits import ArraySplit, ImageSplit, UnusableImage
 
-CHUNK = 1024  # images: a corrupt one is reported after at most this many more
+CHUNK = 1024  # images
 SCALES = (8, 4, 2)  # at one over which JPEG pictures can be decoded
 GAP = 2.0  # how many times larger than its result a picture stays nevertheless, as in Pillow's `thumbnail`
 
@@ -66,31 +68,56 @@ class View:
         return F.center_crop(resized, [self.size, self.size])
 
 
-def decode_chunks(split: ImageSplit, view: View, indices: Sequence[int], num_workers: int) -> Iterator[np.ndarray]:
-    """Yield the images `indices` as uint8 [n, S, S, 3], n ≤ 1024; decoded by threads, with a bar if it takes long."""
+def decode_chunks(
+    split: ImageSplit, view: View, indices: Sequence[int], num_workers: int, findings: Findings
+) -> Iterator[np.ndarray]:
+    """Yield the images `indices` as uint8 [n, S, S, 3], n ≤ 1024; decoded by threads, with a bar if it takes long.
 
-    def decode(index: int) -> np.ndarray:
-        return np.asarray(split.load(index, view))
+    Those that cannot be used are left out; `findings` takes in what they and the others are.
+    """
+
+    def decode(index: int) -> Tuple[str, str, Optional[np.ndarray]]:
+        modes: List[str] = []
+
+        def look(image: Image.Image) -> Image.Image:
+            modes.append(image.mode)
+            return view(image)
+
+        try:
+            image = np.asarray(split.load(index, look))
+        except UnusableImage as error:
+            return "", error.fault, None
+        return modes[0], "", image
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool, tqdm(
         total=len(indices), desc="reading images", unit="image", delay=2, disable=None, leave=False
     ) as bar:
         for start in range(0, len(indices), CHUNK):
             part = indices[start : start + CHUNK]
-            yield np.stack(list(pool.map(decode, part)))
+            found = list(pool.map(decode, part))
+            for index, (mode, fault, _) in zip(part, found):
+                findings.add(index, mode, fault)
+            images = [image for _, _, image in found if image is not None]
+            if images:
+                yield np.stack(images)
             bar.update(len(part))
 
 
-def decode_all(split: ImageSplit, view: View, num_workers: int) -> ArraySplit:
-    """Return the whole split in memory, as the model sees it."""
+def decode_all(split: ImageSplit, view: View, num_workers: int, corrupt: str, role: str) -> ArraySplit:
+    """Return the whole split in memory, as the model sees it, but for pictures that cannot be used; see `usable`."""
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == (view.size, view.size) and not view.margin:
         return split
-    images = np.empty((len(split), view.size, view.size, 3), dtype=np.uint8)
+    try:
+        images = np.empty((len(split), view.size, view.size, 3), dtype=np.uint8)
+    except MemoryError as error:
+        raise UserError(f"{len(split)} images do not fit in memory ({error}); set DATASET.IN_MEMORY no") from None
     done = 0
-    for chunk in decode_chunks(split, view, range(len(split)), num_workers):
+    findings = Findings()
+    for chunk in decode_chunks(split, view, range(len(split)), num_workers, findings):
         images[done : done + len(chunk)] = chunk
         done += len(chunk)
-    return ArraySplit(images, split.targets)
+    kept = usable(split, findings, corrupt, role)
+    return ArraySplit(images[:done], split.targets[kept])
 
 
 class Normaliser:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Iterator, Optional, Sequence, Tuple
 
 from yacs.config import CfgNode
 
-from ..errors import UserError, did_you_mean
+from ..errors import did_you_mean, refuse
+from ..ranges import Range, at_least, out_of_range
 
-AUGMENTATIONS = ("auto", "pad_crop", "resized_crop", "none")
-MEMORY_CHOICES = ("auto", "yes", "no")
+CHOICES = {
+    "AUGMENT": ("auto", "pad_crop", "resized_crop", "none"),
+    "IN_MEMORY": ("auto", "yes", "no"),
+    "CORRUPT": ("refuse", "skip", "unchecked"),
+}
+SIZE = Range(lambda value: type(value) is int and value >= 1, "the side in pixels, a whole number from 1 on")
+COUNT = Range(lambda value: type(value) is int and value >= 1, "a whole number from 1 on")
+RANGES = {
+    "INPUT_SIZE": Range(lambda value: value is None or value in SIZE, SIZE.expected),
+    "TRAIN_FRACTION": Range(lambda value: 0 < value <= 1, "a number above 0 and up to 1 (1 = all)"),
+    "TEST.BATCH_SIZE": Range(lambda value: value is None or value in COUNT, COUNT.expected),
+    "PADDING": at_least(0),
+    "NUM_WORKERS": at_least(0),
+    "MEMORY_GB": at_least(0),
+}
 LARGEST_PAD_CROP = 64  # px: above, "auto" means the ImageNet recipe
 
 Channels = Tuple[float, float, float]
@@ -31,6 +45,7 @@ class Options:
         train_fraction: part of the training set in use, in (0, 1].
         seed: of the order, the augmentation and the part.
         statistics: the given `(mean, std)` of images scaled to [0, 1], or None.
+        corrupt: what becomes of pictures that cannot be read: "refuse", "skip" or "unchecked".
     """
 
     batch_size: int
@@ -44,6 +59,7 @@ class Options:
     train_fraction: float
     seed: int
     statistics: Optional[Tuple[Channels, Channels]]
+    corrupt: str = "refuse"
 
     def fits_in_memory(self, num_images: int) -> bool:
         """Whether `num_images` (training and validation) are held as uint8 in memory rather than streamed."""
@@ -54,79 +70,85 @@ class Options:
         return self.in_memory == "yes" or (self.in_memory == "auto" and fits)
 
 
+def option_faults(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
+    """Yield a line for each fault of the config section `DATASET`.
+
+    Args:
+        data: the section.
+        own_size: the data set's own image side in pixels, where INPUT_SIZE is None; `None` if that is not known yet.
+    """
+    for key, known in CHOICES.items():
+        if _word(data[key]) not in known:
+            yield f"DATASET.{key} is {data[key]!r}{did_you_mean(data[key], known)}"
+    yield from out_of_range(data, RANGES, "DATASET")
+    yield from _statistics_faults(data.MEAN, data.STD)
+    size = own_size if data.INPUT_SIZE is None else data.INPUT_SIZE
+    if size in SIZE and _word(data.IN_MEMORY) == "yes" and _augment(data.AUGMENT, size) == "resized_crop":
+        yield (
+            "DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop, which needs the whole pictures;"
+            " set IN_MEMORY to no or AUGMENT to pad_crop"
+        )
+
+
 def read_options(cfg: CfgNode, own_size: int) -> Options:
     """Read and check the config; `own_size` is the data set's own image side in pixels, where INPUT_SIZE is None.
 
     Raises:
-        UserError: a value is out of range, in one line.
+        UserError: a line for each value that is out of range.
     """
     data = cfg.DATASET
-    size = own_size if data.INPUT_SIZE is None else data.INPUT_SIZE
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UserError(f"DATASET.INPUT_SIZE is {size!r}; give the side in pixels, a whole number from 1 on")
-    augment = _choice("DATASET.AUGMENT", data.AUGMENT, AUGMENTATIONS)
-    if augment == "auto":
-        augment = "pad_crop" if size <= LARGEST_PAD_CROP else "resized_crop"
-    in_memory = {True: "yes", False: "no"}.get(data.IN_MEMORY, data.IN_MEMORY)  # YAML reads a bare yes as True
-    if augment == "resized_crop" and in_memory == "yes":
-        raise UserError(
-            "DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop, which needs the whole pictures;"
-            " set IN_MEMORY to no or AUGMENT to pad_crop"
-        )
+    faults = list(option_faults(data, own_size))
     if cfg.SOLVER.BATCH_SIZE < 2:
-        raise UserError(f"SOLVER.BATCH_SIZE is {cfg.SOLVER.BATCH_SIZE}; BatchNorm needs at least 2 images a batch")
-    if not 0 < data.TRAIN_FRACTION <= 1:
-        raise UserError(f"DATASET.TRAIN_FRACTION is {data.TRAIN_FRACTION}; give a number above 0 and up to 1 (1 = all)")
+        faults.append(f"SOLVER.BATCH_SIZE is {cfg.SOLVER.BATCH_SIZE}; BatchNorm needs at least 2 images a batch")
+    refuse(faults)
+    size = own_size if data.INPUT_SIZE is None else data.INPUT_SIZE
+    augment = _augment(data.AUGMENT, size)
     return Options(
         batch_size=cfg.SOLVER.BATCH_SIZE,
         test_batch_size=_test_batch_size(data.TEST.BATCH_SIZE, size),
         input_size=size,
         augment=augment,
-        padding=_at_least(0, "DATASET.PADDING", data.PADDING) if augment == "pad_crop" else 0,
-        in_memory=_choice("DATASET.IN_MEMORY", in_memory, MEMORY_CHOICES),
+        padding=data.PADDING if augment == "pad_crop" else 0,
+        in_memory=_word(data.IN_MEMORY),
         memory_gb=float(data.MEMORY_GB),
-        num_workers=_at_least(0, "DATASET.NUM_WORKERS", data.NUM_WORKERS),
+        num_workers=data.NUM_WORKERS,
         train_fraction=float(data.TRAIN_FRACTION),
         seed=int(cfg.EXPERIMENT.SEED),
-        statistics=_statistics(data.MEAN, data.STD),
+        statistics=None if data.MEAN is None else (_channels(data.MEAN), _channels(data.STD)),
+        corrupt=data.CORRUPT,
     )
 
 
-def _at_least(least: int, key: str, value: int) -> int:
-    if value < least:
-        raise UserError(f"{key} is {value}; give a whole number from {least} on")
-    return value
+def _word(given: Any) -> Any:
+    """YAML reads a bare yes as True."""
+    return {True: "yes", False: "no"}.get(given, given) if isinstance(given, bool) else given
+
+
+def _augment(given: str, size: int) -> str:
+    return given if given != "auto" else "pad_crop" if size <= LARGEST_PAD_CROP else "resized_crop"
 
 
 def _test_batch_size(given: Optional[int], size: int) -> int:
-    if given is None:  # large enough to fill a GPU with small images, small enough for its memory with large ones
-        return max(64, 256 * 32**2 // size**2)
-    if not isinstance(given, int):
-        raise UserError(f"DATASET.TEST.BATCH_SIZE is {given!r}; give a whole number from 1 on")
-    return _at_least(1, "DATASET.TEST.BATCH_SIZE", given)
+    # large enough to fill a GPU with small images, small enough for its memory with large ones
+    return max(64, 256 * 32**2 // size**2) if given is None else given
 
 
-def _choice(key: str, value: Any, known: Sequence[str]) -> str:
-    if value not in known:
-        raise UserError(f"{key} is {value!r}{did_you_mean(value, known)}")
-    return str(value)
+def _statistics_faults(mean: Any, std: Any) -> Iterator[str]:
+    if (mean is None) != (std is None):
+        yield f"DATASET.{'STD' if mean is None else 'MEAN'} is given alone; give both MEAN and STD, or neither"
+    for key, given, least in (("MEAN", mean, 0.0), ("STD", std, 1e-6)):
+        try:
+            channels = None if given is None else _channels(given)
+        except (TypeError, ValueError):
+            yield f"DATASET.{key} is {given!r}; give three numbers, one each for red, green and blue"
+        else:
+            if channels and not all(least <= value <= 1 for value in channels):
+                yield (
+                    f"DATASET.{key} is {given!r}; give the values of images scaled to [0, 1], from {least:g} on"
+                    " (divide 8-bit ones by 255)"
+                )
 
 
-def _statistics(mean: Any, std: Any) -> Optional[Tuple[Channels, Channels]]:
-    if mean is None and std is None:
-        return None
-    if mean is None or std is None:
-        raise UserError(
-            f"DATASET.{'STD' if mean is None else 'MEAN'} is given alone; give both MEAN and STD, or neither"
-        )
-    return _channels("DATASET.MEAN", mean, 0.0), _channels("DATASET.STD", std, 1e-6)
-
-
-def _channels(key: str, given: Any, least: float) -> Channels:
-    try:
-        red, green, blue = (float(value) for value in given)
-    except (TypeError, ValueError):
-        raise UserError(f"{key} is {given!r}; give three numbers, one each for red, green and blue") from None
-    if not all(least <= value <= 1 for value in (red, green, blue)):
-        raise UserError(f"{key} is {given!r}; give the values of images scaled to [0, 1] (divide 8-bit ones by 255)")
+def _channels(given: Sequence[Any]) -> Channels:
+    red, green, blue = (float(value) for value in given)
     return red, green, blue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, List, Sequence, Union
+from typing import Callable, Iterator, List, Sequence, Union
 
 import numpy as np
 import torch
@@ -19,6 +20,11 @@ from ..registry import Registry
 from .draws import mix
 from .info import DatasetInfo
 
+# what Pillow warns of, and reads nevertheless, is refused below
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+MOST_PIXELS = 89_478_485  # Pillow's limit, 268 MB as RGB
+LONGEST = 100  # sides that differ more: resizing the shorter one would take gigabytes
+
 Labels = Union[Sequence[int], Tensor]
 Look = Callable[[Image.Image], Image.Image]  # from an opened picture, of any kind and not decoded yet, to an RGB one
 
@@ -26,6 +32,14 @@ Look = Callable[[Image.Image], Image.Image]  # from an opened picture, of any ki
 def as_it_is(image: Image.Image) -> Image.Image:
     """Return the whole picture."""
     return image.convert("RGB")
+
+
+class UnusableImage(UserError):
+    """A picture that cannot be used; `fault` is its file and the reason in brackets."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"cannot read the image {fault}; replace, convert or remove it")
+        self.fault = fault
 
 
 class ArraySplit:
@@ -79,26 +93,30 @@ class FileSplit:
 
     @property
     def files(self) -> List[Path]:
-        return [self._path(index) for index in range(len(self))]
+        return list(self.paths())
 
-    def _path(self, index: int) -> Path:
+    def paths(self) -> Iterator[Path]:
+        """Yield the files one by one: a million of these objects are a gigabyte."""
+        return map(self.path, range(len(self)))
+
+    def path(self, index: int) -> Path:
         return Path(os.fsdecode(self._files[index]))
 
     def load(self, index: int, look: Look = as_it_is) -> Image.Image:
         """Return what `look` makes of image `index` (RGB).
 
         Raises:
-            UserError: the file is not an 8-bit picture that can be decoded; its name is given.
+            UnusableImage: the file is not an 8-bit picture of a sensible size that can be decoded.
         """
-        path = self._path(index)
+        path = self.path(index)
         try:
             with Image.open(path) as image:
-                if image.mode[0] in "IF":  # 16 and 32 bits a channel: conversion to RGB would clip, not scale
-                    raise TypeError(f"more than 8 bits a channel, mode {image.mode}")
+                _check(image)
                 return look(image)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"cannot read the image {path} ({reason}); replace, convert or remove it") from error
+            name = "".join(c if c.isprintable() else "?" for c in str(path))  # it may be no text in any encoding
+            raise UnusableImage(f"{name} ({reason})") from error
 
     def digest(self) -> str:
         """Return a fingerprint of the files' names (with their folders'), sizes and dates, hexadecimal."""
@@ -111,6 +129,16 @@ class FileSplit:
     def subset(self, indices: Tensor) -> FileSplit:
         """Return the images `indices` (int64 [n]) only, numbered from 0."""
         return FileSplit(self._files[indices.numpy()], self.targets[indices])
+
+
+def _check(image: Image.Image) -> None:
+    width, height = image.size
+    if image.mode[0] in "IF":  # 16 and 32 bits a channel: conversion to RGB would clip, not scale
+        raise TypeError(f"more than 8 bits a channel, mode {image.mode}")
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width}×{height} px, more than {MOST_PIXELS} pixels")
+    if max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"{width}×{height} px, one side more than {LONGEST} times the other")
 
 
 ImageSplit = Union[ArraySplit, FileSplit]

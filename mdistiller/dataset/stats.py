@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Iterable, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 import numpy as np
 
@@ -41,47 +41,65 @@ def _rounded(values: Iterable[float]) -> Channels:
     return red, green, blue
 
 
-def fingerprint(files: Sequence[Path], folder: Path) -> str:
+def _stamp(path: Path) -> str:
+    try:
+        stat = os.stat(path)
+    except OSError:  # a link to nowhere, or a name in a list: reading it says what is wrong
+        return "missing"
+    return f"{stat.st_size}\0{stat.st_mtime_ns}"
+
+
+def fingerprint(files: Iterable[Path], folder: Path) -> str:
     """Return a digest of the files' names below `folder`, sizes and times of change."""
     digest = hashlib.blake2b(digest_size=16)
+    start = f"{folder}{os.sep}"
     for path in files:
-        stat = os.stat(path)
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        name = str(path)[len(start) :] if str(path).startswith(start) else str(path)
+        digest.update(f"{name}\0{_stamp(path)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 class Memory:
-    """The remembered statistics of one folder under one way of looking at it: a small JSON file in the cache folder.
+    """What was found out about the images of one folder, by looking in one way: a small JSON file in the cache folder.
 
     Args:
-        folder: of the training images.
-        look: everything besides the files that the figures depend on, as text.
-        files: the training images.
+        folder: of the images.
+        look: everything besides the files that the findings depend on, as text.
+        files: the images.
     """
 
-    def __init__(self, folder: Path, look: str, files: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, look: str, files: Iterable[Path]) -> None:
         self.key = {"folder": str(folder.resolve()), "look": look, "fingerprint": fingerprint(files, folder)}
-        name = hashlib.blake2b(f"{self.key['folder']}\0{look}".encode(), digest_size=12).hexdigest()
+        place = f"{self.key['folder']}\0{look}".encode("utf-8", "surrogateescape")
+        name = hashlib.blake2b(place, digest_size=12).hexdigest()
         self.file = paths.cache_root() / "statistics" / f"{name}.json"
 
-    def recall(self) -> Optional[Tuple[Channels, Channels]]:
-        """Return the remembered `(mean, std)`, or None if there are none or the folder has changed."""
+    def recall(self, *names: str) -> Optional[Dict[str, Any]]:
+        """Return what is remembered under these names, or None if that is not all there or the folder has changed."""
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
             if any(found[key] != value for key, value in self.key.items()):
                 return None
-            return _rounded(found["mean"]), _rounded(found["std"])
+            return {name: found[name] for name in names}
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def store(self, mean: Channels, std: Channels) -> None:
-        """Remember `(mean, std)`; where that cannot be written, say so and go on."""
+    def recall_statistics(self) -> Optional[Tuple[Channels, Channels]]:
+        """Return the remembered `(mean, std)`, if there are any; see `recall`."""
+        found = self.recall("mean", "std")
+        try:
+            return None if found is None else (_rounded(found["mean"]), _rounded(found["std"]))
+        except (ValueError, TypeError):
+            return None
+
+    def store(self, **found: Any) -> None:
+        """Remember what was found under these names; where that cannot be written, say so and go on."""
         part = self.file.with_suffix(f".{os.getpid()}.part")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({**self.key, "mean": mean, "std": std}, indent=1) + "\n", encoding="utf-8")
+            part.write_text(json.dumps({**self.key, **found}, indent=1) + "\n", encoding="utf-8")
             os.replace(part, self.file)
         except OSError as error:
             log.warning(
-                "cannot remember the data set's mean and std in %s (%s): they will be measured again", self.file, error
+                "cannot remember what the images are like in %s (%s): they will be read again", self.file, error
             )

@@ -14,12 +14,14 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from ..errors import UserError
+from .corrupt import refusal
 from .draws import mix
 from .images import View, decoded
 from .info import DatasetInfo
 from .loader import Batch, Loader
 from .options import Options
-from .splits import ImageSplit
+from .splits import ImageSplit, UnusableImage
+from .workers import deaths_explained
 
 Step = Tuple[List[int], List[int], int]  # indices and variants of a batch, and the epoch's seed
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: part of the area, width / height
@@ -65,15 +67,17 @@ class StreamLoader(Loader):
         assert workers is not None and isinstance(workers.sampler, _Steps)
         try:
             workers.sampler.steps = ((order[part].tolist(), variant[part].tolist(), seed) for part in slices)
-            for batch in workers:
-                if "error" in batch:
-                    workers = None  # they end now, not when the traceback is collected
-                    raise UserError(batch["error"])
+            for batch in deaths_explained(workers):
+                if "faults" in batch:
+                    raise refusal(batch["faults"], self.num_images)
                 batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
                 batch["image"] = self._normalise(batch["image"])
                 if self.num_variants is None:
                     del batch["variant"]
                 yield batch
+        except UserError:
+            workers = None  # they end now, not when the traceback is collected
+            raise
         finally:
             self._idle = workers
 
@@ -122,10 +126,14 @@ class _Reader(Dataset):
 
     def __getitem__(self, step: Step) -> Dict[str, Any]:
         indices, variants, seed = step
-        try:
-            images = [self.read(index, variant, seed) for index, variant in zip(indices, variants)]
-        except UserError as error:
-            return {"error": str(error)}
+        images, faults = [], []
+        for number, variant in zip(indices, variants):
+            try:
+                images.append(self.read(number, variant, seed))
+            except UnusableImage as error:
+                faults.append(error.fault)
+        if faults:
+            return {"faults": faults}
         index = torch.tensor(indices)
         return {
             "image": torch.from_numpy(np.stack(images)),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..ranges import above, weights
 from ._base import Distiller, register
 from ._common import check_stages, match_size
 
@@ -55,16 +55,16 @@ class AT(Distiller):
         "P": 2.0,
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0},
     }
+    RANGES = {"P": above(0, "a power", " (2.0 is the default)"), **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
     teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
+        options = AT.checked(cfg, "AT")
         check_stages(student, teacher)
-        self.p = cfg.AT.P
-        if not self.p > 0:
-            raise UserError(f"AT.P is {self.p}; expected a power above 0 (2.0 is the default)")
-        self.ce_weight = cfg.AT.LOSS.CE_WEIGHT
-        self.feat_weight = cfg.AT.LOSS.FEAT_WEIGHT
+        self.p = options.P
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.feat_weight = options.LOSS.FEAT_WEIGHT
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, feats_student = self.student(image)

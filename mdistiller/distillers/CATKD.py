@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..models._contract import ClassifierModel
+from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import check_positive, evaluating, settled_input_size
+from ._common import evaluating, settled_input_size
 
 
 def class_activation_maps(feature_map: Tensor, weight: Tensor) -> Tensor:
@@ -67,17 +68,18 @@ class CATKD(Distiller):
             "CAM_RESOLUTION": 2,  # cells on a side, to which both models' CAMs are pooled
         },
     }
+    RANGES = {"LOSS.CAM_RESOLUTION": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.CAT_WEIGHT")}
     teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        check_positive("CAT_KD.LOSS", cfg.CAT_KD.LOSS, "CAM_RESOLUTION")
+        options = CATKD.checked(cfg, "CAT_KD")
         for role, model in (("student", student), ("teacher", teacher)):
             _check_map(role, model, cfg.DATASET.INPUT_SIZE)
-        self.normalize = cfg.CAT_KD.NORMALIZE
-        self.ce_weight = cfg.CAT_KD.LOSS.CE_WEIGHT
-        self.cat_weight = cfg.CAT_KD.LOSS.CAT_WEIGHT
-        self.resolution = cfg.CAT_KD.LOSS.CAM_RESOLUTION
+        self.normalize = options.NORMALIZE
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.cat_weight = options.LOSS.CAT_WEIGHT
+        self.resolution = options.LOSS.CAM_RESOLUTION
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, map_student = forward_with_map(self.student, image)

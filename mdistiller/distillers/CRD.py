@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import Range, above, at_least, one_of, weights
 from ._base import Distiller, register
 from ._common import probe
 
 _EPS = 1e-7
+_CHANNELS = Range(lambda value: value is None or value >= 1, "1 or more, or None to read it from the model")
 _WIDE = 2**62  # the remainder of a number below it is uniform to 1 part in 10¹² for any data set
 
 
@@ -167,12 +169,21 @@ class CRD(Distiller):
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.8},
         "NCE": {"K": 16384, "MOMENTUM": 0.5, "TEMPERATURE": 0.07},
     }
+    RANGES = {
+        "MODE": one_of("exact", "relax"),
+        "FEAT.DIM": at_least(1),
+        "FEAT.STUDENT_DIM": _CHANNELS,
+        "FEAT.TEACHER_DIM": _CHANNELS,
+        "NCE.K": at_least(1),
+        "NCE.MOMENTUM": Range(lambda value: 0 <= value < 1, "0 or more, below 1"),
+        "NCE.TEMPERATURE": above(0),
+        **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
+    }
     teacher_needs = ("pooled",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any, num_data: Optional[int] = None) -> None:
         super().__init__(student, teacher)
-        options = cfg.CRD
-        _check(options)
+        options = CRD.checked(cfg, "CRD")
         self.mode = options.MODE
         self.num_negatives = options.NCE.K
         self.ce_weight = options.LOSS.CE_WEIGHT
@@ -261,16 +272,3 @@ def _pooled_channels(model: nn.Module, cfg: Any, key: str) -> int:
             f"CRD.FEAT.{key} is {typed}, but the pooled feature has {channels} channels; correct it, or set it to null"
         )
     return channels
-
-
-def _check(options: Any) -> None:
-    if options.MODE not in ("exact", "relax"):
-        raise UserError(f"CRD.MODE is {options.MODE!r}; expected exact or relax")
-    for name, value, good, expected in (
-        ("FEAT.DIM", options.FEAT.DIM, options.FEAT.DIM >= 1, "1 or more"),
-        ("NCE.K", options.NCE.K, options.NCE.K >= 1, "1 or more"),
-        ("NCE.MOMENTUM", options.NCE.MOMENTUM, 0 <= options.NCE.MOMENTUM < 1, "0 or more, below 1"),
-        ("NCE.TEMPERATURE", options.NCE.TEMPERATURE, options.NCE.TEMPERATURE > 0, "more than 0"),
-    ):
-        if not good:
-            raise UserError(f"CRD.{name} is {value}; expected {expected}")

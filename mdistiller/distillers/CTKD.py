@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import check_positive
 from .KD import kd_loss
 
 
@@ -61,12 +61,12 @@ class CTKD(Distiller):
         "LOOPS": 10.0,  # epochs
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
     }
+    RANGES = {"T_START": above(0), "T_END": above(0), "LOOPS": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
     teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = cfg.CTKD
-        check_positive("CTKD", options, "T_START", "T_END", "LOOPS")
+        options = CTKD.checked(cfg, "CTKD")
         self.temperature = GlobalTemperature(options.T_START, options.T_END)
         self.lambda_min = options.LAMBDA_MIN
         self.lambda_max = options.LAMBDA_MAX

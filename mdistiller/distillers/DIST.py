@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import check_positive
 
 
 def pearson_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -52,15 +52,16 @@ class DIST(Distiller):
         "GAMMA": 1.0,  # of the intra-class relation
         "TAU": 1.0,  # temperature
     }
+    RANGES = {"TAU": above(0), **weights("CE_WEIGHT", "BETA", "GAMMA")}
     teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        check_positive("DIST", cfg.DIST, "TAU")
-        self.ce_weight = cfg.DIST.CE_WEIGHT
-        self.beta = cfg.DIST.BETA
-        self.gamma = cfg.DIST.GAMMA
-        self.tau = cfg.DIST.TAU
+        options = DIST.checked(cfg, "DIST")
+        self.ce_weight = options.CE_WEIGHT
+        self.beta = options.BETA
+        self.gamma = options.GAMMA
+        self.tau = options.TAU
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import above, at_least, weights
 from ._base import Distiller, register
-from ._common import check_positive, standardise_logits, warmup_factor
+from ._common import standardise_logits, warmup_factor
 
 # subtracted from the target's logit: its probability among the others is then 0 in float32
 _EXCLUDED = 1000.0
@@ -69,17 +70,18 @@ class DKD(Distiller):
         "WARMUP": 20,  # epochs over which the weight of loss_kd rises
         "LOGIT_STAND": False,  # LSKD: standardised logits; published with T 2.0, and ALPHA and BETA 9 times as large
     }
+    RANGES = {"T": above(0), "WARMUP": at_least(0), **weights("CE_WEIGHT", "ALPHA", "BETA")}
     teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        check_positive("DKD", cfg.DKD, "T")
-        self.ce_weight = cfg.DKD.CE_WEIGHT
-        self.alpha = cfg.DKD.ALPHA
-        self.beta = cfg.DKD.BETA
-        self.temperature = cfg.DKD.T
-        self.warmup = cfg.DKD.WARMUP
-        self.logit_stand = cfg.DKD.LOGIT_STAND
+        options = DKD.checked(cfg, "DKD")
+        self.ce_weight = options.CE_WEIGHT
+        self.alpha = options.ALPHA
+        self.beta = options.BETA
+        self.temperature = options.T
+        self.warmup = options.WARMUP
+        self.logit_stand = options.LOGIT_STAND
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import ConvReg, settled_input_size, stage_shapes
+from ._common import IMAGE_SIZE, ConvReg, settled_input_size, stage_shapes
 
 
 def hint_loss(regressed_student: Tensor, feat_teacher: Tensor) -> Tensor:
@@ -43,14 +44,16 @@ class FitNet(Distiller):
         "INPUT_SIZE": None,
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0},
     }
+    RANGES = {"HINT_LAYER": at_least(0), "INPUT_SIZE": IMAGE_SIZE, **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
     teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        self.hint_layer = cfg.FITNET.HINT_LAYER
-        self.ce_weight = cfg.FITNET.LOSS.CE_WEIGHT
-        self.feat_weight = cfg.FITNET.LOSS.FEAT_WEIGHT
-        size = settled_input_size(cfg.FITNET.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "FITNET.INPUT_SIZE")
+        options = FitNet.checked(cfg, "FITNET")
+        self.hint_layer = options.HINT_LAYER
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.feat_weight = options.LOSS.FEAT_WEIGHT
+        size = settled_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "FITNET.INPUT_SIZE")
         shapes_student, shapes_teacher = (stage_shapes(model, size) for model in (student, teacher))
         count = min(len(shapes_student), len(shapes_teacher))
         if not 0 <= self.hint_layer < count:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import check_positive, standardise_logits
+from ._common import standardise_logits
 
 
 def kd_loss(
@@ -45,15 +46,16 @@ class KD(Distiller):
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
         "LOGIT_STAND": False,  # LSKD: standardised logits; published with TEMPERATURE 2.0 and KD_WEIGHT 9.0
     }
+    RANGES = {"TEMPERATURE": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
     teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        check_positive("KD", cfg.KD, "TEMPERATURE")
-        self.temperature = cfg.KD.TEMPERATURE
-        self.ce_weight = cfg.KD.LOSS.CE_WEIGHT
-        self.kd_weight = cfg.KD.LOSS.KD_WEIGHT
-        self.logit_stand = cfg.KD.LOGIT_STAND
+        options = KD.checked(cfg, "KD")
+        self.temperature = options.TEMPERATURE
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.kd_weight = options.LOSS.KD_WEIGHT
+        self.logit_stand = options.LOGIT_STAND
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import stage_shapes
 
@@ -121,13 +122,15 @@ class KDSVD(Distiller):
         "K": 1,
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }
+    RANGES = {"K": at_least(1), **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
     teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        self.k = cfg.KDSVD.K
-        self.ce_weight = cfg.KDSVD.LOSS.CE_WEIGHT
-        self.feat_weight = cfg.KDSVD.LOSS.FEAT_WEIGHT
+        options = KDSVD.checked(cfg, "KDSVD")
+        self.k = options.K
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.feat_weight = options.LOSS.FEAT_WEIGHT
         shapes = list(zip(*(stage_shapes(model, cfg.DATASET.INPUT_SIZE)[1:] for model in (student, teacher))))
         self._check(shapes)
         self.translations = nn.ParameterList()

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..ranges import Range, above, weights
 from ._base import Distiller, register
 
 
@@ -96,16 +96,17 @@ class MLKD(Distiller):
         "CONFIDENCE_MASK": False,  # the paper's form; True: the authors' code's, of the weak view beside a strong one
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},  # KD_WEIGHT of each of the three levels
     }
+    RANGES = {
+        "TEMPERATURE": above(0),
+        "EXTRA_TEMPERATURES": Range(lambda ts: all(t in above(0) for t in ts), "numbers above 0, as in [2.0, 6.0]"),
+        **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT"),
+    }
     teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = cfg.MLKD
+        options = MLKD.checked(cfg, "MLKD")
         self.temperatures: List[float] = [options.TEMPERATURE, *options.EXTRA_TEMPERATURES]
-        if not all(isinstance(t, (int, float)) and t > 0 for t in self.temperatures):
-            raise UserError(
-                f"MLKD.TEMPERATURE and MLKD.EXTRA_TEMPERATURES are {self.temperatures}; expected numbers above 0"
-            )
         self.confidence_mask = options.CONFIDENCE_MASK
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.kd_weight = options.LOSS.KD_WEIGHT

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import weights
 from ._base import Distiller, register
 from ._common import check_stages, match_size
 
@@ -54,13 +55,15 @@ class NST(Distiller):
     """
 
     DEFAULTS = {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 50.0}}
+    RANGES = weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")
     teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
+        options = NST.checked(cfg, "NST")
         check_stages(student, teacher)
-        self.ce_weight = cfg.NST.LOSS.CE_WEIGHT
-        self.feat_weight = cfg.NST.LOSS.FEAT_WEIGHT
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.feat_weight = options.LOSS.FEAT_WEIGHT
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, feats_student = self.student(image)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import stage_shapes
 
@@ -79,16 +80,19 @@ class OFD(Distiller):
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.001},
         "CONNECTOR": {"KERNEL_SIZE": 1},
     }
+    RANGES = {
+        "CONNECTOR.KERNEL_SIZE": at_least(1, "pixel", " (1 is the default)"),
+        **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
+    }
     teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        self.teacher_train_mode = cfg.OFD.TEACHER_TRAIN_MODE
-        self.ce_weight = cfg.OFD.LOSS.CE_WEIGHT
-        self.feat_weight = cfg.OFD.LOSS.FEAT_WEIGHT
-        kernel_size = cfg.OFD.CONNECTOR.KERNEL_SIZE
-        if kernel_size < 1:
-            raise UserError(f"OFD.CONNECTOR.KERNEL_SIZE is {kernel_size}; expected 1 pixel or more (1 is the default)")
+        options = OFD.checked(cfg, "OFD")
+        self.teacher_train_mode = options.TEACHER_TRAIN_MODE
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.feat_weight = options.LOSS.FEAT_WEIGHT
+        kernel_size = options.CONNECTOR.KERNEL_SIZE
         size = cfg.DATASET.INPUT_SIZE
         channels_student, channels_teacher = (
             [shape[1] for shape in stage_shapes(model, size, "preact_feats")[1:]] for model in (student, teacher)

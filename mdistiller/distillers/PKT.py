@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import weights
 from ._base import Distiller, register
 
 
@@ -41,12 +42,14 @@ class PKT(Distiller):
     """Cross-entropy with the labels plus `pkt_loss` of the pooled features."""
 
     DEFAULTS = {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 30000.0}}
+    RANGES = weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")
     teacher_needs = ("pooled",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        self.ce_weight = cfg.PKT.LOSS.CE_WEIGHT
-        self.feat_weight = cfg.PKT.LOSS.FEAT_WEIGHT
+        options = PKT.checked(cfg, "PKT")
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.feat_weight = options.LOSS.FEAT_WEIGHT
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, feats_student = self.student(image)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..ranges import above, weights
 from ._base import Distiller, register
 
 
@@ -76,18 +76,21 @@ class RKD(Distiller):
         "PDIST": {"EPSILON": 1e-12, "SQUARED": False},
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }
+    RANGES = {
+        "PDIST.EPSILON": above(0, example=" (1e-12 is the default)"),
+        **weights("DISTANCE_WEIGHT", "ANGLE_WEIGHT", "LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
+    }
     teacher_needs = ("pooled",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        self.distance_weight = cfg.RKD.DISTANCE_WEIGHT
-        self.angle_weight = cfg.RKD.ANGLE_WEIGHT
-        self.squared = cfg.RKD.PDIST.SQUARED
-        self.eps = cfg.RKD.PDIST.EPSILON
-        if not self.eps > 0:
-            raise UserError(f"RKD.PDIST.EPSILON is {self.eps}; expected a number above 0 (1e-12 is the default)")
-        self.ce_weight = cfg.RKD.LOSS.CE_WEIGHT
-        self.feat_weight = cfg.RKD.LOSS.FEAT_WEIGHT
+        options = RKD.checked(cfg, "RKD")
+        self.distance_weight = options.DISTANCE_WEIGHT
+        self.angle_weight = options.ANGLE_WEIGHT
+        self.squared = options.PDIST.SQUARED
+        self.eps = options.PDIST.EPSILON
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.feat_weight = options.LOSS.FEAT_WEIGHT
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, feats_student = self.student(image)

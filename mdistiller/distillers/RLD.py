@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import above, at_least, weights
 from ._base import Distiller, register
-from ._common import check_positive, warmup_factor
+from ._common import warmup_factor
 
 MASKED = torch.finfo(torch.float32).min / 2  # a logit of probability 0 that stays finite in differences
 
@@ -77,16 +78,17 @@ class RLD(Distiller):
         "TEMPERATURE": 4.0,
         "WARMUP": 20.0,  # epochs in which both weights rise from 0; 0: none
     }
+    RANGES = {"TEMPERATURE": above(0), "WARMUP": at_least(0), **weights("CE_WEIGHT", "ALPHA", "BETA")}
     teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        check_positive("RLD", cfg.RLD, "TEMPERATURE")
-        self.ce_weight = cfg.RLD.CE_WEIGHT
-        self.alpha = cfg.RLD.ALPHA
-        self.beta = cfg.RLD.BETA
-        self.temperature = cfg.RLD.TEMPERATURE
-        self.warmup_epochs = cfg.RLD.WARMUP
+        options = RLD.checked(cfg, "RLD")
+        self.ce_weight = options.CE_WEIGHT
+        self.alpha = options.ALPHA
+        self.beta = options.BETA
+        self.temperature = options.TEMPERATURE
+        self.warmup_epochs = options.WARMUP
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)

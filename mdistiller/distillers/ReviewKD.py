@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import probe, warmup_factor
 
@@ -114,13 +115,16 @@ class ReviewKD(Distiller):
         "MAX_MID_CHANNEL": 512,
         "STU_PREACT": False,  # the student's maps before their activation
     }
+    RANGES = {
+        "MAX_MID_CHANNEL": at_least(1, example=", such as 512"),
+        "WARMUP_EPOCHS": at_least(0),
+        **weights("CE_WEIGHT", "REVIEWKD_WEIGHT"),
+    }
     teacher_needs = ("pooled", "maps")
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = cfg.REVIEWKD
-        if options.MAX_MID_CHANNEL < 1:
-            raise UserError(f"REVIEWKD.MAX_MID_CHANNEL is {options.MAX_MID_CHANNEL}; expected 1 or more, such as 512")
+        options = ReviewKD.checked(cfg, "REVIEWKD")
         self.ce_weight = options.CE_WEIGHT
         self.reviewkd_weight = options.REVIEWKD_WEIGHT
         self.warmup_epochs = options.WARMUP_EPOCHS

@@ -12,13 +12,14 @@ the student's final map, `N` classes.
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import above, one_of, weights
 from ._base import Distiller, register
 from ._common import match_size, probe
 from ._spectral import SpectralFilter
@@ -235,12 +236,18 @@ class SFAKD(Distiller):
         "ALIGN": "pooled",  # "pooled" | "map"
         "CLASSIFIER": "teacher",  # "teacher" | "student"
     }
+    RANGES = {
+        "MASK.TYPE": one_of("gaussian", "hard", "none"),
+        "SIGMA": above(0, example=" (0.1 is the default)"),
+        "ALIGN": one_of("pooled", "map"),
+        "CLASSIFIER": one_of("teacher", "student"),
+        **weights("FEAT_WEIGHT", "CE_WEIGHT"),
+    }
     teacher_needs = ("pooled",)
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = cfg.SFAKD
-        _check(options)
+        options = SFAKD.checked(cfg, "SFAKD")
         self.feat_weight = options.FEAT_WEIGHT
         self.ce_weight = options.CE_WEIGHT
         self.align = options.ALIGN
@@ -267,6 +274,26 @@ class SFAKD(Distiller):
             self.head = aligner
         else:
             self.aligner = aligner
+
+    @classmethod
+    def faults(cls, options: Any, section: str) -> Iterator[str]:
+        yield from super().faults(options, section)
+        if options.LEARNABLE_SIGMA and options.MASK.TYPE in ("hard", "none"):
+            yield (
+                f"{section}.LEARNABLE_SIGMA needs {section}.MASK.TYPE gaussian, given {options.MASK.TYPE}; switch one"
+            )
+        if not (options.FREQUENCY_BRANCH or options.SPATIAL_BRANCH):
+            yield f"{section}.FREQUENCY_BRANCH and {section}.SPATIAL_BRANCH are both off; switch at least one on"
+        if options.CLASSIFIER == "student" and options.CE_WEIGHT == 0:
+            yield (
+                f"{section}.CLASSIFIER student trains the student's own classifier by cross-entropy, but"
+                f" {section}.CE_WEIGHT is 0; set it, for example to 1.0"
+            )
+
+    @classmethod
+    def loss_names(cls, options: Any) -> Tuple[str, ...]:
+        probe = ("loss_probe",) if options.CLASSIFIER == "teacher" else ()
+        return (*probe, "loss_feat", *(("loss_ce",) if options.CE_WEIGHT else ()))
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         extra = [] if self.head is not None else [p for p in self.aligner.parameters() if p.requires_grad]
@@ -296,27 +323,3 @@ class SFAKD(Distiller):
         if self.align == "map":
             return map_alignment_loss(output.projected, feats_teacher["final_map"])
         return pooled_alignment_loss(output.pooled, feats_teacher["pooled_feat"])
-
-
-def _check(options: Any) -> None:
-    for key, value, choices in (
-        ("ALIGN", options.ALIGN, ("pooled", "map")),
-        ("CLASSIFIER", options.CLASSIFIER, ("teacher", "student")),
-        ("MASK.TYPE", options.MASK.TYPE, ("gaussian", "hard", "none")),
-    ):
-        if value not in choices:
-            raise UserError(f"SFAKD.{key} is {value!r}; expected {' or '.join(choices)}")
-    if options.LEARNABLE_SIGMA and options.MASK.TYPE != "gaussian":
-        raise UserError(f"SFAKD.LEARNABLE_SIGMA needs SFAKD.MASK.TYPE gaussian, given {options.MASK.TYPE}; switch one")
-    if not options.SIGMA > 0:
-        raise UserError(f"SFAKD.SIGMA is {options.SIGMA}; expected a number above 0 (0.1 is the default)")
-    for key in ("FEAT_WEIGHT", "CE_WEIGHT"):
-        if not options[key] >= 0:
-            raise UserError(f"SFAKD.{key} is {options[key]}; expected a weight of 0 or more")
-    if not (options.FREQUENCY_BRANCH or options.SPATIAL_BRANCH):
-        raise UserError("SFAKD.FREQUENCY_BRANCH and SFAKD.SPATIAL_BRANCH are both off; switch at least one on")
-    if options.CLASSIFIER == "student" and not options.CE_WEIGHT > 0:
-        raise UserError(
-            "SFAKD.CLASSIFIER student trains the student's own classifier by cross-entropy, but SFAKD.CE_WEIGHT is 0;"
-            " set it, for example to 1.0"
-        )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import match_size, probe
 from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
@@ -90,13 +91,14 @@ class SimKD(Distiller):
         "FEAT_WEIGHT": 1.0,
         "FACTOR": 2,  # by which the projector is narrower than the teacher's map
     }
+    RANGES = {"FACTOR": at_least(1), **weights("FEAT_WEIGHT")}
     teacher_needs = ("maps",)
 
     head: Head
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = cfg.SIMKD
+        options = SimKD.checked(cfg, "SIMKD")
         input_size = cfg.DATASET.INPUT_SIZE
         channels, height, width = check_teacher_map("SIMKD", teacher, input_size, remedy="use SFAKD")
         if not 1 <= options.FACTOR <= channels:
@@ -109,6 +111,10 @@ class SimKD(Distiller):
             width=width,
             factor=options.FACTOR,
         )
+
+    @classmethod
+    def loss_names(cls, options: Any) -> Tuple[str, ...]:
+        return "loss_feat", "loss_probe"
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         with torch.no_grad():

@@ -6,15 +6,15 @@ Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import match_size, settled_input_size, stage_shapes
+from ._common import IMAGE_SIZE, match_size, settled_input_size, stage_shapes
 
 
 def vid_loss(predicted_mean: Tensor, log_scale: Tensor, feat_teacher: Tensor, eps: float = 1e-5) -> Tensor:
@@ -56,23 +56,29 @@ class VID(Distiller):
         "INPUT_SIZE": None,
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }
+    RANGES = {"EPS": at_least(0), "INPUT_SIZE": IMAGE_SIZE, **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
     teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        self.eps, first_variance = cfg.VID.EPS, cfg.VID.INIT_PRED_VAR
-        if not first_variance > self.eps >= 0:
-            raise UserError(
-                f"VID.INIT_PRED_VAR is {first_variance} and VID.EPS {self.eps}; expected the variance to start above"
-                " EPS, the least it can be, and EPS not to be negative (5.0 and 1e-5 are the defaults)"
-            )
-        self.ce_weight = cfg.VID.LOSS.CE_WEIGHT
-        self.feat_weight = cfg.VID.LOSS.FEAT_WEIGHT
-        size = settled_input_size(cfg.VID.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "VID.INPUT_SIZE")
+        options = VID.checked(cfg, "VID")
+        self.eps, first_variance = options.EPS, options.INIT_PRED_VAR
+        self.ce_weight = options.LOSS.CE_WEIGHT
+        self.feat_weight = options.LOSS.FEAT_WEIGHT
+        size = settled_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "VID.INPUT_SIZE")
         channels = list(zip(*([shape[1] for shape in stage_shapes(model, size)[1:]] for model in (student, teacher))))
         self.regressors = nn.ModuleList(make_regressor(s, t) for s, t in channels)
         log_scale = math.log(math.expm1(first_variance - self.eps))
         self.log_scales = nn.ParameterList([nn.Parameter(torch.full((t,), log_scale)) for _, t in channels])
+
+    @classmethod
+    def faults(cls, options: Any, section: str) -> Iterator[str]:
+        yield from super().faults(options, section)
+        if not math.inf > options.INIT_PRED_VAR > options.EPS:
+            yield (
+                f"{section}.INIT_PRED_VAR is {options.INIT_PRED_VAR} and {section}.EPS {options.EPS}; expected the"
+                " variance to start above EPS, the least it can be (5.0 and 1e-5 are the defaults)"
+            )
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         return [*super().get_learnable_parameters(), *self.regressors.parameters(), *self.log_scales]

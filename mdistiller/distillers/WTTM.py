@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import check_positive
 
 
 def power_sum(logits_teacher: Tensor, temperature: float) -> Tensor:
@@ -56,15 +56,16 @@ class WTTM(Distiller):
         "KD_WEIGHT": 1.0,  # β
         "WEIGHTED": True,  # False: TTM
     }
+    RANGES = {"TEMPERATURE": above(0), **weights("CE_WEIGHT", "KD_WEIGHT")}
     teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        check_positive("WTTM", cfg.WTTM, "TEMPERATURE")
-        self.temperature = cfg.WTTM.TEMPERATURE
-        self.ce_weight = cfg.WTTM.CE_WEIGHT
-        self.kd_weight = cfg.WTTM.KD_WEIGHT
-        self.weighted = cfg.WTTM.WEIGHTED
+        options = WTTM.checked(cfg, "WTTM")
+        self.temperature = options.TEMPERATURE
+        self.ce_weight = options.CE_WEIGHT
+        self.kd_weight = options.KD_WEIGHT
+        self.weighted = options.WEIGHTED
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)

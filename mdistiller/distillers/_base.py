@@ -5,11 +5,13 @@ Shapes: `B` batch, `H`/`W` pixels, `N` classes.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import refuse
+from ..ranges import Range, out_of_range
 from ..registry import Registry
 from .heads import Head, deployed_logits, eval_logits
 
@@ -30,6 +32,7 @@ class Distiller(nn.Module):
 
     Attributes:
         DEFAULTS: the method's config section, a plain nested dictionary.
+        RANGES: what the values of that section may be, by key (`LOSS.CE_WEIGHT`); no key has to be there.
         needs_teacher: whether the teacher is built and loaded at all.
         teacher_needs: what a step reads of the teacher's outputs: `logits`, `pooled` (the pooled feature) and `maps`
             (stage maps or the final map); all of it unless a method says less.
@@ -40,6 +43,7 @@ class Distiller(nn.Module):
     """
 
     DEFAULTS: Dict[str, Any] = {}
+    RANGES: Dict[str, Range] = {}
     needs_teacher = True
     teacher_needs: Tuple[str, ...] = ("logits", "pooled", "maps")
     channels_last = True
@@ -54,6 +58,33 @@ class Distiller(nn.Module):
         if teacher is not None:
             teacher.requires_grad_(False).eval()
         self.teacher = teacher
+
+    @classmethod
+    def faults(cls, options: Any, section: str) -> Iterator[str]:
+        """Yield a line for each fault of the method's config section, before any model is there.
+
+        Args:
+            options: the section; it has the keys of `DEFAULTS`.
+            section: its name, with which each line begins.
+        """
+        if knows(cls, "RANGES", options):
+            yield from out_of_range(options, cls.RANGES, section)
+
+    @classmethod
+    def loss_names(cls, options: Any) -> Optional[Tuple[str, ...]]:
+        """Return the names of the losses under these options; `None` where only a step can tell."""
+        return None
+
+    @classmethod
+    def checked(cls, cfg: Any, section: str) -> Any:
+        """Return the config section of that name; for a constructor, which calls it on its own class.
+
+        Raises:
+            UserError: a line for each of its `faults`.
+        """
+        options = getattr(cfg, section)
+        refuse(cls.faults(options, section))
+        return options
 
     def train(self, mode: bool = True) -> Distiller:
         """Set the training mode of everything but the teacher."""
@@ -116,6 +147,22 @@ class Distiller(nn.Module):
         return self.forward_test(kwargs["image"])
 
 
+def knows(distiller: Type[Distiller], hook: str, options: Any) -> bool:
+    """Whether a class's `RANGES`, `faults` or `loss_names` can judge a section: it has the keys they were written for.
+
+    A class may inherit them, and have a section of its own with other keys.
+    """
+    author = next(c for c in distiller.__mro__ if hook in vars(c))
+    return _has_keys(options, author.DEFAULTS)  # type: ignore[attr-defined]
+
+
+def _has_keys(options: Any, defaults: Dict[str, Any]) -> bool:
+    return isinstance(options, dict) and all(
+        key in options and (not isinstance(value, dict) or _has_keys(options[key], value))
+        for key, value in defaults.items()
+    )
+
+
 @register("NONE")
 class Vanilla(Distiller):
     """The student alone, trained by cross-entropy."""
@@ -126,6 +173,10 @@ class Vanilla(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None, cfg: Any = None) -> None:
         super().__init__(student)
+
+    @classmethod
+    def loss_names(cls, options: Any) -> Tuple[str, ...]:
+        return ("loss_ce",)
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits, _ = self.student(image)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import Range
 
 InputSize = Union[int, Sequence[int]]  # pixels: a side, or (height, width) as MDistiller has it
 
@@ -76,10 +77,20 @@ def settled_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, in
     size = dataset_size if given is None else given
     if size is None:
         raise UserError(f"{key} is None and no data set says the images' size; set DATASET.INPUT_SIZE to it, as in 32")
-    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise UserError(f"{key} is {given!r}; expected [height, width] in pixels, as in [32, 32], or None to infer")
-    return sides[0], sides[1]
+    if size not in IMAGE_SIZE:
+        raise UserError(f"{key} is {given!r}; expected {IMAGE_SIZE.expected}")
+    return _sides(size)
+
+
+def _sides(size: InputSize) -> Tuple[int, int]:
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return height, width
+
+
+IMAGE_SIZE = Range(
+    lambda size: size is None or all(type(side) is int and side > 0 for side in _sides(size)),
+    "[height, width] in pixels, as in [32, 32], or None to infer",
+)
 
 
 def stage_shapes(model: nn.Module, input_size: InputSize, key: str = "feats") -> List[torch.Size]:
@@ -161,14 +172,3 @@ class ConvReg(nn.Module):
         if self.upsampled_to is not None:
             x = F.interpolate(x, size=self.upsampled_to, mode="nearest")
         return self.relu(self.bn(x))
-
-
-def check_positive(section: str, options: Any, *keys: str) -> None:
-    """Refuse a key of a config section that is not above 0.
-
-    Raises:
-        UserError: names the key, its value and what is expected.
-    """
-    for key in keys:
-        if not options[key] > 0:
-            raise UserError(f"{section}.{key} is {options[key]}; expected a number above 0")

@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import random
-from typing import Any, Optional
+import re
+from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..dataset import get_dataset
+from ..dataset import dataset_dict, get_dataset
 from ..dataset.info import DatasetInfo
 from ..distillers import distiller_dict
+from ..distillers._base import knows
 from ..distillers._common import probe
 from ..distillers._plugins import build_distiller
-from ..errors import UserError
+from ..errors import UserError, refuse
 from ..models import build_model, find_model, load_weights, released_teacher
-from .cfg import experiment_name, resolved
-from .check import check_settings
+from ..paths import find_file
+from .cfg import experiment_name, read_cfg, resolved
+from .check import setting_faults
 from .checkpoint import is_described, read_checkpoint, weights_of
 from .precision import pick_device, prepare_device
+from .report import read_references
 from .trainer import Trainer, trainer_dict
 
 log = logging.getLogger("mdistiller")
@@ -95,16 +99,66 @@ def check_classes(classes: Any, info: DatasetInfo, path: str | os.PathLike[str])
             )
 
 
+def load_checked(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Any:
+    """Return the configuration of a run, as `load_cfg` does, once all of it is known to work.
+
+    Raises:
+        UserError: what cannot be read at all; else a line for each unknown key, each value of a wrong type or out of
+            range, each unknown name, and each combination that cannot work.
+    """
+    cfg, faults = read_cfg(path, overrides)
+    # what stands in place of a refused value is not the user's: no line on that
+    refused = [re.compile(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)") for key, _ in faults]
+    lines = [line for _, line in faults]
+    refuse(lines + [line for line in config_faults(cfg) if not any(key.search(line) for key in refused)])
+    return cfg
+
+
+def config_faults(cfg: Any) -> List[str]:
+    """Return a line for each fault of a configuration that shows before any data or model is there."""
+    return [*_name_faults(cfg), *setting_faults(cfg)]
+
+
+def _name_faults(cfg: Any) -> Iterator[str]:
+    """Yield a line for each name that nothing has, and for what the named ones cannot do together."""
+    for registry, name in (
+        (distiller_dict, cfg.DISTILLER.TYPE),
+        (trainer_dict, cfg.SOLVER.TRAINER),
+        (dataset_dict, cfg.DATASET.TYPE),
+    ):
+        yield from _fault_of(registry.__getitem__, name)
+    distiller = distiller_dict.get(cfg.DISTILLER.TYPE)
+    needs_teacher = distiller is not None and distiller.needs_teacher
+    for name in (cfg.DISTILLER.STUDENT, *([cfg.DISTILLER.TEACHER] if needs_teacher else [])):
+        yield from _fault_of(find_model, name, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    weights = cfg.DISTILLER.TEACHER_WEIGHTS
+    if needs_teacher and weights and not find_file(weights).is_file():
+        yield f"DISTILLER.TEACHER_WEIGHTS: no checkpoint at {weights}; give the path of a .pth file"
+    yield from _fault_of(read_references, cfg.EXPERIMENT.REFERENCE)
+    if cfg.SOLVER.TRAINER in trainer_dict:
+        section = cfg.get(cfg.DISTILLER.TYPE, {})
+        names = None
+        if distiller is not None and knows(distiller, "loss_names", section):
+            names = distiller.loss_names(section)
+        yield from trainer_dict[cfg.SOLVER.TRAINER].update_rule.faults(cfg, names)
+
+
+def _fault_of(call: Callable[..., Any], *arguments: Any) -> Iterator[str]:
+    try:
+        call(*arguments)
+    except UserError as error:
+        yield str(error)
+
+
 def build_trainer(cfg: Any) -> Trainer:
     """Build everything that `cfg` names, data first, and join it.
 
     Raises:
-        UserError: an unknown name, missing data or weights, parts that do not fit each other.
+        UserError: a configuration that cannot work, missing data or weights, parts that do not fit each other.
     """
+    refuse(config_faults(cfg))
     distiller_class: Any = distiller_dict[cfg.DISTILLER.TYPE]
     trainer_class = trainer_dict[cfg.SOLVER.TRAINER]
-    check_settings(cfg)
-    _check_model_names(cfg, distiller_class.needs_teacher)
     device = pick_device()
     prepare_device(device)
     train_loader, val_loader, num_data, num_classes = get_dataset(cfg, device)
@@ -122,12 +176,6 @@ def build_trainer(cfg: Any) -> Trainer:
     distiller.attach_data(train_loader)
     distiller.to(device)
     return trainer_class(experiment_name(cfg), distiller, train_loader, val_loader, cfg)
-
-
-def _check_model_names(cfg: Any, needs_teacher: bool) -> None:
-    """An unknown name shows before minutes of decoding."""
-    for name in (cfg.DISTILLER.STUDENT, *([cfg.DISTILLER.TEACHER] if needs_teacher else [])):
-        find_model(name, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
 
 
 def _check_input_size(name: str, model: nn.Module, input_size: int) -> None:

@@ -17,7 +17,7 @@ from yacs.config import CfgNode as CN
 
 from ..distillers import distiller_dict
 from ..distillers._plugins import load, plugin_list
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, refuse
 from ..paths import CLONE, find_file
 from .cfg_sections import add_sections, complete, to_dict
 
@@ -29,7 +29,7 @@ class Config(CN):
         """Change the configuration by a YAML file, `_BASE_` and `PLUGINS` included."""
         content = _read(find_file(cfg_filename), ())
         _plug_in(self, content.pop("PLUGINS", []))
-        _merge(self, CFG, content, str(cfg_filename))
+        refuse(line for _, line in _merge(self, CFG, content, str(cfg_filename)))
 
     def merge_from_list(self, cfg_list: Sequence[str]) -> None:
         """Change the configuration by `KEY VALUE` pairs, values as words of a command line."""
@@ -57,6 +57,7 @@ CFG.DATASET.AUGMENT = "auto"  # auto | pad_crop | resized_crop | none
 CFG.DATASET.PADDING = 4  # pixels, of pad_crop
 CFG.DATASET.IN_MEMORY = "auto"  # auto | yes | no
 CFG.DATASET.MEMORY_GB = 2.0  # what auto may fill with images, GiB
+CFG.DATASET.CORRUPT = "refuse"  # refuse | skip | unchecked: pictures that cannot be read
 CFG.DATASET.TEST = CN()
 CFG.DATASET.TEST.BATCH_SIZE = None  # None: 256 images of 32 px, or as many pixels of larger ones, at least 64
 
@@ -95,6 +96,9 @@ CFG.TEACHER_CACHE = "off"  # off | memory | a folder: where the teacher's logits
 
 CFG.PLUGINS = []  # files and modules with distillers of one's own
 
+UNKNOWN = "unknown config key"
+Fault = Tuple[str, str]  # the key, and the line that says what is wrong with it
+
 LIBRARY_SECTIONS = tuple(CFG)
 add_sections(CFG, LIBRARY_SECTIONS)
 
@@ -111,20 +115,42 @@ def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
     """Return the defaults, changed by the YAML file at `path`, then by `overrides` (`KEY VALUE KEY VALUE …`).
 
     Raises:
-        UserError: a missing or malformed file, an unknown key, a value of the wrong type, an override without a value.
+        UserError: a missing or malformed file; or a line for each unknown key, each value of the wrong type, and an
+            override without a value.
     """
+    cfg, faults = read_cfg(path, overrides)
+    refuse(line for _, line in faults)
+    return cfg
+
+
+def read_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Tuple[CN, List[Fault]]:
+    """Return what `load_cfg` does, as far as it can be read, and what is wrong with the rest."""
     content = {} if path is None else _read(find_file(path), ())
     plugins = content.pop("PLUGINS", [])
     cfg = CFG.clone()
     # before the file's other keys, which they may define; those of the command line stand in place of the file's
     _plug_in(cfg, dict(_pairs(overrides)).get("PLUGINS", plugins))
-    _merge(cfg, CFG, content, str(path))
-    merge_overrides(cfg, overrides)
-    return cfg
+    faults = list(_merge(cfg, CFG, content, str(path)))
+    return cfg, faults + _merge_pairs(cfg, overrides)
+
+
+def merge_known(cfg: CN, change: Dict[str, Any], source: str) -> None:
+    """Change `cfg` in place by nested dictionaries that another version may have written: unknown keys are dropped."""
+    faults = _merge(cfg, CFG, change, source)
+    refuse(line for _, line in faults if not line.startswith(UNKNOWN))
 
 
 def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
     """Change `cfg` in place by `KEY VALUE` pairs; values are YAML, but for texts, which stand as they are."""
+    refuse(line for _, line in _merge_pairs(cfg, overrides))
+
+
+def _merge_pairs(cfg: CN, overrides: Sequence[str]) -> List[Fault]:
+    faults: List[Fault] = []
+    if len(overrides) % 2:
+        lone = overrides[-1]
+        example = "expected KEY VALUE pairs, for example SOLVER.LR 0.1"
+        faults.append((lone, f"override {lone!r} has no value; {example}"))
     pairs = _pairs(overrides)
     for key, value in pairs:
         if key == "PLUGINS":
@@ -133,12 +159,11 @@ def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        _merge(cfg, CFG, nested, COMMAND_LINE)
+        faults += _merge(cfg, CFG, nested, COMMAND_LINE)
+    return faults
 
 
 def _pairs(overrides: Sequence[str]) -> List[Tuple[str, Any]]:
-    if len(overrides) % 2:
-        raise UserError(f"override {overrides[-1]!r} has no value; expected KEY VALUE pairs, for example SOLVER.LR 0.1")
     pairs: List[Tuple[str, Any]] = []
     for key, text in zip(overrides[::2], overrides[1::2]):
         value = text if isinstance(_default(key), str) else _parsed(text)
@@ -179,6 +204,7 @@ def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
+    _check_finite(content, path)
     if not isinstance(content, dict):
         raise UserError(f"config {path} holds a {type(content).__name__}; expected sections such as SOLVER:")
     if "PLUGINS" in content:
@@ -187,6 +213,14 @@ def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
     if base is None:
         return content
     return _over(_read(path.parent / str(base), (*seen, path.resolve())), content)
+
+
+def _check_finite(node: Any, path: Path, above: Tuple[int, ...] = ()) -> None:
+    """Refuse a YAML anchor that contains itself, which no walk through the configuration would end at."""
+    if id(node) in above:
+        raise UserError(f"config {path} has an anchor (&) that leads back to itself; write it out")
+    for part in (node.values() if isinstance(node, dict) else node) if isinstance(node, (dict, list)) else ():
+        _check_finite(part, path, (*above, id(node)))
 
 
 def _similar_configs(path: Path) -> str:
@@ -206,17 +240,24 @@ def _over(base: Dict[str, Any], change: Dict[str, Any]) -> Dict[str, Any]:
     return merged
 
 
-def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: str = "") -> None:
+def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: str = "") -> Iterator[Fault]:
+    """Change `cfg` where that can be, and yield what cannot."""
     for key, value in change.items():
         name = f"{prefix}{key}"
         if key not in cfg and not cfg.is_new_allowed():
-            raise UserError(f"unknown config key {name} in {source}{did_you_mean(name, _leaves(CFG))}")
-        if key in cfg and isinstance(cfg[key], CN):
-            if not isinstance(value, dict):
-                raise UserError(f"{name} in {source} is a section, given {value!r}; set its keys, {name}.KEY VALUE")
-            _merge(cfg[key], defaults.get(key, cfg[key]), value, source, f"{name}.")
+            yield name, f"{UNKNOWN} {name} in {source}{did_you_mean(name, _leaves(CFG))}"
+        elif key in cfg and isinstance(cfg[key], CN):
+            if isinstance(value, dict):
+                yield from _merge(cfg[key], defaults.get(key, cfg[key]), value, source, f"{name}.")
+            else:
+                yield name, f"{name} in {source} is a section, given {value!r}; set its keys, {name}.KEY VALUE"
+        elif key not in defaults:
+            cfg[key] = _undeclared(value)
         else:
-            cfg[key] = _typed(value, defaults[key], name, source) if key in defaults else _undeclared(value)
+            try:
+                cfg[key] = _typed(value, defaults[key], name, source)
+            except UserError as error:
+                yield name, str(error)
 
 
 def _leaves(cfg: CN, prefix: str = "") -> Iterator[str]:
@@ -234,7 +275,7 @@ def _typed(value: Any, default: Any, name: str, source: str) -> Any:
     if isinstance(default, float) and not isinstance(value, bool):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
         return list(value)

@@ -6,8 +6,12 @@ import math
 from difflib import get_close_matches
 from typing import Any, Dict, Iterator, List, Tuple
 
-from ..errors import UserError
-from .optim import SCHEDULES
+from ..dataset.options import option_faults
+from ..distillers import distiller_dict
+from ..distillers._base import knows
+from ..errors import UserError, refuse
+from .optim import OPTIMIZERS, SCHEDULES
+from .precision import pick_device, pick_precision
 from .schedule import SaveSchedule
 
 CACHES = ("off", "memory")
@@ -15,7 +19,16 @@ COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 
 def check_settings(cfg: Any) -> None:
-    """Raise one UserError with a line for each value of `SOLVER`, `LOG` and `EXPERIMENT` that cannot work."""
+    """Raise one UserError with a line for each of `setting_faults`."""
+    refuse(setting_faults(cfg))
+
+
+def setting_faults(cfg: Any) -> List[str]:
+    """Return a line for each value, and each combination of values, that cannot work.
+
+    Those of `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET`, and of the section of the distiller that is chosen; names that
+    nothing has are `build.name_faults`.
+    """
     faults: List[str] = []
 
     def expect(fine: bool, key: str, expected: str) -> None:
@@ -30,11 +43,16 @@ def check_settings(cfg: Any) -> None:
     expect(solver.SCHEDULE in SCHEDULES, "SOLVER.SCHEDULE", f"one of {', '.join(SCHEDULES)}")
     stages = solver.LR_DECAY_STAGES
     numbers = all(isinstance(stage, (int, float)) and not isinstance(stage, bool) and stage > 0 for stage in stages)
-    expect(
-        numbers and list(stages) == sorted(set(stages)),
-        "SOLVER.LR_DECAY_STAGES",
-        "epochs above 0 in rising order, for example [150, 180, 210]",
-    )
+    rising = numbers and list(stages) == sorted(set(stages))
+    expect(rising, "SOLVER.LR_DECAY_STAGES", "epochs above 0 in rising order, for example [150, 180, 210]")
+    if rising and stages and solver.SCHEDULE == "step" and solver.EPOCHS >= 1:
+        # a rate that silently never falls is no shorter form of the recipe
+        expect(
+            stages[-1] <= solver.EPOCHS,
+            "SOLVER.LR_DECAY_STAGES",
+            f"none above SOLVER.EPOCHS, {solver.EPOCHS}: give earlier ones, [] for a constant rate, or"
+            " SOLVER.SCHEDULE linear",
+        )
     expect(0 < solver.LR_DECAY_RATE <= 1, "SOLVER.LR_DECAY_RATE", "a number above 0 and up to 1")
     expect(
         0 <= solver.WARMUP_EPOCHS <= max(solver.EPOCHS, 0), "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"
@@ -48,6 +66,11 @@ def check_settings(cfg: Any) -> None:
         "SOLVER.CHECKPOINT_EVERY",
         "500 steps, 10 minutes or the like; empty for each epoch alone",
     )
+    expect(solver.TYPE in OPTIMIZERS, "SOLVER.TYPE", " or ".join(OPTIMIZERS))
+    try:
+        pick_precision(solver.AMP, pick_device())
+    except UserError as error:
+        faults.append(str(error))
     expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
     expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
     expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
@@ -61,8 +84,12 @@ def check_settings(cfg: Any) -> None:
         cfg.TEACHER_CACHE not in CACHES and get_close_matches(cfg.TEACHER_CACHE.lower(), CACHES)
     ):
         faults.append(f"TEACHER_CACHE is {cfg.TEACHER_CACHE!r}; expected off, memory, or a folder such as ./cache")
-    if faults:
-        raise UserError("\n".join(faults))
+    faults += option_faults(cfg.DATASET)
+    name = cfg.DISTILLER.TYPE
+    distiller, section = distiller_dict.get(name), cfg.get(name)
+    if distiller is not None and knows(distiller, "faults", section):
+        faults += distiller.faults(section, name)
+    return faults
 
 
 def _is_interval(text: str) -> bool:

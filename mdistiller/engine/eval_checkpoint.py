@@ -6,12 +6,11 @@ from typing import Optional, Sequence
 
 import torch
 from torch import nn
-from yacs.config import CfgNode as CN
 
 from ..dataset import get_val_loader
 from ..models import find_model
 from .build import check_classes, released_weights
-from .cfg import CFG, merge_overrides
+from .cfg import CFG, merge_known, merge_overrides
 from .checkpoint import is_described, load_student, read_checkpoint, weights_of
 from .evaluate import evaluate
 from .precision import pick_device, prepare_device
@@ -39,9 +38,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
         asked = dict(zip(overrides[::2], overrides[1::2])).get("DATASET.TYPE", checkpoint["dataset"])
         # another data set lies elsewhere, but the student sees it as it was taught to
         keys = trained_on if asked == checkpoint["dataset"] else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
-        for key in keys:
-            value = trained_on[key]
-            cfg.DATASET[key] = CN(value) if isinstance(value, dict) else value
+        merge_known(cfg, {"DATASET": {key: trained_on[key] for key in keys}}, str(source))
         merge_overrides(cfg, overrides)
     find_model(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     device = pick_device()

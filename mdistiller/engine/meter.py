@@ -10,9 +10,19 @@ from torch import Tensor
 from ..errors import UserError
 from .evaluate import count_correct
 
+EVIDENCE = ("index", "target", "variant")  # of a batch: small, and enough to make it again
+
 
 class NonFiniteLoss(UserError):
-    """A loss became NaN or infinite."""
+    """A loss became NaN or infinite.
+
+    Attributes:
+        evidence: what is known of the step; see `post_mortem.keep_evidence`.
+    """
+
+    def __init__(self, message: str, evidence: Optional[Dict[str, Any]] = None) -> None:
+        super().__init__(message)
+        self.evidence = evidence or {}
 
 
 class EpochMeter:
@@ -26,15 +36,16 @@ class EpochMeter:
         self.epoch = epoch
         self.names: Tuple[str, ...] = ()
         self.images = 0
-        self._pending: List[Tuple[int, int, Tensor]] = []  # step, images, losses [L]
+        self._pending: List[Tuple[int, Dict[str, Tensor], Tensor]] = []  # step, which images, losses [L]
         self._correct: Optional[Tensor] = None
         self._sums: Dict[str, float] = {}
 
-    def add(self, step: int, losses: Dict[str, Tensor], logits: Tensor, target: Tensor) -> None:
-        """Take in one training step: scalar losses by name, `logits [B, N]`, `target [B]`."""
+    def add(self, step: int, losses: Dict[str, Tensor], logits: Tensor, batch: Dict[str, Tensor]) -> None:
+        """Take in one training step: scalar losses by name, `logits [B, N]`, and the batch they are of."""
         self.names = tuple(losses)
-        self._pending.append((step, len(target), torch.stack([loss.detach().float() for loss in losses.values()])))
-        hits = count_correct(logits.detach(), target)
+        which = {key: value for key, value in batch.items() if key in EVIDENCE}
+        self._pending.append((step, which, torch.stack([loss.detach().float() for loss in losses.values()])))
+        hits = count_correct(logits.detach(), batch["target"])
         self._correct = hits if self._correct is None else self._correct + hits
 
     def sync(self) -> Dict[int, Dict[str, float]]:
@@ -45,20 +56,29 @@ class EpochMeter:
         """
         if not self._pending:
             return {}
-        rows = torch.stack([losses for _, _, losses in self._pending]).tolist()
+        pending, self._pending = self._pending, []
+        rows = torch.stack([losses for _, _, losses in pending]).tolist()
         fetched = {}
-        for (step, images, _), row in zip(self._pending, rows):
+        for (step, which, _), row in zip(pending, rows):
+            images = len(which["target"])
             fetched[step] = values = dict(zip(self.names, row))
             if not all(abs(value) < float("inf") for value in row):
                 shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
                 raise NonFiniteLoss(
                     f"the loss is not finite at epoch {self.epoch}, step {step} ({shown}); training stopped:"
-                    " lower SOLVER.LR, set SOLVER.WARMUP_EPOCHS, or try SOLVER.AMP off"
+                    " lower SOLVER.LR, set SOLVER.WARMUP_EPOCHS, or try SOLVER.AMP off",
+                    {
+                        "epoch": self.epoch,
+                        "step": step,
+                        "losses": values,
+                        **{key: value.cpu() for key, value in which.items()},
+                        "history": {number: dict(zip(self.names, r)) for (number, *_), r in zip(pending, rows)},
+                        "saved_after_step": pending[-1][0],
+                    },
                 )
             self.images += images
             for name, value in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value * images
-        self._pending.clear()
         return fetched
 
     def state(self) -> Dict[str, Any]:

@@ -10,11 +10,13 @@ from torch import nn
 
 from ..errors import UserError
 
+OPTIMIZERS = ("SGD",)
+
 
 def build_optimizer(cfg: Any, parameters: List[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimizer that `SOLVER` describes."""
-    if cfg.SOLVER.TYPE != "SGD":
-        raise UserError(f"SOLVER.TYPE is {cfg.SOLVER.TYPE!r}; expected SGD")
+    if cfg.SOLVER.TYPE not in OPTIMIZERS:
+        raise UserError(f"SOLVER.TYPE is {cfg.SOLVER.TYPE!r}; expected {' or '.join(OPTIMIZERS)}")
     solver = cfg.SOLVER
     options = {"momentum": solver.MOMENTUM, "weight_decay": solver.WEIGHT_DECAY, "nesterov": solver.NESTEROV}
     try:

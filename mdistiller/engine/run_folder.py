@@ -24,6 +24,7 @@ class RunFolder:
         self.previous = self.path / "latest.previous.pth"  # in its place if it cannot be read
         self.damaged = self.path / "latest.damaged.pth"  # one that could not
         self.best = self.path / "best.pth"
+        self.nonfinite = self.path / "nonfinite.pth"
         self.student_latest = self.path / "student_latest.pth"
         self.student_best = self.path / "student_best.pth"
         self.config = self.path / "config.yaml"

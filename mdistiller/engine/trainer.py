@@ -17,8 +17,9 @@ from .cfg import dump, to_dict
 from .evaluate import evaluate
 from .logger import RunLogger
 from .memory import memory_figures
-from .meter import EpochMeter
+from .meter import EpochMeter, NonFiniteLoss
 from .optim import learning_rate
+from .post_mortem import keep_evidence
 from .precision import pick_precision
 from .report import epoch_line, final_line, final_table, read_references
 from .run_folder import RunFolder
@@ -108,12 +109,15 @@ class Trainer:
 
     def _run_or_save(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
         try:
-            return self._run(logger, resume)
-        except RunStopped as stopped:
-            self._save_state(logger)
-            where = f"epoch {self.epoch + 1}, step {self.step} of {len(self.train_loader)}"
-            logger.say(f"{stopped} at {where}; saved, continue with --resume")
-            raise
+            try:
+                return self._run(logger, resume)
+            except RunStopped as stopped:
+                self._save_state(logger)
+                where = f"epoch {self.epoch + 1}, step {self.step} of {len(self.train_loader)}"
+                logger.say(f"{stopped} at {where}; saved, continue with --resume")
+                raise
+        except NonFiniteLoss as error:  # met wherever the losses are looked at
+            raise keep_evidence(error, self._state(), self.folder.nonfinite) from None
 
     def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
         self.started = time.perf_counter() - self.epoch_seconds
@@ -193,7 +197,7 @@ class Trainer:
         with bar, form.in_place():
             for step, batch in enumerate(self.batches(form), start=self.step + 1):
                 losses, logits = self._step(batch, epoch, first_step + step - 1, steps)
-                meter.add(step, losses, logits, batch["target"])
+                meter.add(step, losses, logits, batch)
                 self.step = step
                 if step % SYNC_STEPS == 0 or step == steps:
                     self._log_steps(meter.sync(), first_step, logger)

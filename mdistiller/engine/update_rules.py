@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from functools import reduce
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 import torch
 from torch import Tensor, nn
 
 from ..distillers import Distiller
-from ..errors import UserError
+from ..errors import refuse
 from .optim import build_optimizer
 
 Losses = Dict[str, Tensor]  # named scalars
@@ -34,6 +34,15 @@ class UpdateRule:
         self.backward(losses)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    @classmethod
+    def faults(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
+        """Yield a line for each setting that the rule cannot work with.
+
+        Args:
+            losses: the names of what it is to work on, `None` where only a step can tell.
+        """
+        yield from ()
 
     def check(self, losses: Iterable[str]) -> None:
         """Raise a UserError if losses of these names are not what the rule needs."""
@@ -77,12 +86,8 @@ class DistillationOriented(UpdateRule):
 
     def __init__(self, cfg: Any, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
         super().__init__(cfg, parameters, scaler)
+        refuse(self.faults(cfg))
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
-        if not 0 <= delta <= momentum or momentum + delta >= 1:
-            raise UserError(
-                f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}; expected one of at least 0, with"
-                " MOMENTUM − DELTA not below 0 and MOMENTUM + DELTA below 1 (0.075 is the default)"
-            )
         self.task = parameters
         # the same weights under a second name, for which the optimizer keeps a second gradient and momentum
         self.distillation = [nn.Parameter(p.detach()) for p in parameters]
@@ -90,13 +95,27 @@ class DistillationOriented(UpdateRule):
             group["momentum"] = momentum - delta
         self.optimizer.add_param_group({"params": self.distillation, "momentum": momentum + delta, "weight_decay": 0.0})
 
-    def check(self, losses: Iterable[str]) -> None:
-        names = set(losses)
-        if not {"loss_ce"} < names:
-            raise UserError(
-                f"SOLVER.TRAINER dot needs loss_ce and another loss, this distiller gives {', '.join(sorted(names))};"
+    @classmethod
+    def faults(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
+        momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
+        if not 0 <= delta <= momentum or momentum + delta >= 1:
+            yield (
+                f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}; expected one of at least 0, with"
+                " MOMENTUM − DELTA not below 0 and MOMENTUM + DELTA below 1 (0.075 is the default)"
+            )
+        if losses is not None:
+            yield from cls._missing(losses)
+
+    @staticmethod
+    def _missing(losses: Iterable[str]) -> Iterator[str]:
+        if not {"loss_ce"} < set(losses):
+            yield (
+                f"SOLVER.TRAINER dot needs loss_ce and another loss, this distiller gives {', '.join(sorted(losses))};"
                 " use SOLVER.TRAINER base"
             )
+
+    def check(self, losses: Iterable[str]) -> None:
+        refuse(self._missing(losses))
 
     def backward(self, losses: Losses) -> None:
         self.check(losses)

@@ -33,6 +33,7 @@ def _cfg(**dataset: Any) -> CfgNode:
             "PADDING": 4,
             "IN_MEMORY": "auto",
             "MEMORY_GB": 2.0,
+            "CORRUPT": "refuse",
         }
     )
     for key, value in dataset.items():

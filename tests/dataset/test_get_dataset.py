@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any, Callable, Dict, List
-from urllib.error import URLError
+from typing import Any, Callable
 
 import numpy as np
 import pytest
 import torch
-from torchvision import datasets
 
 from mdistiller import paths
 from mdistiller.dataset import DeviceLoader, StreamLoader, dataset_dict, get_dataset, get_val_loader
@@ -22,83 +19,6 @@ from mdistiller.errors import UserError
 
 Make = Callable[..., Any]
 DEMO = Path(__file__).resolve().parents[2] / "data" / "fashion-mnist-part"
-
-
-class FakeCIFAR100:
-    """torchvision's class with 20 images instead of 60,000."""
-
-    calls: List[Dict[str, Any]] = []
-
-    def __init__(self, root: str, train: bool, download: bool) -> None:
-        print("Files already downloaded and verified")
-        self.calls.append({"root": root, "train": train, "download": download})
-        rng = np.random.default_rng(int(train))
-        self.data = rng.integers(0, 256, (12 if train else 8, 32, 32, 3), dtype=np.uint8)
-        self.targets = [i % 4 for i in range(len(self.data))]
-        self.classes = ["apple", "bear", "can", "dolphin"]
-
-
-def test_cifar100(
-    make_cfg: Make, collect: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(datasets, "CIFAR100", FakeCIFAR100)
-    FakeCIFAR100.calls.clear()
-    monkeypatch.setenv("MDISTILLER_DATA", str(tmp_path))
-    train, val, num_data, num_classes = get_dataset(make_cfg(), device="cpu")
-    assert (num_data, num_classes, train.num_images, val.num_images) == (12, 4, 12, 8)
-    assert [call["train"] for call in FakeCIFAR100.calls] == [True, False]
-    assert all(call["root"] == str(tmp_path) and call["download"] for call in FakeCIFAR100.calls)
-    assert capsys.readouterr().out == ""
-    assert train.info.classes == ("apple", "bear", "can", "dolphin") and train.info.name == "cifar100"
-    assert train.info.mean == (0.5071, 0.4867, 0.4408) and train.info.std == (0.2675, 0.2565, 0.2761)
-    assert isinstance(train, DeviceLoader) and isinstance(val, DeviceLoader)
-    images = torch.from_numpy(FakeCIFAR100(str(tmp_path), False, True).data).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (train.info.mean, train.info.std))
-    torch.testing.assert_close(collect(val)["image"], (images - mean) / std)
-
-
-def test_cifar100_in_another_place_and_size(make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(datasets, "CIFAR100", FakeCIFAR100)
-    FakeCIFAR100.calls.clear()
-    train, val, _, _ = get_dataset(make_cfg(ROOT=str(tmp_path), INPUT_SIZE=48, MEAN=[0.5] * 3, STD=[0.25] * 3), "cpu")
-    assert FakeCIFAR100.calls[0]["root"] == str(tmp_path)
-    assert next(iter(train))["image"].shape == (12, 3, 48, 48)
-    assert next(iter(val))["image"].shape == (8, 3, 48, 48)
-    assert train.info.input_size == 48 and train.info.mean == (0.5, 0.5, 0.5)
-
-
-@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError("corrupted"), EOFError()])
-def test_cifar100_without_network(
-    make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
-) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(datasets, "CIFAR100", fail)
-    with pytest.raises(UserError) as caught:
-        get_dataset(make_cfg(ROOT=str(tmp_path)), "cpu")
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html" in message
-    assert message.endswith(f"{tmp_path}/cifar-100-python/")
-
-
-def test_cifar100_in_its_file_format(make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rng, folder = np.random.default_rng(0), tmp_path / "cifar-100-python"
-    folder.mkdir()
-    rows = {"train": rng.integers(0, 256, (6, 3072), np.uint8), "test": rng.integers(0, 256, (2, 3072), np.uint8)}
-    for name, data in rows.items():
-        (folder / name).write_bytes(pickle.dumps({"data": data, "fine_labels": [1, 0, 2, 1, 0, 2][: len(data)]}))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear", "can"]}))
-    # without a sum to compare, torchvision's check is that the file exists
-    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", None]])
-    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", None]])
-    monkeypatch.setattr(datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": None})
-    train, val, num_data, num_classes = get_dataset(make_cfg(ROOT=str(tmp_path)), "cpu")
-    assert (num_data, num_classes, val.num_images) == (6, 3, 2)
-    assert train.targets.tolist() == [1, 0, 2, 1, 0, 2]
-    expected = torch.from_numpy(rows["train"]).view(6, 3, 32, 32).permute(0, 2, 3, 1)
-    assert torch.equal(train.images[:, 4:-4, 4:-4], expected)
 
 
 def test_demo_is_balanced_and_complete(make_cfg: Make) -> None:

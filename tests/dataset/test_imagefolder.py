@@ -69,7 +69,11 @@ def test_default_size_is_said(load: Make, caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.INFO, logger="mdistiller"):
         train = load(**GIVEN)[0]
     assert train.info.input_size == 32
-    assert ["INPUT_SIZE" in record.getMessage() for record in caplog.records] == [True]
+    assert [record.getMessage() for record in caplog.records] == [
+        "DATASET.INPUT_SIZE is not set: images are resized to 32 px",
+        "6 of 12 training images are converted to RGB (3 L, 3 RGBA)",
+        "3 of 6 validation images are converted to RGB (3 L)",
+    ]
 
 
 @pytest.mark.parametrize("keys", [{}, {"INPUT_SIZE": 24, "AUGMENT": "none"}])
@@ -113,6 +117,10 @@ def test_links_and_deeper_folders(load: Make, image_folder: Path, tmp_path: Path
         (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "train holds no class folders"),
         (lambda root: [p.unlink() for p in (root / "train" / "bee").iterdir()], "train/bee holds no image; add some"),
         (lambda root: [p.unlink() for p in (root / "val" / "cat").iterdir()], "val/cat holds no image"),
+        (
+            lambda root: [p.unlink() for name in ("ant", "cat") for p in (root / "train" / name).iterdir()],
+            "the class folders ant, cat of .*/train hold no image; add some",
+        ),
         (lambda root: (root / "val" / "dog").mkdir(), "val has dog, which train lacks; give"),
         (lambda root: shutil.rmtree(root / "val" / "ant"), "val lacks ant, which train has; give"),
     ],

@@ -1,5 +1,6 @@
 """What holds for every registered method: names, needs, sizes, deployment, checkpoints."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from mdistiller.dataset.info import DatasetInfo
 from mdistiller.distillers import DeployedStudent, Distiller, distiller_dict
-from mdistiller.engine import checkpoint, compare
+from mdistiller.engine import check, checkpoint, compare
 from mdistiller.engine.cfg import CFG, load_cfg
 from mdistiller.engine.watch import Watched, used_outputs
 from mdistiller.models import build_model
@@ -112,3 +113,25 @@ def test_what_is_deployed_survives_its_checkpoint(method, tmp_path):
 
 def test_which_methods_deploy_a_head():
     assert [method for method in METHODS if build(method).head is not None] == ["SFAKD", "SIMKD"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges(method):
+    """Each key that has a range is there, each number has one, and the defaults lie within."""
+    distiller_class, section = distiller_dict[method], CFG.get(method, {})
+    leaves = dict(check._leaves(section))
+    assert set(distiller_class.RANGES) <= set(leaves)
+    assert list(distiller_class.faults(section, method)) == []
+    free = {"INIT_PRED_VAR", "LAMBDA_MIN", "LAMBDA_MAX"}  # judged with another key; of either sign
+    assert {key for key, value in leaves.items() if type(value) in (int, float)} - set(distiller_class.RANGES) <= free
+    for key in distiller_class.RANGES:
+        bad = load_cfg(None, [f"{method}.{key}", "[-1]" if isinstance(leaves[key], list) else "-1"])
+        (line,) = distiller_class.faults(bad[method], method)
+        assert re.match(rf"{method}\.{key} is .*; expected ", line)
+
+
+@pytest.mark.parametrize("method", [*compare.choose(), *VARIANTS], ids=lambda m: m.name)
+def test_losses_are_those_declared(method):
+    cfg = load_cfg(None, ["DISTILLER.TYPE", method.type, *method.options])
+    declared = distiller_dict[method.type].loss_names(cfg.get(method.type))
+    assert declared is None or set(declared) == set(build(method.type, *method.options).train()(**batch())[1])

@@ -1,6 +1,7 @@
 """MLKD: images, batch and classes at several temperatures, with and without masks, with one view and two."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -152,5 +153,6 @@ def test_the_student_deploys_alone():
 
 
 def test_bad_options():
-    with pytest.raises(UserError, match=r"EXTRA_TEMPERATURES are \[4\.0, 0\]; expected numbers above 0"):
-        build("MLKD", "MLKD.EXTRA_TEMPERATURES", "[0]")
+    for key, value in (("MLKD.EXTRA_TEMPERATURES", "[2, 0]"), ("MLKD.TEMPERATURE", "-1.0")):
+        with pytest.raises(UserError, match=f"{re.escape(f'{key} is {value}')}; expected .*numbers? above 0"):
+            build("MLKD", key, value)

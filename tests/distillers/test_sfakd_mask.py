@@ -71,7 +71,7 @@ def test_a_head_saved_without_a_kind_of_mask_is_gaussian():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["SFAKD.MASK.TYPE", "soft"], "SFAKD.MASK.TYPE is 'soft'; expected gaussian or hard or none"),
+        (["SFAKD.MASK.TYPE", "soft"], "SFAKD.MASK.TYPE is 'soft'; expected gaussian, hard or none"),
         (["SFAKD.MASK.TYPE", "hard", "SFAKD.LEARNABLE_SIGMA", "True"], "needs SFAKD.MASK.TYPE gaussian, given hard"),
         (["SFAKD.MASK.TYPE", "none", "SFAKD.LEARNABLE_SIGMA", "True"], "given none"),
         (["SFAKD.MASK.TYPE", "hard", "SFAKD.SIGMA", "1"], "cuts all 8×8 frequencies"),

@@ -89,10 +89,12 @@ def test_step(teacher, student):
     check_student_deploys_alone(distiller)
 
 
-@pytest.mark.parametrize(("variance", "eps"), [("0.1", "0.1"), ("5", "-1")])
-def test_bad_variances(variance, eps):
+@pytest.mark.parametrize("variance", ["0.1", "-5", ".inf"])
+def test_bad_variances(variance):
     with pytest.raises(UserError, match=r"VID.INIT_PRED_VAR is .* and VID.EPS .* \(5.0 and 1e-5"):
-        build("VID", "VID.INIT_PRED_VAR", variance, "VID.EPS", eps)
+        build("VID", "VID.INIT_PRED_VAR", variance, "VID.EPS", "0.1")
+    with pytest.raises(UserError, match=r"^VID.EPS is -1.0; expected 0 or more$"):
+        build("VID", "VID.EPS", "-1")
 
 
 def test_bad_input_size():

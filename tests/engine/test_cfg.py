@@ -67,6 +67,7 @@ def test_base_files_chain_and_are_relative_to_the_file(tmp_path):
         (["KD.LOSS.CE", "1"], "unknown config key KD.LOSS.CE .*did you mean.*KD.LOSS.CE_WEIGHT"),
         (["SOLVER.LR"], "override 'SOLVER.LR' has no value; expected KEY VALUE pairs"),
         (["SOLVER.LR", "fast"], "SOLVER.LR in the command line is 'fast'; expected a number"),
+        (["SOLVER.LR", "9" * 400], "SOLVER.LR .* 9+; expected a number"),
         (["SOLVER.LR", "True"], "SOLVER.LR .* True; expected a number"),
         (["SOLVER.EPOCHS", "2.5"], "SOLVER.EPOCHS .* 2.5; expected a whole number"),
         (["SOLVER.EPOCHS", "True"], "SOLVER.EPOCHS .* True; expected a whole number"),
@@ -150,3 +151,11 @@ def test_show_cfg_shows_one_method(capsys):
     out = capsys.readouterr().out
     assert "SIGMA" in out
     assert "TEMPERATURE" not in out
+
+
+def test_an_anchor_in_itself_is_refused(tmp_path):
+    (tmp_path / "loop.yaml").write_text("SOLVER: &a {LR: *a}\n")
+    with pytest.raises(UserError, match="loop.yaml has an anchor .* that leads back to itself"):
+        load_cfg(str(tmp_path / "loop.yaml"))
+    (tmp_path / "twice.yaml").write_text("SOLVER: {EPOCHS: &n 7, BATCH_SIZE: *n}\n")
+    assert load_cfg(str(tmp_path / "twice.yaml")).SOLVER.BATCH_SIZE == 7

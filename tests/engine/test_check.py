@@ -1,8 +1,11 @@
 import pytest
+import torch
 
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.check import check_settings
+from mdistiller.engine.check import check_settings, setting_faults
 from mdistiller.errors import UserError
+from tests.conftest import REPO
+from tests.engine.test_cfg import CONFIGS
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,58 @@ def test_the_defaults_pass():
     check_settings(load_cfg(None, ["SOLVER.MOMENTUM", "0", "SOLVER.LR_DECAY_STAGES", "[]"]))
     with pytest.raises(UserError, match="SOLVER.NESTEROV is True; expected False where SOLVER.MOMENTUM is 0"):
         check_settings(load_cfg(None, ["SOLVER.MOMENTUM", "0", "SOLVER.NESTEROV", "True"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["SOLVER.TYPE", "Adam"], ["SOLVER.TYPE is 'Adam'; expected SGD"]),
+        (["SOLVER.AMP", "half"], ["SOLVER.AMP is 'half'; expected one of off, bf16, fp16, auto"]),
+        (
+            ["DATASET.AUGMENT", "crop", "DATASET.PADDING", "-1", "DATASET.TRAIN_FRACTION", ".nan"],
+            ["DATASET.AUGMENT is 'crop'; did", "DATASET.TRAIN_FRACTION is nan; expected", "DATASET.PADDING is -1; exp"],
+        ),
+        (["DATASET.CORRUPT", "delete"], ["DATASET.CORRUPT is 'delete'; known: refuse, skip, unchecked"]),
+        (["DATASET.INPUT_SIZE", "[32, 32]"], ["DATASET.INPUT_SIZE is [32, 32]; expected the side in pixels"]),
+        (["DATASET.MEAN", "[1, 2]"], ["DATASET.MEAN is given alone", "DATASET.MEAN is [1, 2]; give three numbers"]),
+        (
+            ["DATASET.IN_MEMORY", "yes", "DATASET.INPUT_SIZE", "96"],
+            ["DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop"],
+        ),
+        (
+            ["DISTILLER.TYPE", "KD", "KD.LOSS.CE_WEIGHT", "-1", "KD.TEMPERATURE", "0"],
+            [
+                "KD.TEMPERATURE is 0.0; expected a number above 0",
+                "KD.LOSS.CE_WEIGHT is -1.0; expected a weight of 0 or more",
+            ],
+        ),
+        (["DISTILLER.TYPE", "KD", "DKD.T", "0"], []),  # what is not chosen is not used
+    ],
+)
+def test_data_and_the_chosen_method(overrides, lines):
+    faults = setting_faults(load_cfg(None, overrides))
+    assert len(faults) == len(lines), faults
+    for fault, line in zip(faults, lines):
+        assert fault.startswith(line)
+
+
+def test_fp16_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (fault,) = setting_faults(load_cfg(None, ["SOLVER.AMP", "fp16"]))
+    assert fault.startswith("SOLVER.AMP fp16 needs a CUDA device")
+
+
+def test_stages_lie_within_the_epochs_where_they_count():
+    short = ["SOLVER.EPOCHS", "15", "SOLVER.LR_DECAY_STAGES"]
+    (fault,) = setting_faults(load_cfg(None, [*short, "[5, 16]"]))
+    assert fault == (
+        "SOLVER.LR_DECAY_STAGES is [5, 16]; expected none above SOLVER.EPOCHS, 15: give earlier ones, [] for a constant"
+        " rate, or SOLVER.SCHEDULE linear"
+    )
+    for fine in (["[5, 15]"], ["[]"], ["[150, 180]", "SOLVER.SCHEDULE", "cosine"]):
+        assert setting_faults(load_cfg(None, [*short, *fine])) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO / "configs")))
+def test_every_shipped_config_passes(path):
+    assert setting_faults(load_cfg(str(path))) == []

@@ -43,8 +43,8 @@ def test_evaluate_counts_each_image_once():
 
 def test_meter_weights_batches_by_their_size():
     meter = EpochMeter(1)
-    meter.add(1, {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)}, LOGITS, TARGET)
-    meter.add(2, {"loss_a": torch.tensor(5.0), "loss_b": torch.tensor(2.0)}, LOGITS[:1], TARGET[:1])
+    meter.add(1, {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)}, LOGITS, {"target": TARGET})
+    meter.add(2, {"loss_a": torch.tensor(5.0), "loss_b": torch.tensor(2.0)}, LOGITS[:1], {"target": TARGET[:1]})
     assert meter.sync() == {1: {"loss_a": 1.0, "loss_b": 2.0}, 2: {"loss_a": 5.0, "loss_b": 2.0}}
     assert meter.sync() == {}
     assert meter.averages() == {"loss": 4.0, "loss_a": 2.0, "loss_b": 2.0, "train_top1": 50.0, "train_top5": 75.0}
@@ -53,10 +53,16 @@ def test_meter_weights_batches_by_their_size():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_meter_names_the_step_of_a_loss_that_is_not_finite(value):
     meter = EpochMeter(3)
-    meter.add(7, {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)}, LOGITS, TARGET)
-    meter.add(8, {"loss_a": torch.tensor(1.5), "loss_b": torch.tensor(value)}, LOGITS, TARGET)
-    with pytest.raises(NonFiniteLoss, match=r"epoch 3, step 8 \(loss_a 1.5, loss_b -?(nan|inf)\)"):
+    meter.add(7, {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)}, LOGITS, {"target": TARGET})
+    meter.add(8, {"loss_a": torch.tensor(1.5), "loss_b": torch.tensor(value)}, LOGITS, {"target": TARGET})
+    meter.add(9, {"loss_a": torch.tensor(value), "loss_b": torch.tensor(value)}, LOGITS[:1], {"target": TARGET[:1]})
+    with pytest.raises(NonFiniteLoss, match=r"epoch 3, step 8 \(loss_a 1.5, loss_b -?(nan|inf)\)") as caught:
         meter.sync()
+    evidence = caught.value.evidence
+    assert (evidence["epoch"], evidence["step"], evidence["saved_after_step"]) == (3, 8, 9)
+    assert evidence["losses"]["loss_a"] == 1.5
+    assert evidence["target"].tolist() == TARGET.tolist()
+    assert list(evidence["history"]) == [7, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,8 @@ SUMMARY = {
     "last": {"deployed_top1": 90.0, "deployed_top5": 99.0},
     "best": {"deployed_top1": 91.0, "deployed_top5": 98.0, "epoch": 3},
     "teacher_accuracy": {"deployed_top1": 92.5, "deployed_top5": 99.5},
-    "images_per_second": 1234.5, "peak_memory_mib": 512,
+    "images_per_second": 1234.5,
+    "peak_memory_mib": 512,
     "seconds": 75.0,
 }
 

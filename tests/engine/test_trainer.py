@@ -24,6 +24,7 @@ def settings(root, *overrides, name="run", method="NONE", epochs=2):
             *("DISTILLER.TYPE", method, "DISTILLER.STUDENT", "resnet8", "DISTILLER.TEACHER", "resnet14"),
             *("DISTILLER.TEACHER_WEIGHTS", "teacher.pth", "EXPERIMENT.NAME", name),
             *("SOLVER.EPOCHS", str(epochs), "SOLVER.BATCH_SIZE", "8", "SOLVER.LR", "0.02", "SOLVER.AMP", "off"),
+            *("SOLVER.LR_DECAY_STAGES", "[]"),
             *overrides,
         ],
     )
@@ -156,23 +157,68 @@ def test_the_loop_is_the_textbooks(teacher):
 
 
 class Exploding(Distiller):
+    """Gives a NaN from the second step of the second epoch on."""
+
     needs_teacher = False
+    steps = 0
 
     def __init__(self, student, teacher, cfg):
         super().__init__(student)
 
     def forward_train(self, image, target, **kwargs):
         logits, _ = self.student(image)
-        scale = float("nan") if kwargs["epoch"] == 2 else 1.0
-        return logits, {"loss_odd": logits.square().mean() * scale}
+        self.steps += kwargs["epoch"] == 2
+        scale = float("nan") if self.steps > 1 else 1.0
+        return logits, {"loss_odd": logits.square().mean() * scale, "loss_even": logits.square().mean() * 0}
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(image_folder):
-    trainer = build_trainer(settings(image_folder))
+def exploding(root):
+    trainer = build_trainer(settings(root, "LOG.WANDB", "False"))
     trainer.distiller = Exploding(trainer.distiller.student, None, None)
-    with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 1 \(loss_odd nan\)"):
+    return trainer
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_state(image_folder):
+    trainer = exploding(image_folder)
+    line = r"epoch 2, step 2 \(loss_odd nan, loss_even 0\); .*; its state is in output/run/nonfinite\.pth$"
+    with pytest.raises(NonFiniteLoss, match=line):
         trainer.train()
     assert "stopped: NonFiniteLoss the loss is not finite at epoch 2" in trainer.folder.worklog.read_text()
+    assert checkpoint.read_checkpoint(trainer.folder.latest)["epoch"] == 1
+
+    kept = checkpoint.read_checkpoint(trainer.folder.nonfinite)
+    found = kept["nonfinite"]
+    assert (found["epoch"], found["step"], found["saved_after_step"]) == (2, 2, 5)
+    trainer.train_loader.set_epoch(2)
+    batch = list(trainer.train_loader)[1]
+    for key in ("index", "target", "variant"):
+        assert torch.equal(found[key], batch[key])
+    assert found["losses"]["loss_even"] == 0
+    assert found["history"][1]["loss_odd"] == found["history"][1]["loss_odd"]
+    assert "student.conv1.weight" in found["tensors"]
+    assert kept["distiller"]["student.conv1.weight"].isnan().all()
+    assert kept["config"]["SOLVER"]["LR"] == 0.02
+    assert kept["optimizer"]["state"]
+    with pytest.raises(UserError, match="is a training state"):
+        checkpoint.weights_of(kept, "nonfinite.pth")
+    # the run's own file: replaced with the run, and no obstacle to going on
+    build_trainer(settings(image_folder, epochs=2)).train(resume=True)
+    build_trainer(settings(image_folder, epochs=1)).train(overwrite=True)
+    assert not trainer.folder.nonfinite.exists()
+
+
+def test_the_line_on_the_loss_comes_also_where_nothing_can_be_written(image_folder, monkeypatch):
+    trainer = exploding(image_folder)
+    save = checkpoint.save
+
+    def full_disk(content, path):
+        if "nonfinite" in content:
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr(checkpoint, "save", full_disk)
+    with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 2 .*; its state cannot be written to .* \(.*No space left"):
+        trainer.train()
     assert checkpoint.read_checkpoint(trainer.folder.latest)["epoch"] == 1
 
 

@@ -18,7 +18,7 @@ def trained(command, image_folder, tmp_path):
     """A teacher, a configuration for SFAKD on its images, and the arguments of a run."""
     (tmp_path / "base.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, NUM_WORKERS: 0}}\n"
-        "SOLVER: {EPOCHS: 2, BATCH_SIZE: 8, LR: 0.05}\n"
+        "SOLVER: {EPOCHS: 2, BATCH_SIZE: 8, LR: 0.05, LR_DECAY_STAGES: []}\n"
     )
     (tmp_path / "teacher.yaml").write_text("_BASE_: base.yaml\nDISTILLER: {STUDENT: resnet14}\nEXPERIMENT: {NAME: t}\n")
     (tmp_path / "sfakd.yaml").write_text(

@@ -19,6 +19,7 @@ from tests.conftest import REPO, make_image_folder
 SFAKD = REPO / "configs/imagenet/r34_r18/sfakd.yaml"
 SETTINGS = {
     "SOLVER.EPOCHS": 1,
+    "SOLVER.LR_DECAY_STAGES": "[]",
     "SOLVER.BATCH_SIZE": 6,
     "DATASET.INPUT_SIZE": 64,
     "DATASET.AUGMENT": "resized_crop",
@@ -115,6 +116,8 @@ def test_a_step_on_tiny_imagenet(command, tmp_path):
         rows.append(f"val_{label}.JPEG\t{wnid}\t0\t0\t63\t63\n")
     (root / "val" / "val_annotations.txt").write_text("".join(rows))
     config = REPO / "configs/tiny_imagenet/vanilla/MobileNetV2.yaml"
-    status, out, err = command("train", "--cfg", config, "SOLVER.EPOCHS", "1", "LOG.WANDB", "False")
+    status, out, err = command(
+        "train", "--cfg", config, "SOLVER.SCHEDULE", "linear", "SOLVER.EPOCHS", "1", "LOG.WANDB", "False"
+    )
     assert (status, err) == (0, "")
     assert "tiny_imagenet (6 training and 2 validation images, 2 classes, 64 px)" in out

@@ -1,0 +1,237 @@
+"""What is wrong with a configuration or with data: a line for each fault, status 2, and nothing is changed on disk."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from mdistiller.models import build_model
+from tests.conftest import make_image_folder
+from tests.dataset.test_corrupt import FAULTY
+
+YAML = """
+DATASET: {TYPE: imagefolder, ROOT: images, INPUT_SIZE: 16, NUM_WORKERS: 0, MEAN: [0.4, 0.4, 0.4], STD: [0.2, 0.2, 0.2]}
+DISTILLER: {TYPE: KD, TEACHER: resnet14, STUDENT: resnet8, TEACHER_WEIGHTS: teacher.pth}
+SOLVER: {EPOCHS: 1, BATCH_SIZE: 8, SCHEDULE: linear}
+LOG: {WANDB: false}
+"""
+
+# overrides, and what each line of stderr begins with; first single faults, then several at once
+CONFIGURATIONS = [
+    ("SOLVER.LRR 1", ["unknown config key SOLVER.LRR in the command line; did you mean SOLVER.LR"]),
+    ("SOLVR.LR 1", ["unknown config key SOLVR in the command line; did you mean SOLVER"]),
+    ("SOLVER.BATCH_SIZE 1", ["SOLVER.BATCH_SIZE is 1; expected at least 2, BatchNorm cannot train on one image"]),
+    ("SOLVER.BATCH_SIZE 8.5", ["SOLVER.BATCH_SIZE in the command line is 8.5; expected a whole number"]),
+    ("SOLVER.EPOCHS 0", ["SOLVER.EPOCHS is 0; expected at least 1"]),
+    ("SOLVER.LR 0", ["SOLVER.LR is 0.0; expected a number above 0"]),
+    ("SOLVER.LR .nan", ["SOLVER.LR is nan; expected a number above 0"]),
+    ("SOLVER.LR fast", ["SOLVER.LR in the command line is 'fast'; expected a number"]),
+    ("SOLVER.LR", ["override 'SOLVER.LR' has no value; expected KEY VALUE pairs"]),
+    ("SOLVER 3", ["SOLVER in the command line is a section, given 3; set its keys"]),
+    ("SOLVER.SCHEDULE stairs", ["SOLVER.SCHEDULE is 'stairs'; expected one of step, cosine, linear"]),
+    ("SOLVER.SCHEDULE step", ["SOLVER.LR_DECAY_STAGES is [150, 180, 210]; expected none above SOLVER.EPOCHS, 1: give"]),
+    ("SOLVER.LR_DECAY_STAGES [3,2]", ["SOLVER.LR_DECAY_STAGES is [3, 2]; expected epochs above 0 in rising order"]),
+    ("SOLVER.LR_DECAY_STAGES 3", ["SOLVER.LR_DECAY_STAGES in the command line is 3; expected a list"]),
+    ("SOLVER.LR_DECAY_RATE 2", ["SOLVER.LR_DECAY_RATE is 2.0; expected a number above 0 and up to 1"]),
+    ("SOLVER.WARMUP_EPOCHS 2", ["SOLVER.WARMUP_EPOCHS is 2.0; expected a number from 0 to SOLVER.EPOCHS"]),
+    ("SOLVER.WEIGHT_DECAY -1", ["SOLVER.WEIGHT_DECAY is -1.0; expected a number from 0 on"]),
+    ("SOLVER.MOMENTUM 1", ["SOLVER.MOMENTUM is 1.0; expected a number from 0 to below 1"]),
+    ("SOLVER.TYPE Adam", ["SOLVER.TYPE is 'Adam'; expected SGD"]),
+    ("SOLVER.AMP half", ["SOLVER.AMP is 'half'; expected one of off, bf16, fp16, auto"]),
+    ("SOLVER.TRAINER bass", ["unknown trainer 'bass'; did you mean base"]),
+    ("LOG.WANDB perhaps", ["LOG.WANDB in the command line is 'perhaps'; expected a boolean"]),
+    ("EXPERIMENT.SEED -1", ["EXPERIMENT.SEED is -1; expected a whole number from 0"]),
+    ("EXPERIMENT.REFERENCE [gone.json]", ["EXPERIMENT.REFERENCE gone.json is not the summary.json of a run"]),
+    ("PLUGINS gone.py", ["PLUGINS: there is no file gone.py"]),
+    ("DATASET.TYPE cifar", ["unknown data set 'cifar'; did you mean cifar100"]),
+    ("DATASET.INPUT_SIZE small", ["DATASET.INPUT_SIZE is 'small'; expected the side in pixels, a whole number"]),
+    ("DATASET.TRAIN_FRACTION 1.5", ["DATASET.TRAIN_FRACTION is 1.5; expected a number above 0 and up to 1"]),
+    ("DATASET.AUGMENT crop", ["DATASET.AUGMENT is 'crop'; did you mean pad_crop"]),
+    ("DATASET.PADDING -1", ["DATASET.PADDING is -1; expected 0 or more"]),
+    ("DATASET.NUM_WORKERS -1", ["DATASET.NUM_WORKERS is -1; expected 0 or more"]),
+    ("DATASET.TEST.BATCH_SIZE 0", ["DATASET.TEST.BATCH_SIZE is 0; expected 1 or more"]),
+    ("DATASET.CORRUPT delete", ["DATASET.CORRUPT is 'delete'; known: refuse, skip, unchecked"]),
+    ("DATASET.STD [58,57,57]", ["DATASET.STD is [58, 57, 57]; give the values of images scaled to [0, 1]"]),
+    ("DATASET.STD None", ["DATASET.MEAN is given alone; give both MEAN and STD, or neither"]),
+    (
+        "DATASET.IN_MEMORY yes DATASET.AUGMENT resized_crop",
+        ["DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop"],
+    ),
+    ("DISTILLER.TYPE KDD", ["unknown distiller 'KDD'; did you mean"]),
+    ("DISTILLER.STUDENT resnet9", ["unknown CIFAR model 'resnet9'; did you mean resnet8"]),
+    ("DISTILLER.TEACHER_WEIGHTS gone.pth", ["DISTILLER.TEACHER_WEIGHTS: no checkpoint at gone.pth"]),
+    ("KD.TEMPERATURE 0", ["KD.TEMPERATURE is 0.0; expected a number above 0"]),
+    ("KD.LOSS.CE_WEIGHT -0.1", ["KD.LOSS.CE_WEIGHT is -0.1; expected a weight of 0 or more"]),
+    ("KD.LOSS.KD_WEIGHT .inf", ["KD.LOSS.KD_WEIGHT is inf; expected a weight of 0 or more"]),
+    ("DISTILLER.TYPE NONE SOLVER.TRAINER dot", ["SOLVER.TRAINER dot needs loss_ce and another loss, this distiller"]),
+    ("SOLVER.TRAINER dot SOLVER.DOT.DELTA 0.2", ["SOLVER.DOT.DELTA is 0.2 with SOLVER.MOMENTUM 0.9; expected"]),
+    (
+        "SOLVER.LR -1 SOLVER.BATCH_SIZE many DATASET.PADING 1 DATASET.PADDING -1 KD.TEMPERATURE 0 DISTILLER.STUDENT r8",
+        [
+            "SOLVER.BATCH_SIZE in the command line is 'many'",
+            "unknown config key DATASET.PADING",
+            "unknown CIFAR model 'r8'",
+            "SOLVER.LR is -1.0",
+            "DATASET.PADDING is -1",
+            "KD.TEMPERATURE is 0.0",
+        ],
+    ),
+    (
+        "DISTILLER.TYPE SFAKD SFAKD.SIGMA 0 SFAKD.ALIGN both SFAKD.CLASSIFIER student SFAKD.FREQUENCY_BRANCH False"
+        " SFAKD.SPATIAL_BRANCH False",
+        [
+            "SFAKD.SIGMA is 0.0; expected a number above 0",
+            "SFAKD.ALIGN is 'both'; expected pooled or map",
+            "SFAKD.FREQUENCY_BRANCH and SFAKD.SPATIAL_BRANCH are both off",
+            "SFAKD.CLASSIFIER student trains the student's own classifier by cross-entropy, but SFAKD.CE_WEIGHT is 0",
+        ],
+    ),
+]
+
+
+def emptied(*folders):
+    return lambda images: [path.unlink() for folder in folders for path in (images / folder).iterdir()]
+
+
+def replaced(content, *files):
+    return lambda images: [(images / file).write_bytes(content) for file in files]
+
+
+BAD = FAULTY["truncated png"]
+# what is done to the images, overrides, and the line
+DATA = {
+    **{kind: (replaced(content, "train/class_1/2.png"), "", r"cannot read the image images/train/class_1/2\.png \(.+\)")
+       for kind, content in FAULTY.items()},
+    "streamed": (replaced(BAD, "val/class_0/1.png"), "DATASET.IN_MEMORY no", r"cannot read the image .*class_0/1\.png"),
+    "by workers": (
+        replaced(BAD, "val/class_0/1.png"),
+        "DATASET.IN_MEMORY no DATASET.NUM_WORKERS 2",
+        r"cannot read the image images/val/class_0/1\.png",
+    ),
+    "large crops": (
+        replaced(BAD, "train/class_0/1.png"),
+        "DATASET.AUGMENT resized_crop",
+        r"cannot read the image images/train/class_0/1\.png",
+    ),
+    "five": (
+        replaced(BAD, *(f"train/class_2/{n}.png" for n in range(5))),
+        "",
+        r"cannot read 5 of 36 images: images/train/class_2/0\.png .*; images/.* and 2 more; replace, convert or remove",
+    ),
+    "a class of which none is left": (
+        replaced(BAD, *(f"train/class_2/{n}.png" for n in range(12))),
+        "DATASET.CORRUPT skip",
+        r"no training image of 1 of the classes can be read, as images/train/class_2/0\.png",
+    ),
+    "a link to nowhere": (
+        lambda images: (images / "train/class_0/x.png").symlink_to("nowhere"),
+        "",
+        r"cannot read the image images/train/class_0/x\.png \(.*No such file",
+    ),
+    "an empty class": (emptied("train/class_1"), "", "the class folder images/train/class_1 holds no image; add some"),
+    "two": (emptied("train/class_1", "train/class_2"), "", "the class folders class_1, class_2 of .*/train hold no"),
+    "no class": (lambda images: None, "DATASET.ROOT images/val", r"images/val/val is missing; expected"),
+    "no folder": (lambda images: None, "DATASET.ROOT gone", "DATASET.ROOT gone is not a folder; expected"),
+    "another class in val": (
+        lambda images: shutil.copytree(images / "val/class_1", images / "val/dog"),
+        "",
+        "the classes of images differ: val has dog, which train lacks",
+    ),
+    "a class less in val": (
+        lambda images: (images / "val/class_1").rename(images.parent / "away"),
+        "",
+        "the classes of images differ: val lacks class_1, which train has",
+    ),
+    "more than memory holds": (
+        lambda images: None,
+        "DATASET.INPUT_SIZE 20000000 DATASET.IN_MEMORY yes DATASET.AUGMENT none",
+        "36 images do not fit in memory",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path):
+    make_image_folder(tmp_path / "images")
+    torch.save({"model": build_model("resnet14", 3).state_dict()}, tmp_path / "teacher.pth")
+    (tmp_path / "run.yaml").write_text(YAML)
+    return tmp_path
+
+
+def files(place):
+    return {p: p.lstat().st_mtime_ns for p in place.rglob("*") if "cache" not in p.parts}
+
+
+def refused(command, place, overrides):
+    """Run a training that must be refused; return the lines of stderr."""
+    before = files(place)
+    status, out, err = command("train", "--cfg", "run.yaml", *overrides.split())
+    assert status == 2, (out, err)
+    assert "Traceback" not in out + err
+    assert files(place) == before, "nothing is written"
+    lines = err.splitlines()
+    assert all(line.startswith("error: ") for line in lines)
+    return [line[len("error: ") :] for line in lines]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), CONFIGURATIONS, ids=[c for c, _ in CONFIGURATIONS])
+def test_configurations(command, place, overrides, expected):
+    lines = refused(command, place, overrides)
+    assert len(lines) == len(expected), lines
+    for line, beginning in zip(lines, expected):
+        assert line.startswith(beginning)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", list(DATA))
+def test_data(command, place, kind):
+    damage, overrides, message = DATA[kind]
+    damage(place / "images")
+    (line,) = refused(command, place, overrides)
+    assert re.match(message, line), line
+
+
+def test_what_is_left_out_is_said_and_the_run_goes_on(command, place):
+    replaced(BAD, "train/class_0/1.png", "train/class_1/1.png", "val/class_0/2.png")(place / "images")
+    Image.new("L", (16, 16)).save(place / "images/train/class_0/0.png")
+    for memory in ("yes", "no"):
+        overrides = ["DATASET.CORRUPT", "skip", "DATASET.IN_MEMORY", memory, "EXPERIMENT.NAME", f"run_{memory}"]
+        status, out, err = command("train", "--cfg", "run.yaml", *overrides)
+        assert (status, err) == (0, "")
+        assert "left out 2 of 36 training images that cannot be read: images/train/class_0/1.png (" in out
+        assert "left out 1 of 18 validation images that cannot be read: images/val/class_0/2.png (" in out
+        assert "1 of 36 training images are converted to RGB (1 L)" in out
+        assert "(34 training and 17 validation images, 3 classes, 16 px)" in out
+    rows = [json.loads((place / f"output/run_{m}/summary.json").read_text()) for m in ("yes", "no")]
+    assert rows[0]["last"] == rows[1]["last"]
+
+
+JUNK = [None, -1, "x", [[1]], {"DATASET": {"TEST": 3}}]
+
+
+def test_a_checkpoint_whose_description_is_damaged(command, place):
+    status, _, err = command("train", "--cfg", "run.yaml", "DISTILLER.TYPE", "SFAKD", "EXPERIMENT.NAME", "s")
+    assert (status, err) == (0, "")
+    good = torch.load("output/s/student_best.pth", weights_only=True)
+    tried = 0
+    for key in good:
+        for junk in JUNK:
+            torch.save({**good, key: junk}, "junk.pth")
+            status, _, err = command("eval", "-m", "resnet8", "-c", "junk.pth", "DATASET.ROOT", "images")
+            assert status in (0, 2), (key, junk)
+            assert status == 0 or (err.startswith("error: ") and "Traceback" not in err), (key, junk, err)
+            tried += status == 2
+    assert tried > 40
+    for key, junk in [(k, j) for k in good["head"]["options"] for j in JUNK[:4]]:
+        head = {**good["head"], "options": {**good["head"]["options"], key: junk}}
+        torch.save({**good, "head": head}, "junk.pth")
+        status, _, err = command("eval", "-m", "resnet8", "-c", "junk.pth", "DATASET.ROOT", "images")
+        assert status == 0 or err.startswith("error: "), (key, junk)
+        assert "Traceback" not in err
+
+
+def test_enough_is_tried():
+    assert len(CONFIGURATIONS) + len(DATA) > 60
