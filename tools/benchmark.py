@@ -44,6 +44,8 @@ def main() -> None:
             parser.error(f"--{name} is {value}; give a number above 0")
     if args.json and not Path(args.json).absolute().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder")
+    if args.json and Path(args.json).is_dir():
+        parser.error(f"--json {args.json} is a folder; give the name of a file")
     for first, second in (("pair", "cfg"), ("seconds", "steps")):
         if getattr(args, first) and getattr(args, second):
             parser.error(f"--{first} and --{second} exclude each other; give one of them")

@@ -51,6 +51,11 @@ class Distiller(nn.Module):
     teacher: Any
     head: Optional[Head]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward_train" in vars(cls) and "teacher_needs" not in vars(cls):
+            cls.teacher_needs = Distiller.teacher_needs  # what a parent's step reads says nothing about this one
+
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None) -> None:
         super().__init__()
         self.student = student

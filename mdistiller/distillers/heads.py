@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Type
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -69,7 +68,8 @@ class Head(nn.Module):
     def forward(self, final_map: Tensor) -> HeadOutput:
         """Classify the student's final map `[B, C_s, H, W]`."""
         projected = self.projector(final_map)
-        pooled = F.adaptive_avg_pool2d(projected.float(), 1).flatten(1)  # what the loss sees is not rounded to bfloat16
+        # what the loss sees is not rounded to autocast's type
+        pooled = projected.mean((2, 3), dtype=self.classifier.weight.dtype)
         return HeadOutput(self.classifier(pooled), pooled, projected)
 
 

@@ -166,7 +166,10 @@ def _merge_pairs(cfg: CN, overrides: Sequence[str]) -> List[Fault]:
 def _pairs(overrides: Sequence[str]) -> List[Tuple[str, Any]]:
     pairs: List[Tuple[str, Any]] = []
     for key, text in zip(overrides[::2], overrides[1::2]):
-        value = text if isinstance(_default(key), str) else _parsed(text)
+        parsed = _parsed(text)
+        value = parsed
+        if isinstance(_default(key), str):  # the text as it stands, but for what YAML reads as yes or no
+            value = _SPOKEN.get((key, parsed), text) if isinstance(parsed, bool) else text
         pairs.append((key, plugin_list(value, COMMAND_LINE) if key == "PLUGINS" else value))
     return pairs
 

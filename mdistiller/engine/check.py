@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
+import os
+import shutil
 from typing import Any, Dict, Iterator, List, Tuple
 
 from ..dataset.options import option_faults
@@ -79,11 +80,12 @@ def setting_faults(cfg: Any) -> List[str]:
         "EXPERIMENT.NAME",
         "a name for the output folder, or PROJECT and TAG to make one of",
     )
-    # another spelling of the two words would otherwise become a folder of that name
-    if not cfg.TEACHER_CACHE or (
-        cfg.TEACHER_CACHE not in CACHES and get_close_matches(cfg.TEACHER_CACHE.lower(), CACHES)
-    ):
+    # a word misspelt would otherwise become a folder of that name
+    if not (cfg.TEACHER_CACHE in CACHES or "/" in cfg.TEACHER_CACHE or os.path.isdir(cfg.TEACHER_CACHE)):
         faults.append(f"TEACHER_CACHE is {cfg.TEACHER_CACHE!r}; expected off, memory, or a folder such as ./cache")
+    compiles = solver.COMPILE != "off" and pick_device().type == "cpu"
+    if compiles and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
+        faults.append(f"SOLVER.COMPILE {solver.COMPILE} needs a C++ compiler on a CPU; install g++, or set it to off")
     faults += option_faults(cfg.DATASET)
     name = cfg.DISTILLER.TYPE
     distiller, section = distiller_dict.get(name), cfg.get(name)

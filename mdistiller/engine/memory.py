@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
+import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Dict
+from typing import BinaryIO, Dict, Union
 
 import torch
 
@@ -38,16 +38,28 @@ def available_memory(device: torch.device) -> int:
     """Return how many bytes can still be taken on `device`; on the CPU, within the limit of a container too."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    free = 1024 * _number("/proc/meminfo", "MemAvailable:") or 2**33  # where no system says so
+    groups = Path("/sys/fs/cgroup")  # of a container, version 2, then 1; what it caches of files counts as used there
+    for limit, used, cached in (
+        (groups / "memory.max", groups / "memory.current", _number(groups / "memory.stat", "inactive_file")),
+        (
+            groups / "memory/memory.limit_in_bytes",
+            groups / "memory/memory.usage_in_bytes",
+            _number(groups / "memory/memory.stat", "total_inactive_file"),
+        ),
+    ):
+        if _number(limit):
+            free = min(free, _number(limit) - _number(used) + cached)
+    return free
+
+
+def _number(path: Union[str, Path], name: str = "") -> int:
+    """Return the number after `name` at a line's start in a file of the system, 0 without one."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return free
+        found = re.search(rf"^{name}\s*(\d+)", Path(path).read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def free_disk(folder: Path) -> int:
@@ -55,18 +67,35 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make an empty file `size` bytes of zeros long; its room on the disk is taken, where the system can do that.
+
+    Raises:
+        OSError: there is not enough room. (In a mapped file that finds none later, a write ends the process.)
+    """
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
 def memory_figures(device: torch.device) -> Dict[str, float]:
     """Return `memory_mib`, what the process holds now, and `peak_memory_mib`, the most it held, in MiB.
 
-    On a GPU what PyTorch holds there; on the CPU the whole process (its worker processes not counted).
+    On a GPU what PyTorch holds there; on the CPU the whole process, without its worker processes. There the peak counts
+    pages of mapped files too, so it rises while a teacher cache in a folder fills; what is held now does not.
     """
     if device.type == "cuda":
         now, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
     else:
-        # of kibibytes, but on macOS of bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        try:
-            now = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except OSError:
-            now = peak
+        peak = 1024 * _number("/proc/self/status", "VmHWM:") or _peak_elsewhere()
+        now = 1024 * _number("/proc/self/status", "RssAnon:") or peak
     return {"memory_mib": round(now / 2**20), "peak_memory_mib": round(peak / 2**20)}
+
+
+def _peak_elsewhere() -> int:
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    # in kibibytes, but on macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

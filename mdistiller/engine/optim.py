@@ -19,10 +19,8 @@ def build_optimizer(cfg: Any, parameters: List[nn.Parameter]) -> torch.optim.Opt
         raise UserError(f"SOLVER.TYPE is {cfg.SOLVER.TYPE!r}; expected {' or '.join(OPTIMIZERS)}")
     solver = cfg.SOLVER
     options = {"momentum": solver.MOMENTUM, "weight_decay": solver.WEIGHT_DECAY, "nesterov": solver.NESTEROV}
-    try:
-        return torch.optim.SGD(parameters, lr=solver.LR, fused=True, **options)  # one kernel instead of one a tensor
-    except RuntimeError:  # not for every device in PyTorch 2.4
-        return torch.optim.SGD(parameters, lr=solver.LR, **options)
+    # fused=True  fails where a parameter's first gradient comes late
+    return torch.optim.SGD(parameters, lr=solver.LR, foreach=True, **options)
 
 
 def _step_decay(cfg: Any, progress: float) -> float:

@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from ..dataset.loader import Batch, Loader
-from .memory import available_memory, free_disk, gib
+from .memory import available_memory, free_disk, gib, reserve
 from .precision import Precision
 from .vector_table import FileTable, MemoryTable
 
 STEPS_AHEAD = 16
-# images that the teacher is given at least: an output's last bits do not depend on how many there are from 16 on (seen
-# with oneDNN), so not on what was known before, nor on where a resumed run began
-FEWEST = 16
+# The teacher is given images by sixteens. From 16 on, an output's last bits do not depend on how many there are (seen
+# with oneDNN), hence not on what was known before, nor on where a resumed run began; and a GPU tunes few sizes.
+MULTIPLE = 16
+PIXELS = 256 * 32**2  # that a GPU is given at a time; a CPU's caches hold 64 small images
 MEMORY_SHARE = 0.5  # of what is free, that a table may take
+ABOUT = "about.json"
 FORMAT = {"format": "mdistiller.teacher_vectors", "version": 1}
 
 Say = Callable[[str], None]
@@ -54,8 +59,7 @@ class CachedTeacher(nn.Module):
         self.precision = precision
         self._say = say
         self._image: Optional[Tensor] = None
-        self._keys = torch.empty(0, dtype=torch.int64)
-        self._num_variants = 1
+        self._vectors = torch.empty(0)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -67,7 +71,7 @@ class CachedTeacher(nn.Module):
         """Return `(logits [B, N], feats)` with `pooled_feat [B, C]` alone, and only what the table has."""
         if image is not self._image:
             return self.teacher(image)
-        parts = dict(zip(self.widths, self.table.read(self._keys).split(list(self.widths.values()), dim=1)))
+        parts = dict(zip(self.widths, self._vectors.split(list(self.widths.values()), dim=1)))
         return parts.get("logits"), {"pooled_feat": parts["pooled"]} if "pooled" in parts else {}
 
     def serve(self, loader: Loader, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
@@ -77,7 +81,6 @@ class CachedTeacher(nn.Module):
             loader: `batches` are its own, of this epoch from number `start_step` (from 0) on.
         """
         assert loader.num_variants is not None
-        self._num_variants = loader.num_variants
         draws = loader.draws()
         keys = draws.order * loader.num_variants + draws.variant(loader.padding)
         ahead: List[Tuple[Tensor, Batch]] = []
@@ -99,22 +102,25 @@ class CachedTeacher(nn.Module):
                 wanted.append((keys[rows], batch["image"].index_select(0, rows.to(batch["image"].device))))
         if wanted:
             keys, images = (torch.cat(tensors) for tensors in zip(*wanted))
-            # a GPU is not full with 64 small images; a CPU's caches overflow with more
-            parts = images.split(64) if images.device.type == "cpu" else [images]
-            self.table.write(keys, torch.cat([self._run(part) for part in parts]))
-        for keys, batch in ahead:
-            self._image = batch["image"]
-            # those of the batch are where the table is: no copy to a GPU in each step
-            self._keys = keys if self.table.on_host else batch["index"] * self._num_variants + batch["variant"]
-            yield batch
+            self.table.write(keys, self._run(images))
+        if ahead:
+            vectors = self.table.read(torch.cat([keys for keys, _ in ahead]))
+            for (_, batch), self._vectors in zip(ahead, vectors.split([len(keys) for keys, _ in ahead])):
+                self._image = batch["image"]
+                yield batch
         self._image = None
 
-    def _run(self, image: Tensor) -> Tensor:
-        filled = torch.cat([image, image.new_zeros(max(0, FEWEST - len(image)), *image.shape[1:])])
-        with torch.no_grad(), self.precision.autocast():
-            logits, feats = self.teacher(filled.contiguous(memory_format=torch.channels_last))
-        vectors = {"logits": logits, "pooled": feats["pooled_feat"]}
-        return torch.cat([vectors[need].float() for need in self.widths], dim=1)[: len(image)]
+    @torch.no_grad()
+    def _run(self, images: Tensor) -> Tensor:
+        filled = torch.cat([images, images.new_zeros(-len(images) % MULTIPLE, *images.shape[1:])])
+        size = 64 if images.device.type == "cpu" else max(64, PIXELS // images.shape[2:].numel())
+        vectors = []
+        for part in filled.split(size):
+            with self.precision.autocast():
+                logits, feats = self.teacher(part.contiguous(memory_format=torch.channels_last))
+            kinds = {"logits": logits, "pooled": feats.get("pooled_feat")}
+            vectors.append(torch.cat([kinds[kind].float() for kind in self.widths], dim=1))
+        return torch.cat(vectors)[: len(images)]
 
 
 def open_cache(
@@ -153,40 +159,55 @@ def open_cache(
         say(f"teacher cache: {shape} at most, in memory")
         return CachedTeacher(teacher, widths, MemoryTable(rows, values, dtype, loader.device), precision, say)
     about = {**FORMAT, **about, "widths": widths, "rows": rows, "dtype": str(dtype).split(".")[-1]}
-    folder = Path(choice).expanduser() / f"{about['name']}-{digest(about)[:12]}"
+    name = f"{about['name']}-{digest(about)[:12]}"
     try:
+        folder = Path(choice).expanduser() / name
         state = _prepare(folder, about, {FileTable.VECTORS: size, FileTable.CHECKSUMS: 4 * rows})
         table = FileTable(folder, rows, values, dtype, loader.device)
-    except OSError as error:
-        say(f"teacher cache: none, {folder}: {error.strerror or error}; the teacher runs in each step")
+    except (OSError, RuntimeError) as error:  # the latter where ~user is nobody
+        reason = getattr(error, "strerror", None) or error
+        say(f"teacher cache: none, {Path(choice, name)}: {reason}; the teacher runs in each step")
         return None
     say(f"teacher cache: {shape} at most, {folder}: {state}, {100 * table.filled():.1f} % known")
     return CachedTeacher(teacher, widths, table, precision, say)
 
 
 def _prepare(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> str:
-    """Make the folder ready for files of these sizes, in bytes; return what was found there, in words."""
-    description = folder / "about.json"
-    files = {folder / name: size for name, size in sizes.items()}
-    if _read(description) == about and all(path.is_file() and path.stat().st_size == files[path] for path in files):
+    """Have `folder` hold files of these sizes, in bytes; return what was found there, in words.
+
+    A new folder is made beside its place and renamed, an old one renamed before it goes: other processes never see, or
+    lose, half a table.
+    """
+    if _is_whole(folder, about, sizes):
         return "found"
     state = "damaged, made anew" if folder.exists() else _neighbours(folder, about)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in (description, *files):
-        path.unlink(missing_ok=True)
-    needed, free = sum(files.values()), free_disk(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(sizes.values()), free_disk(folder.parent)
     if needed > free:
         raise OSError(f"{gib(needed)} do not fit on a disk with {gib(free)} free")
-    for path, size in files.items():
-        with open(path, "wb") as file:
-            file.truncate(size)  # zeros that take no room yet
-    description.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    with TemporaryDirectory(prefix=".", dir=folder.parent) as beside:
+        made = Path(beside, "new")
+        made.mkdir()
+        for name, size in sizes.items():
+            with open(made / name, "wb") as file:
+                reserve(file, size)
+        (made / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if not _is_whole(folder, about, sizes):  # which another process may have made meanwhile
+            if folder.exists():
+                os.rename(folder, Path(beside, "old"))
+            with suppress(OSError):  # lost to another process by a moment: its folder is as good
+                os.rename(made, folder)
     return state
+
+
+def _is_whole(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> bool:
+    files = {folder / name: size for name, size in sizes.items()}
+    return _read(folder / ABOUT) == about and all(p.is_file() and p.stat().st_size == files[p] for p in files)
 
 
 def _neighbours(folder: Path, about: Dict[str, Any]) -> str:
     """Say in what the tables beside a new one differ from it."""
-    others = [_read(path) for path in sorted(folder.parent.glob("*/about.json"))]
+    others = [_read(path) for path in sorted(folder.parent.glob(f"[!.]*/{ABOUT}"))]
     differing = [[key for key in sorted(about) if other.get(key) != about[key]] for other in others]
     nearest = min(differing, key=len, default=[])
     return f"new ({len(others)} beside it of other {', '.join(nearest)}, not used)" if others else "new"

@@ -45,9 +45,16 @@ class TrainingForm:
                 (module, name, torch.compile(getattr(module, name), mode=mode, dynamic=False))
                 for module, name in _parts(distiller)
             ]
-        if distiller.teacher is None or any(module.training for module in distiller.teacher.modules()):
+        reason = _why_as_built(distiller)
+        if distiller.teacher is not None and not reason:
+            try:
+                self._teacher, folded = inference_form(distiller.teacher, loader.info.input_size, precision.dtype)
+            except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # a model in a way of its own
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if distiller.teacher is None or reason:
+            if cfg.TEACHER_CACHE != "off" and reason:
+                say(f"teacher cache: none, the teacher runs as it was built ({reason})")
             return
-        self._teacher, folded = inference_form(distiller.teacher, loader.info.input_size, precision.dtype)
         dtype = "float32" if precision.dtype is None else str(precision.dtype).split(".")[-1]
         say(f"teacher in inference form: {folded} BatchNorms folded, convolutions in {dtype}")
         if mode:
@@ -67,7 +74,7 @@ class TrainingForm:
         info = loader.info
         with torch.no_grad():
             logits, feats = teacher(torch.zeros(2, 3, info.input_size, info.input_size, device=loader.device))
-        widths = {"logits": logits.shape[1], "pooled": feats["pooled_feat"].shape[1]}
+        vectors = {"logits": logits, "pooled": feats.get("pooled_feat")}
         about: Dict[str, Any] = {
             "name": cfg.DISTILLER.TEACHER,
             "weights": weights_digest(teacher),
@@ -76,9 +83,9 @@ class TrainingForm:
             "mean": list(info.mean),
             "std": list(info.std),
             "augmentation": f"{loader.augment} {loader.padding}",
-            "precision": str(precision),
+            "precision": f"{precision} on {loader.device.type}",  # a GPU's float32 convolutions may be of TF32
         }
-        read = {need: width for need, width in widths.items() if need in needs}
+        read = {need: vector.shape[1] for need, vector in vectors.items() if need in needs}
         return open_cache(cfg.TEACHER_CACHE, self._teacher, read, loader, precision, about, say)
 
     @contextmanager
@@ -106,6 +113,16 @@ def _marked(batches: Iterator[Batch]) -> Iterator[Batch]:
     for batch in batches:
         torch.compiler.cudagraph_mark_step_begin()  # what a graph gave in the step before may be overwritten
         yield batch
+
+
+def _why_as_built(distiller: Distiller) -> str:
+    """Return why the teacher must not be replaced by a copy; empty if it may be."""
+    modules = [] if distiller.teacher is None else list(distiller.teacher.modules())
+    if any(module.training for module in modules):
+        return "it is in training mode"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+        return "it has hooks"
+    return "" if distiller.channels_last else "the method was written for MDistiller, and may look inside it"
 
 
 def _parts(distiller: Distiller) -> List[Tuple[nn.Module, str]]:

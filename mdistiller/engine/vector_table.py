@@ -22,11 +22,9 @@ class MemoryTable:
 
     Attributes:
         damaged: rows that were known, but not intact.
-        on_host: whether `read` finds its rows on the CPU.
     """
 
     damaged = 0
-    on_host = False
 
     def __init__(self, rows: int, values: int, dtype: torch.dtype, device: torch.device) -> None:
         self._vectors = torch.empty(rows, values, dtype=dtype, device=device)
@@ -42,8 +40,8 @@ class MemoryTable:
         self._known[keys] = True
 
     def read(self, keys: Tensor) -> Tensor:
-        """Return the rows `keys` (int64 [n], on the device), all known, as float32 [n, V]."""
-        return self._vectors.index_select(0, keys).float()
+        """Return the rows `keys` (int64 [n], on the CPU), all known, as float32 [n, V] on the device."""
+        return self._vectors.index_select(0, keys.to(self._vectors.device, non_blocking=True)).float()
 
     def filled(self) -> float:
         """Return the part of the rows that is known, in [0, 1]."""
@@ -62,10 +60,9 @@ class FileTable:
         device: where `read` puts its result.
 
     Attributes:
-        damaged, on_host: see `MemoryTable`.
+        damaged: see `MemoryTable`.
     """
 
-    on_host = True
     VECTORS, CHECKSUMS = "vectors.bin", "checksums.bin"
 
     def __init__(self, folder: Path, rows: int, values: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -75,8 +72,8 @@ class FileTable:
         self._vectors = np.memmap(folder / self.VECTORS, dtype=kind, mode="r+", shape=(rows, values))
         self._checks = np.memmap(folder / self.CHECKSUMS, dtype=np.uint32, mode="r+", shape=(rows,))  # 0: not known
         words = self._vectors.dtype.itemsize * values // 2
-        # odd, hence no single bit can change without the sum
-        self._weights = np.random.Generator(np.random.PCG64(0)).integers(2**30, size=words, dtype=np.uint64) * 2 + 1
+        # of the words, modulo the odd 2^32 - 1: no weight is 0 there, so a bit that flips changes the sum
+        self._weights = np.random.Generator(np.random.PCG64(0)).integers(1, 2**31, size=words, dtype=np.uint64)
 
     def missing(self, keys: Tensor) -> Tensor:
         """See `MemoryTable`."""
@@ -95,8 +92,11 @@ class FileTable:
         self._checks[rows] = self._sums(values)
 
     def read(self, keys: Tensor) -> Tensor:
-        """See `MemoryTable`; `keys` are on the CPU."""
-        return torch.from_numpy(self._vectors[keys.numpy()]).to(self._device, non_blocking=True).float()
+        """See `MemoryTable`."""
+        vectors = torch.from_numpy(self._vectors[keys.numpy()])
+        if self._device.type == "cuda":
+            vectors = vectors.pin_memory()
+        return vectors.to(self._device, non_blocking=True).float()
 
     def filled(self) -> float:
         """See `MemoryTable`."""

@@ -45,12 +45,11 @@ class ClassifierModel(nn.Module):
         return final_map
 
     def forward_pool(self, final_map: Tensor) -> Tensor:
-        """Turn the final map into the pooled feature `[B, C]`, float32 at least, that the classifier consumes."""
-        feature_map = self.forward_map(final_map)
-        return feature_map.mean((2, 3), dtype=torch.promote_types(feature_map.dtype, torch.float32))
+        """Turn the final map into the pooled feature `[B, C]` that the classifier consumes, in its weights' type."""
+        return self.forward_map(final_map).mean((2, 3), dtype=self.get_classifier().weight.dtype)
 
     def forward_tail(self, final_map: Tensor) -> Tuple[Tensor, Tensor]:
-        """Turn the final map into `(logits [B, N], pooled_feat [B, C])`, float32 at least, whatever autocast says."""
+        """Turn the final map into `(logits [B, N], pooled_feat [B, C])`, in the weights' type, autocast or not."""
         pooled = self.forward_pool(final_map)
         with torch.autocast(pooled.device.type, enabled=False):
             return self.get_submodule(self.classifier_name)(pooled), pooled

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FOLDING_TOLERANCE = 1e-4  # of an output's largest value, float32
-KEPT_IN_FLOAT32 = (nn.Linear, nn.modules.batchnorm._NormBase)  # little work, and the outputs' accuracy
 
 Pair = Tuple[str, str]  # names of a convolution and a BatchNorm
 
@@ -35,7 +34,7 @@ def inference_form(model: nn.Module, input_size: int, dtype: Optional[torch.dtyp
         model = _folded(model, pairs)
     if dtype is not None:
         for module in model.modules():
-            if not list(module.children()) and not isinstance(module, KEPT_IN_FLOAT32):
+            if isinstance(module, nn.Conv2d):  # the other layers are little work, and decide the outputs' accuracy
                 module.to(dtype)
     return model.to(device), len(pairs)
 
@@ -67,7 +66,7 @@ def _adjacent(model: nn.Module, image: Tensor) -> List[Pair]:
         return note
 
     for name, module in model.named_modules():
-        if type(module) in (nn.Conv2d, nn.BatchNorm2d):
+        if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.track_running_stats):
             hooks.append(module.register_forward_hook(after(name)))
     try:
         model(image)
@@ -93,6 +92,8 @@ def _tensors(output: Any) -> List[Tensor]:
     """Return all tensors in the nested output of a model, in order."""
     if isinstance(output, Tensor):
         return [output]
+    if not isinstance(output, (dict, list, tuple)):
+        return []
     entries = output.values() if isinstance(output, dict) else output
     return [tensor for entry in entries for tensor in _tensors(entry)]
 

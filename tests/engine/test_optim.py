@@ -54,3 +54,14 @@ def test_optimizer_settings():
 def test_unknown_optimizer():
     with pytest.raises(UserError, match="SOLVER.TYPE is 'Adam'; expected SGD"):
         build_optimizer(load_cfg(None, ["SOLVER.TYPE", "Adam"]), [])
+
+
+def test_a_parameter_whose_first_gradient_comes_late():
+    early, late = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = build_optimizer(load_cfg(None, ["SOLVER.MOMENTUM", "0.9"]), [early, late])
+    for number in range(3):
+        optimizer.zero_grad()
+        (early.sum() + (late.sum() if number else 0)).backward()
+        optimizer.step()
+    assert (late < 1).all()
+    assert (early < late).all()

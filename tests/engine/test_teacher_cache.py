@@ -1,16 +1,18 @@
 """The teacher cache: exact, filled once, kept on disk, and never used where it does not fit."""
 
 import json
+import multiprocessing
 import shutil
 
 import pytest
 import torch
 from torch import nn
 
+from mdistiller.distillers import distiller_dict
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.precision import Precision
-from mdistiller.engine.teacher_cache import CachedTeacher, open_cache
+from mdistiller.engine.teacher_cache import CachedTeacher, _prepare, open_cache
 from mdistiller.engine.training_form import TrainingForm
 from mdistiller.engine.vector_table import FileTable, MemoryTable
 from mdistiller.errors import UserError
@@ -113,8 +115,8 @@ def test_vectors_do_not_depend_on_what_was_known_before(settings):
     for start in (0, 2):
         for batch in fresh.serve(loader, loader.iterate(start), start):
             logits = fresh(batch["image"])[0]
-            used._image, used._keys = fresh._image, fresh._keys
-            assert torch.equal(logits, used(batch["image"])[0])
+            keys = batch["index"] * loader.num_variants + batch["variant"]
+            assert torch.equal(logits, used.table.read(keys)[:, :3])
 
 
 def test_other_images_go_through_the_teacher(settings):
@@ -134,12 +136,12 @@ def losses(trainer):
 
 
 @pytest.mark.parametrize("method", ["KD", "SFAKD", "DKD", "CTKD"])
-@pytest.mark.parametrize("cache", ["memory", "folder"])
+@pytest.mark.parametrize("cache", ["memory", "./folder"])
 def test_training_takes_the_same_course(settings, tmp_path, method, cache):
     plain = losses(build_trainer(settings(method, name="plain")))
     other = losses(build_trainer(settings(method, "TEACHER_CACHE", cache, name="cached")))
     torch.testing.assert_close(torch.tensor(other), torch.tensor(plain), atol=1e-5, rtol=1e-4)
-    assert len(list(tmp_path.glob("folder/resnet14-*/about.json"))) == (cache == "folder")
+    assert len(list(tmp_path.glob("folder/resnet14-*/about.json"))) == (cache == "./folder")
 
 
 def opened(settings, *overrides, method="KD"):
@@ -157,7 +159,7 @@ def fill(form, trainer, epoch=1):
 
 
 def test_a_folder_serves_later_runs_until_something_is_another(settings, image_folder):
-    folder = ("TEACHER_CACHE", "folder")
+    folder = ("TEACHER_CACHE", "./folder")
     line, form, trainer = opened(settings, *folder)
     assert "new, 0.0 % known" in line
     fill(form, trainer)
@@ -184,18 +186,18 @@ def test_a_folder_serves_later_runs_until_something_is_another(settings, image_f
 @pytest.mark.parametrize("name", [FileTable.VECTORS, FileTable.CHECKSUMS, "about.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_folder_is_made_anew(settings, tmp_path, name, damage):
-    _, form, trainer = opened(settings, "TEACHER_CACHE", "folder")
+    _, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
     fill(form, trainer)
     (path,) = (tmp_path / "folder").glob(f"*/{name}")
     path.write_bytes(path.read_bytes()[:-3]) if damage == "truncated" else path.unlink()
-    line, form, trainer = opened(settings, "TEACHER_CACHE", "folder")
+    line, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
     assert "damaged, made anew, 0.0 % known" in line
     fill(form, trainer)
-    assert "found, 5.6 % known" in opened(settings, "TEACHER_CACHE", "folder")[0]
+    assert "found, 5.6 % known" in opened(settings, "TEACHER_CACHE", "./folder")[0]
 
 
 def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
-    _, form, trainer = opened(settings, "TEACHER_CACHE", "folder")
+    _, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
     fill(form, trainer)
     (path,) = (tmp_path / "folder").glob(f"*/{FileTable.VECTORS}")
     content = bytearray(path.read_bytes())
@@ -203,7 +205,7 @@ def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
     content[key * 3 * 4 + 1] ^= 16
     path.write_bytes(content)
     lines = []
-    cfg = settings("KD", "TEACHER_CACHE", "folder")
+    cfg = settings("KD", "TEACHER_CACHE", "./folder")
     trainer = build_trainer(cfg)
     form = TrainingForm(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
     trainer.train_loader.set_epoch(1)
@@ -223,7 +225,7 @@ def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
         ("KD", ("DATASET.AUGMENT", "resized_crop"), "resized_crop makes countless forms"),
     ],
 )
-@pytest.mark.parametrize("choice", ["memory", "folder"])
+@pytest.mark.parametrize("choice", ["memory", "./folder"])
 def test_what_cannot_be_cached_runs_without(settings, tmp_path, method, overrides, reason, choice):
     line, form, trainer = opened(settings, "TEACHER_CACHE", choice, *overrides, method=method)
     assert line.startswith("teacher cache: none, ")
@@ -233,7 +235,7 @@ def test_what_cannot_be_cached_runs_without(settings, tmp_path, method, override
     assert len(fill(form, trainer)) == len(trainer.train_loader)
 
 
-@pytest.mark.parametrize(("choice", "free"), [("memory", "available_memory"), ("folder", "free_disk")])
+@pytest.mark.parametrize(("choice", "free"), [("memory", "available_memory"), ("./folder", "free_disk")])
 def test_a_table_that_does_not_fit_is_not_made(settings, monkeypatch, choice, free):
     monkeypatch.setattr(f"mdistiller.engine.teacher_cache.{free}", lambda place: 1000)
     line, form, _ = opened(settings, "TEACHER_CACHE", choice)
@@ -245,7 +247,7 @@ def test_a_table_that_does_not_fit_is_not_made(settings, monkeypatch, choice, fr
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_cache(settings, tmp_path):
     (tmp_path / "file").write_text("")
-    line, form, trainer = opened(settings, "TEACHER_CACHE", "file")
+    line, form, trainer = opened(settings, "TEACHER_CACHE", "./file")
     assert line.startswith("teacher cache: none, file/resnet14-")
     assert len(fill(form, trainer)) == len(trainer.train_loader)
 
@@ -261,10 +263,93 @@ def test_low_precision_is_kept_in_half_the_bytes(settings):
         assert torch.equal(teacher(batch["image"])[0], expected.half().float())
 
 
-@pytest.mark.parametrize("choice", ["Memory", "memroy", "OFF", ""])
+@pytest.mark.parametrize("choice", ["Memory", "memroy", "none", "disk", ""])
 def test_other_spellings_are_refused(settings, choice):
     with pytest.raises(UserError, match="TEACHER_CACHE is .*; expected off, memory, or a folder"):
         build_trainer(settings("KD", "TEACHER_CACHE", choice))
+
+
+@pytest.mark.parametrize(("given", "meant"), [("False", "off"), ("off", "off"), ("True", "memory"), ("on", "memory")])
+def test_yes_and_no_are_understood(settings, given, meant):
+    assert meant == settings("KD", "TEACHER_CACHE", given).TEACHER_CACHE
+
+
+def test_a_users_folder_that_is_nobodys(settings):
+    line, form, trainer = opened(settings, "TEACHER_CACHE", "~nobody-of-that-name/cache")
+    assert line.startswith("teacher cache: none, ~nobody-of-that-name/cache/resnet14-")
+    assert len(fill(form, trainer)) == len(trainer.train_loader)
+
+
+class Bare(nn.Module):
+    """A teacher with logits and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3 * 16 * 16, 3)
+
+    def forward(self, image):
+        return self.fc(image.flatten(1)), {}
+
+
+def test_a_teacher_without_pooled_features_serves_a_method_of_logits(settings):
+    cfg = settings("KD", "TEACHER_CACHE", "memory")
+    trainer = build_trainer(cfg)
+    trainer.distiller.teacher = Bare().eval()
+    form = TrainingForm(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lambda line: None)
+    with torch.no_grad(), form.in_place():
+        for batch in form.serve(trainer.train_loader.iterate()):
+            served = trainer.distiller.teacher(batch["image"])[0]
+            torch.testing.assert_close(served, trainer.distiller.teacher.teacher(batch["image"])[0])
+
+
+def test_a_subclass_declares_its_own_needs():
+    class Mine(distiller_dict["KD"]):
+        def forward_train(self, image, target, **kwargs):
+            return super().forward_train(image, target, **kwargs)
+
+    class Renamed(distiller_dict["KD"]):
+        pass
+
+    assert Mine.teacher_needs == ("logits", "pooled", "maps")
+    assert Renamed.teacher_needs == ("logits",)
+
+
+ABOUT = {"name": "t", "weights": "w"}
+SIZES = {FileTable.VECTORS: 4 * 3 * 100, FileTable.CHECKSUMS: 4 * 100}
+
+
+def fill_a_table(folder, first, barrier):
+    """A process: opens the table, writes its rows, reads them back."""
+    barrier.wait()
+    _prepare(folder, ABOUT, SIZES)
+    table = FileTable(folder, 100, 3, torch.float32, CPU)
+    keys = torch.arange(first, 100, 2)
+    table.write(keys, keys[:, None].float().expand(-1, 3))
+    assert not table.missing(keys).any()
+    assert torch.equal(table.read(keys)[:, 0], keys.float())
+
+
+def test_processes_that_start_together_share_a_table(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for number in range(5):
+        barrier = context.Barrier(4)
+        folder = tmp_path / f"table-{number}"
+        processes = [context.Process(target=fill_a_table, args=(folder, n % 2, barrier)) for n in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0] * 4
+        table = FileTable(folder, 100, 3, torch.float32, CPU)
+        assert not table.missing(torch.arange(100)).any()
+        assert torch.equal(table.read(torch.arange(100))[:, 0], torch.arange(100.0))
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing is left beside it
+        shutil.rmtree(folder)
+
+
+def test_room_on_the_disk_is_taken_at_once(tmp_path):
+    _prepare(tmp_path / "table", ABOUT, {FileTable.VECTORS: 2**20, FileTable.CHECKSUMS: 4096})
+    assert (tmp_path / "table" / FileTable.VECTORS).stat().st_blocks * 512 >= 2**20
 
 
 def test_the_size_is_said_before_it_is_taken(settings):

@@ -97,6 +97,39 @@ def test_what_is_used_twice_is_not_folded():
     torch.testing.assert_close(folded(image)[0], model(image)[0])
 
 
+class Unusual(nn.Module):
+    """Layers and outputs that the zoo does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.group, self.layer = nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.LayerNorm(8)
+        self.batch = nn.BatchNorm2d(4, track_running_stats=False)
+        self.second = nn.Conv2d(4, 4, 1)
+
+    def forward(self, image):
+        x = self.batch(self.second(self.layer(self.group(self.conv(image)))))
+        return x.mean((2, 3)), {"feats": [x, None], "count": 3}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_other_layers_and_outputs_pass(dtype):
+    model = Unusual().eval()
+    form, count = inference_form(model, 8, dtype)
+    assert count == 0
+    image = torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+        given, expected = form(image)[0], model(image)[0]
+    torch.testing.assert_close(given, expected, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_a_model_of_another_type_runs_in_it(dtype):
+    logits, feats = build_model("resnet8x4", 10, "cifar100", 32).eval().to(dtype)(torch.randn(2, 3, 32, 32).to(dtype))
+    assert logits.dtype == feats["pooled_feat"].dtype == dtype
+
+
 def test_linear_layers_and_norms_keep_float32():
     low, _ = inference_form(lively("wrn_16_1"), 32, torch.bfloat16)
     dtypes = {}
