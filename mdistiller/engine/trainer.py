@@ -136,9 +136,7 @@ class Trainer:
     def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
         self.started = time.perf_counter() - self.epoch_seconds
         self._announce(logger, resume)
-        self.distiller.train()
-        if processes.count() > 1:
-            self.parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
+        self.start_parallel()
         form = TrainingForm(self.distiller, self.train_loader, self.cfg, self.precision, logger.say)
         while self.epoch < self.cfg.SOLVER.EPOCHS:
             self.started = time.perf_counter() - self.epoch_seconds
@@ -159,6 +157,12 @@ class Trainer:
         for text in (final_table(summary, self.references), final_line(summary)):
             logger.say(text)
         return summary
+
+    def start_parallel(self) -> None:
+        """Have steps average their gradients over the processes, from the weights of the first of them on."""
+        self.distiller.train()
+        if processes.count() > 1:
+            self.parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
 
     def _tell(self, logger: RunLogger, row: Dict[str, Any]) -> None:
         logger.epoch(row)
