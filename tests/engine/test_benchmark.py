@@ -89,7 +89,7 @@ def test_warm_rounds_repeat_an_epoch_that_was_trained_on_before(tiny, tmp_path, 
     epochs = []
     train_epoch = Trainer._train_epoch
     monkeypatch.setattr(Trainer, "_train_epoch", lambda self, *args: epochs.append(args[0]) or train_epoch(self, *args))
-    overrides = ("SOLVER.EPOCHS", "2", "LOG.WANDB", "False")
+    overrides = ("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[]", "LOG.WANDB", "False")
     (case,) = benchmark.plan((), str(tiny), ("NONE",), (), overrides, warm)
     pipe = Pipe(Budget(steps=5), Budget(steps=6))
     with pytest.raises(EOFError):

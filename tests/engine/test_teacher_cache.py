@@ -34,7 +34,8 @@ def settings(image_folder):
                 *("DATASET.NUM_WORKERS", "0", "DATASET.PADDING", "1", "DISTILLER.TYPE", method),
                 *("DISTILLER.STUDENT", "resnet8", "DISTILLER.TEACHER", "resnet14"),
                 *("DISTILLER.TEACHER_WEIGHTS", "teacher.pth", "EXPERIMENT.NAME", name, "SOLVER.AMP", "off"),
-                *("SOLVER.EPOCHS", "3", "SOLVER.BATCH_SIZE", "8", "SOLVER.LR", "0.02", *overrides),
+                *("SOLVER.EPOCHS", "3", "SOLVER.BATCH_SIZE", "8", "SOLVER.LR", "0.02", "SOLVER.LR_DECAY_STAGES", "[]"),
+                *overrides,
             ],
         )
 

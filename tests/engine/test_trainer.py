@@ -211,10 +211,10 @@ def test_the_line_on_the_loss_comes_also_where_nothing_can_be_written(image_fold
     trainer = exploding(image_folder)
     save = checkpoint.save
 
-    def full_disk(content, path):
+    def full_disk(content, path, previous=None):
         if "nonfinite" in content:
             raise OSError(28, "No space left on device")
-        save(content, path)
+        save(content, path, previous)
 
     monkeypatch.setattr(checkpoint, "save", full_disk)
     with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 2 .*; its state cannot be written to .* \(.*No space left"):

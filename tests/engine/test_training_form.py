@@ -25,7 +25,8 @@ def built(image_folder):
             *("DATASET.TYPE", "imagefolder", "DATASET.ROOT", str(image_folder), "DATASET.INPUT_SIZE", "16"),
             *("DATASET.NUM_WORKERS", "0", "DISTILLER.TYPE", method, "DISTILLER.STUDENT", "resnet8"),
             *("DISTILLER.TEACHER", "resnet14", "DISTILLER.TEACHER_WEIGHTS", "teacher.pth", "EXPERIMENT.NAME", "run"),
-            *("SOLVER.BATCH_SIZE", "8", "SOLVER.LR", "0.02", "SOLVER.AMP", "off", *overrides),
+            *("SOLVER.BATCH_SIZE", "8", "SOLVER.LR", "0.02", "SOLVER.AMP", "off", "SOLVER.LR_DECAY_STAGES", "[]"),
+            *overrides,
         ]
         cfg = load_cfg(None, options)
         trainer, lines = build_trainer(cfg), []

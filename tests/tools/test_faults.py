@@ -52,7 +52,7 @@ CONFIGURATIONS = [
     ("DATASET.AUGMENT crop", ["DATASET.AUGMENT is 'crop'; did you mean pad_crop"]),
     ("DATASET.PADDING -1", ["DATASET.PADDING is -1; expected 0 or more"]),
     ("DATASET.NUM_WORKERS -1", ["DATASET.NUM_WORKERS is -1; expected 0 or more"]),
-    ("DATASET.TEST.BATCH_SIZE 0", ["DATASET.TEST.BATCH_SIZE is 0; expected 1 or more"]),
+    ("DATASET.TEST.BATCH_SIZE 0", ["DATASET.TEST.BATCH_SIZE is 0; expected a whole number from 1 on"]),
     ("DATASET.CORRUPT delete", ["DATASET.CORRUPT is 'delete'; known: refuse, skip, unchecked"]),
     ("DATASET.STD [58,57,57]", ["DATASET.STD is [58, 57, 57]; give the values of images scaled to [0, 1]"]),
     ("DATASET.STD None", ["DATASET.MEAN is given alone; give both MEAN and STD, or neither"]),

@@ -22,7 +22,7 @@ def arguments(image_folder, tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, NUM_WORKERS: 0}}\n"
         "DISTILLER: {TYPE: NONE, STUDENT: resnet8}\n"
-        "SOLVER: {EPOCHS: 3, BATCH_SIZE: 8, LR: 0.05, CHECKPOINT_EVERY: 2 steps, AMP: off}\n"
+        "SOLVER: {EPOCHS: 3, BATCH_SIZE: 8, LR: 0.05, CHECKPOINT_EVERY: 2 steps, AMP: off, LR_DECAY_STAGES: []}\n"
         "LOG: {WANDB: False, TENSORBOARD_FREQ: 1}\n"
     )
     return ["--cfg", "run.yaml"]
