@@ -35,7 +35,7 @@ def in_parallel(distiller: Distiller, sync_bn: bool) -> nn.Module:
         return DistributedDataParallel(
             _Step(distiller),
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # BatchNorm's are alike or each process's own, banks are changed alike everywhere
+            broadcast_buffers=False,  # BatchNorm's are alike, or its process's own; banks change alike everywhere
             find_unused_parameters=True,
         )
 
@@ -44,7 +44,7 @@ class _Step(nn.Module):
     def __init__(self, distiller: Distiller) -> None:
         super().__init__()
         self.distiller = distiller
-        # methods differ in whether they have unused ones, and PyTorch complains of looking for them where there are none
+        # some methods leave parameters unused, and PyTorch complains where it looks for such and finds none
         self.unused = nn.Parameter(torch.zeros((), device=next(distiller.parameters()).device))
 
     def forward(self, **batch: Any) -> Tuple[Tensor, Dict[str, Tensor]]:

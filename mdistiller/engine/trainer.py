@@ -195,6 +195,15 @@ class Trainer:
                 f"note: {self.cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare"
                 " one, whose accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
             )
+        if processes.count() > 1:
+            logger.say(
+                f"{processes.count()} processes, each with its share of every batch of {self.train_loader.batch_size}"
+            )
+            if self.cfg.PLUGINS:
+                logger.say(
+                    "note: a plug-in's loss that relates the images of a batch sees those of one process, unless it"
+                    " gathers them (mdistiller.processes.gathered)"
+                )
         if resume:
             within = f", step {self.step} of {len(self.train_loader)} in the next" if self.step else ""
             logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}{within}")
