@@ -117,6 +117,8 @@ class Trainer:
                     summary = self._run_or_save(logger, resume)
             except BaseException as error:
                 logger.abort(error)
+                if isinstance(error, RunStopped):
+                    processes.wait_for_all()  # the first one to end has its launcher end the others
                 raise
             logger.close(summary)
         return summary

@@ -154,13 +154,14 @@ def test_interrupted_runs_end_like_an_undisturbed_one(run, tmp_path):
     status, output = run("killed", restarts=2, plan="1:2:SIGKILL 0:7:SIGKILL")
     assert status == 0, output
     assert "resumed after epoch 1 of 3, step 2 of 4 in the next" in output
+    assert "]: Traceback" not in output
     assert (tmp_path / "steps.txt").read_text() == "2"
     assert differences(whole, tmp_path / "output/killed") == []
 
     status, output = run("stopped", plan="1:7:SIGTERM")  # to one alone
     assert status != 0
     assert "stopped by SIGTERM at epoch 2, step 3 of 4; saved, continue with --resume" in output
-    assert "Traceback" not in output.partition("ChildFailedError")[0].partition("torch/distributed/run.py")[0]
+    assert "]: Traceback" not in output  # of a worker; the launcher shows one of its own
     status, output = run("stopped", "--resume")
     assert status == 0, output
     assert differences(whole, tmp_path / "output/stopped") == []

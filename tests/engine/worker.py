@@ -41,7 +41,7 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
             step += 1
         losses.append({**trainer.meter.sync(), "averages": trainer.meter.averages()})
     state = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
-    trainer.distiller.float()
+    trainer.distiller.to(torch.float32)
     return {"first": first, "state": state, "losses": losses, "accuracy": trainer._validate()}
 
 
