@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -133,10 +134,10 @@ def run(tmp_path):
     settings["SOLVER"]["CHECKPOINT_EVERY"] = "3 steps"
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
 
-    def call(name, *words, restarts=0, plan=""):
+    def call(name, *words, restarts=0, plan="", count=2):
         script = [REPO / "tools/train.py", "--cfg", "run.yaml", "EXPERIMENT.NAME", name, *words]
         (tmp_path / "steps.txt").unlink(missing_ok=True)
-        return launched(*script, restarts=restarts, folder=tmp_path, plan=plan)
+        return launched(*script, restarts=restarts, folder=tmp_path, plan=plan, count=count)
 
     return call
 
@@ -162,9 +163,15 @@ def test_interrupted_runs_end_like_an_undisturbed_one(run, tmp_path):
     assert status != 0
     assert "stopped by SIGTERM at epoch 2, step 3 of 4; saved, continue with --resume" in output
     assert "]: Traceback" not in output  # of a worker; the launcher shows one of its own
+    shutil.copytree(tmp_path / "output/stopped", tmp_path / "output/alone")
     status, output = run("stopped", "--resume")
     assert status == 0, output
     assert differences(whole, tmp_path / "output/stopped") == []
+
+    status, output = run("alone", "--resume", count=1)
+    assert status == 0, output
+    assert "resumed after epoch 1 of 3, step 3 of 4 in the next" in output
+    assert json.loads((tmp_path / "output/alone/summary.json").read_text())["processes"] == 1
 
 
 def test_errors_are_told_once(run):
