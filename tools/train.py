@@ -12,14 +12,17 @@ def main() -> None:
     add_overrides(parser)
     args = parser.parse_intermixed_args()
 
+    from mdistiller import processes
     from mdistiller.engine.build import build_trainer, load_checked
     from mdistiller.engine.cfg import experiment_name
     from mdistiller.engine.run_folder import RunFolder
 
     dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
-    cfg = load_checked(args.cfg, args.overrides + dataset)
-    RunFolder(cfg.LOG.PREFIX, experiment_name(cfg)).check(args.resume, args.overwrite)
-    build_trainer(cfg).train(resume=args.resume, overwrite=args.overwrite)
+    with processes.joined():
+        cfg = load_checked(args.cfg, args.overrides + dataset)
+        folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
+        resume, overwrite = processes.by_first(lambda: folder.checked(args.resume, args.overwrite))
+        build_trainer(cfg).train(resume, overwrite)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class DeviceLoader(Loader):
         first = (order * self._width**2) + (draws.top * self._width + draws.left).to(self.device)
         flip = draws.flip.long().to(self.device)
         size, pixels = self.info.input_size, self.images.view(-1, 3)
-        for part in self._slices(start_step):
+        for part in self.slices(start_step):
             index = order[part]
             if self.augment == "none":
                 images = self.images.index_select(0, index)

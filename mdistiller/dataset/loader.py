@@ -7,6 +7,7 @@ from typing import Dict, Iterator, Optional
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..errors import UserError
 from .draws import EpochDraws, draw_epoch, in_file_order
 from .images import Normaliser
@@ -31,6 +32,9 @@ class Loader:
     pass repeats epoch 0. Training shuffles; the last, partial batch is kept, but for one of a single image, which is
     dropped (BatchNorm cannot train on it). Validation shows every image, in index order, un-augmented.
 
+    Several processes share each training batch, in equal parts but for one image; a last batch that has fewer than two
+    images for each of them is dropped. Validation batches are dealt to them in turn.
+
     Args:
         info: of the data set.
         targets: labels in index order, int64 [N], on any device.
@@ -41,19 +45,22 @@ class Loader:
     Attributes:
         info, targets, device, train: as given.
         num_images: N.
-        batch_size: images in a full batch.
+        batch_size: images in a full batch, of all processes.
         augment: "pad_crop", "resized_crop" or "none".
         padding: zeros on each side before the random crop, in pixels.
         num_variants: how many augmented forms an image has, or None for infinitely many (resized_crop).
         epoch: the number last given to `set_epoch`, 0 before.
 
     Raises:
-        UserError: a training set of fewer than 2 images.
+        UserError: a training set of fewer than 2 images for each process.
     """
 
     def __init__(self, info: DatasetInfo, targets: Tensor, options: Options, device: torch.device, train: bool) -> None:
-        if train and len(targets) < 2:
-            raise UserError(f"the training set has {len(targets)} image; BatchNorm needs at least 2 in a batch")
+        if train and len(targets) < 2 * processes.count():
+            number, each = len(targets), " for each process" if processes.count() > 1 else ""
+            raise UserError(
+                f"the training set has {number} image{'s'[: number != 1]}; BatchNorm needs at least 2 in a batch{each}"
+            )
         self.info = info
         self.targets = targets
         self.device = device
@@ -72,7 +79,7 @@ class Loader:
 
     def __len__(self) -> int:
         full, rest = divmod(self.num_images, self.batch_size)
-        return full + (rest > 1 if self.train else rest > 0)
+        return full + (rest >= 2 * processes.count() if self.train else rest > 0)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.iterate()
@@ -97,8 +104,18 @@ class Loader:
         """
         raise NotImplementedError
 
-    def _slices(self, start_step: int) -> Iterator[slice]:
+    def images_in(self, step: int) -> int:
+        """Return how many images batch `step` (from 0) has, those of all processes."""
+        return min(self.batch_size, self.num_images - step * self.batch_size)
+
+    def slices(self, start_step: int) -> Iterator[slice]:
+        """Yield which of the epoch's images, in its order, are in this process's batches from `start_step` on."""
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step is {start_step}; an epoch has {len(self)} batches")
         for step in range(start_step, len(self)):
-            yield slice(step * self.batch_size, (step + 1) * self.batch_size)
+            start = step * self.batch_size
+            part = slice(start, start + self.images_in(step))
+            if self.train:
+                yield processes.share(part)
+            elif step % processes.count() == processes.rank():
+                yield part

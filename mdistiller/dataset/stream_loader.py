@@ -60,7 +60,7 @@ class StreamLoader(Loader):
         seed = mix("images", self._seed, self.epoch)
         draws = self.draws()
         order, variant = draws.order, draws.variant(self.padding)
-        slices = list(self._slices(start_step))  # a generator that held `self` would end workers late, as a cycle
+        slices = list(self.slices(start_step))  # a generator that held `self` would end workers late, as a cycle
         # a pass that starts while another runs gets workers of its own
         workers: Optional[DataLoader] = self._workers(seed) if self._idle is None else self._idle
         self._idle = None

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..processes import gathered, own_rows
 from ..ranges import Range, above, at_least, one_of, weights
 from ._base import Distiller, register
 from ._common import probe
@@ -123,7 +124,8 @@ class ContrastMemory(nn.Module):
             for anchors, bank in ((student, self.bank_teacher), (teacher, self.bank_student))
         ]
         with torch.no_grad():
-            estimates = torch.stack([score.mean() for score in scores]) * len(self.bank_student)
+            means = gathered(*(score.mean(1) for score in scores))
+            estimates = torch.stack([mean.mean() for mean in means]) * len(self.bank_student)
             self.constants = torch.where(self.constants < 0, estimates, self.constants)
         return scores[0] / self.constants[0], scores[1] / self.constants[1]
 
@@ -245,13 +247,15 @@ class CRD(Distiller):
         with torch.autocast(image.device.type, enabled=False):
             num_data = len(self.memory.bank_student)
             loss = sum(contrastive_loss(ratios, num_data) for ratios in self.memory(student, teacher, contrast_index))
-            self.memory.update(student, teacher, index)
+            self.memory.update(*gathered(student, teacher, index))
         return logits, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits.float(), target),
             "loss_kd": self.feat_weight * loss,
         }
 
     def _draw(self, target: Tensor, index: Tensor, epoch: int) -> Tensor:
+        images = len(target)
+        target, index = gathered(target, index)  # of all processes, which draw the same, each for all of them
         if self.sampler is None:
             raise UserError("CRD needs the labels of all training images to draw from; call attach_data(train_loader)")
         if self._generator is None:
@@ -261,7 +265,8 @@ class CRD(Distiller):
             self._generator_epoch = epoch
         exact = self.mode == "exact"
         positive = index[:, None] if exact else self.sampler.same_class(target, self._generator)
-        return torch.cat([positive, self.sampler.other_classes(target, self.num_negatives, self._generator)], dim=1)
+        drawn = torch.cat([positive, self.sampler.other_classes(target, self.num_negatives, self._generator)], dim=1)
+        return own_rows(drawn, images)
 
 
 def _pooled_channels(model: nn.Module, cfg: Any, key: str) -> int:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..processes import gathered
 from ..ranges import Range, above, weights
 from ._base import Distiller, register
 
@@ -122,15 +123,16 @@ class MLKD(Distiller):
             kwargs: `image_strong [B, 3, H, W]`, where there is a second view.
         """
         weak, strong = (image, kwargs.get("image_strong")) if isinstance(image, Tensor) else image
-        student, teacher = self._logits(weak)
+        own, own_teacher = self._logits(weak)
+        student, teacher = gathered(own, own_teacher)
         images, classes = low_confidence_masks(teacher) if self.confidence_mask else (None, None)
-        loss_ce = F.cross_entropy(student.float(), target)
+        loss_ce = F.cross_entropy(own.float(), target)
         loss_kd = instance_loss(student, teacher, self.temperatures, images)
         if strong is not None:
             student_strong, teacher_strong = self._logits(strong)
             loss_ce = loss_ce + F.cross_entropy(student_strong.float(), target)
             loss_kd = loss_kd + instance_loss(student_strong, teacher_strong, self.temperatures)
-        return student, {
+        return own, {
             "loss_ce": self.ce_weight * loss_ce,
             "loss_kd": self.kd_weight * loss_kd,
             "loss_batch": self.kd_weight * batch_relation_loss(student, teacher, self.temperatures, images),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..processes import gathered
 from ..ranges import above, weights
 from ._base import Distiller, register
 
@@ -96,14 +97,8 @@ class RKD(Distiller):
         logits_student, feats_student = self.student(image)
         with torch.no_grad():
             _, feats_teacher = self.teacher(image)
-        loss_feat = rkd_loss(
-            feats_student["pooled_feat"],
-            feats_teacher["pooled_feat"],
-            self.squared,
-            self.eps,
-            self.distance_weight,
-            self.angle_weight,
-        )
+        student, teacher = gathered(feats_student["pooled_feat"], feats_teacher["pooled_feat"])
+        loss_feat = rkd_loss(student, teacher, self.squared, self.eps, self.distance_weight, self.angle_weight)
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
             "loss_kd": self.feat_weight * loss_feat,

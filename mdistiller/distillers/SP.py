@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..processes import gathered
 from ..ranges import weights
 from ._base import Distiller, register
 
@@ -54,7 +55,8 @@ class SP(Distiller):
         logits_student, feats_student = self.student(image)
         with torch.no_grad():
             _, feats_teacher = self.teacher(image)
-        loss_feat = sp_loss(feats_student["feats"][-1:], feats_teacher["feats"][-1:])
+        student, teacher = gathered(feats_student["feats"][-1], feats_teacher["feats"][-1])
+        loss_feat = sp_loss([student], [teacher])
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
             "loss_kd": self.feat_weight * loss_feat,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import processes
 from ..dataset import dataset_dict, get_dataset
 from ..dataset.info import DatasetInfo
 from ..distillers import distiller_dict
@@ -175,6 +176,8 @@ def build_trainer(cfg: Any) -> Trainer:
     distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
     distiller.attach_data(train_loader)
     distiller.to(device)
+    if not processes.is_first():  # its numbers within the steps are its own
+        seed_everything((cfg.EXPERIMENT.SEED + processes.rank()) % 2**63)
     return trainer_class(experiment_name(cfg), distiller, train_loader, val_loader, cfg)
 
 

@@ -84,6 +84,7 @@ CFG.SOLVER.DOT = CN()
 CFG.SOLVER.DOT.DELTA = 0.075  # by which trainer dot parts the momenta of task and distillation
 CFG.SOLVER.AMP = "auto"  # auto | off | bf16 | fp16
 CFG.SOLVER.COMPILE = "off"  # off | default | reduce-overhead | max-autotune: torch.compile's mode
+CFG.SOLVER.SYNC_BN = True  # whether BatchNorm sees the images of all processes
 CFG.SOLVER.CHECKPOINT_EVERY = ""  # "500 steps" | "10 minutes", besides after each epoch
 
 CFG.LOG = CN()

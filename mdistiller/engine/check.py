@@ -7,6 +7,7 @@ import os
 import shutil
 from typing import Any, Dict, Iterator, List, Tuple
 
+from .. import processes
 from ..dataset.options import option_faults
 from ..distillers import distiller_dict
 from ..distillers._base import knows
@@ -38,7 +39,10 @@ def setting_faults(cfg: Any) -> List[str]:
             faults.append(f"{key} is {cfg[section][name]!r}; expected {expected}")
 
     solver, log = cfg.SOLVER, cfg.LOG
-    expect(solver.BATCH_SIZE >= 2, "SOLVER.BATCH_SIZE", "at least 2, BatchNorm cannot train on one image")
+    least = 2 * processes.count()
+    each = f" in each of {processes.count()} processes" if processes.count() > 1 else ""
+    enough = f"at least {least}, BatchNorm cannot train on one image{each}"
+    expect(least <= solver.BATCH_SIZE, "SOLVER.BATCH_SIZE", enough)
     expect(solver.EPOCHS >= 1, "SOLVER.EPOCHS", "at least 1")
     expect(0 < solver.LR < math.inf, "SOLVER.LR", "a number above 0")
     expect(solver.SCHEDULE in SCHEDULES, "SOLVER.SCHEDULE", f"one of {', '.join(SCHEDULES)}")

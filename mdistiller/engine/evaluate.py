@@ -7,6 +7,8 @@ from typing import Any, Callable, Dict
 import torch
 from torch import Tensor
 
+from .. import processes
+
 
 def count_correct(logits: Tensor, target: Tensor) -> Tensor:
     """Return `[2]`, int64: how many of the `B` targets are the first, and among the first five, of `logits [B, N]`."""
@@ -19,15 +21,18 @@ def count_correct(logits: Tensor, target: Tensor) -> Tensor:
 def evaluate(forward: Callable[[Tensor], Dict[str, Tensor]], loader: Any) -> Dict[str, float]:
     """Return `{name_top1, name_top5}` in percent, to two decimals, for each of the named logits of `forward(image)`.
 
-    Runs without autocast whatever the training's precision, so that a student is judged by its own weights.
+    Runs without autocast whatever the training's precision, so that a student is judged by its own weights. Several
+    processes count the batches that their loaders give them, and return the same.
     """
     correct: Dict[str, Tensor] = {}
     for batch in loader:
         for name, logits in forward(batch["image"]).items():
             hits = count_correct(logits, batch["target"])
             correct[name] = correct[name] + hits if name in correct else hits
+    # one that was dealt no batch has no names
+    parts = processes.all_of({name: hits.tolist() for name, hits in correct.items()})
     return {
-        f"{name}_top{k}": round(100 * hits / loader.num_images, 2)
-        for name, counts in correct.items()
-        for k, hits in zip((1, 5), counts.tolist())
+        f"{name}_top{k}": round(100 * sum(part[name][i] for part in parts if part) / loader.num_images, 2)
+        for name in parts[0]
+        for i, k in enumerate((1, 5))
     }

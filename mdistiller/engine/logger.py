@@ -156,3 +156,28 @@ class RunLogger:
         self.flush()
         self._to_wandb(lambda run: run.summary.update(summary))
         self._to_wandb(lambda run: run.finish())
+
+
+class SilentLogger(RunLogger):
+    """No sinks, for the processes that are not the first."""
+
+    def __init__(self) -> None:
+        self.wandb_id = None
+
+    def abort(self, error: BaseException) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def steps(self, step: int, values: Dict[str, float]) -> None:
+        pass
+
+    def epoch(self, row: Dict[str, Any]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self, summary: Dict[str, Any]) -> None:
+        pass

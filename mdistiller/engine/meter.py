@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..errors import UserError
 from .evaluate import count_correct
 
@@ -27,6 +28,8 @@ class NonFiniteLoss(UserError):
 
 class EpochMeter:
     """Collects every step's losses without waiting for the device; `sync` fetches them in one copy.
+
+    Several processes sync, and ask for averages and states, together; what they get is of all their images.
 
     Args:
         epoch: counted from 1, for messages.
@@ -57,10 +60,9 @@ class EpochMeter:
         if not self._pending:
             return {}
         pending, self._pending = self._pending, []
-        rows = torch.stack([losses for _, _, losses in pending]).tolist()
+        rows, counts = _over_all([len(which["target"]) for _, which, _ in pending], [row for *_, row in pending])
         fetched = {}
-        for (step, which, _), row in zip(pending, rows):
-            images = len(which["target"])
+        for (step, which, _), row, images in zip(pending, rows, counts):
             fetched[step] = values = dict(zip(self.names, row))
             if not all(abs(value) < float("inf") for value in row):
                 shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
@@ -71,7 +73,7 @@ class EpochMeter:
                         "epoch": self.epoch,
                         "step": step,
                         "losses": values,
-                        **{key: value.cpu() for key, value in which.items()},
+                        **{key: processes.gathered(value)[0].cpu() for key, value in which.items()},
                         "history": {number: dict(zip(self.names, r)) for (number, *_), r in zip(pending, rows)},
                         "saved_after_step": pending[-1][0],
                     },
@@ -84,22 +86,34 @@ class EpochMeter:
     def state(self) -> Dict[str, Any]:
         """Return what was taken in and synced so far, for `load`."""
         assert not self._pending, "sync first"
-        correct = None if self._correct is None else self._correct.tolist()
+        correct = None if self._correct is None else processes.summed(self._correct).tolist()
         return {"names": list(self.names), "images": self.images, "sums": dict(self._sums), "correct": correct}
 
     def load(self, state: Dict[str, Any], device: torch.device) -> None:
         """Go on from a `state`."""
         correct = state["correct"]
         self.names, self.images, self._sums = tuple(state["names"]), state["images"], dict(state["sums"])
-        self._correct = None if correct is None else torch.tensor(correct, device=device)
+        if correct is not None:
+            self._correct = torch.tensor(correct if processes.is_first() else [0, 0], device=device)
 
     def averages(self) -> Dict[str, float]:
         """Return, over the images synced so far: `loss`, each of its parts, `train_top1`, `train_top5` in percent."""
         means = {name: total / self.images for name, total in self._sums.items()}
-        top1, top5 = self._correct.tolist() if self._correct is not None else (0, 0)
+        top1, top5 = processes.summed(self._correct).tolist() if self._correct is not None else (0, 0)
         return {
             "loss": sum(means.values()),
             **means,
             "train_top1": round(100 * top1 / self.images, 2),
             "train_top5": round(100 * top5 / self.images, 2),
         }
+
+
+def _over_all(counts: List[int], losses: List[Tensor]) -> Tuple[List[List[float]], List[int]]:
+    """Return each step's losses, as means over the images of all processes, and how many those are."""
+    rows = torch.stack(losses)
+    if processes.count() == 1:
+        return rows.tolist(), counts
+    own = torch.tensor(counts, dtype=torch.float32, device=rows.device)
+    total = processes.summed(own)
+    rows = processes.summed(rows * own[:, None]) / total[:, None]
+    return rows.tolist(), [int(images) for images in total.tolist()]

@@ -7,6 +7,7 @@ from typing import Any, Dict
 
 import torch
 
+from .. import processes
 from ..errors import UserError
 from . import checkpoint
 from .meter import NonFiniteLoss
@@ -25,7 +26,7 @@ def keep_evidence(error: NonFiniteLoss, state: Dict[str, Any], path: Path) -> No
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     content = {**state, "nonfinite": {**error.evidence, "tensors": broken}}
     try:
-        checkpoint.save(content, path)
+        processes.by_first(lambda: checkpoint.save(content, path))
     except (OSError, RuntimeError, UserError) as failure:  # torch's writer raises a RuntimeError where a disk is full
         return NonFiniteLoss(f"{error}; its state cannot be written to {path} ({' '.join(str(failure).split())[:120]})")
     return NonFiniteLoss(f"{error}; its state is in {path}")

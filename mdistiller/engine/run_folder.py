@@ -5,10 +5,14 @@ from __future__ import annotations
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, List
+from typing import Iterator, List, Tuple
 
+from .. import processes
 from ..errors import UserError
 from .lock import check_free, lock_file, locked
+from .safe_files import replace_text
+
+LAUNCHER = ".launcher"  # whose run it is, for a torchrun that restarts its workers
 
 
 class RunFolder:
@@ -67,12 +71,31 @@ class RunFolder:
             names = ", ".join(sorted(path.name for path in present)[:3])
             raise UserError(f"--overwrite: {self.path} holds {names}, but not of a run; move them away yourself")
 
+    def checked(self, resume: bool, overwrite: bool) -> Tuple[bool, bool]:
+        """`check`, and return `(resume, overwrite)`; where torchrun has restarted its workers, their own run goes on.
+
+        That of another torchrun, or of none, is left to what the user gave.
+        """
+        if processes.is_restart() and self._launcher() == processes.launcher():
+            resume = self.latest.is_file() or self.previous.is_file()
+            overwrite = not resume
+        self.check(resume, overwrite)
+        return resume, overwrite
+
+    def _launcher(self) -> str:
+        path = self.path / LAUNCHER
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
     @contextmanager
     def claimed(self, resume: bool, overwrite: bool) -> Iterator[None]:
-        """`check`, and keep other runs out; nothing is written but the lock."""
+        """`check`, and keep other runs out; nothing is written but the lock and the launcher's name."""
         self.check(resume, overwrite)
         with locked(self.path):
             self.check(resume, overwrite)  # again: another run may have come and gone in between
+            if processes.launcher():
+                replace_text(self.path / LAUNCHER, processes.launcher())
+            else:
+                (self.path / LAUNCHER).unlink(missing_ok=True)
             yield
 
     def create(self, resume: bool) -> None:

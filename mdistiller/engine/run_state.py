@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import random
-from typing import TYPE_CHECKING, Any, Dict
+from typing import TYPE_CHECKING, Any, Dict, List
 
 import numpy as np
 import torch
 
+from .. import processes
 from ..errors import UserError
 from .cfg import to_dict
 from .check import check_resumable
@@ -33,7 +34,7 @@ PLAIN = (
 def capture(trainer: Trainer) -> Dict[str, Any]:
     """Return the state between two steps; not the teacher, which is frozen and has its own file.
 
-    The loaders' random numbers follow from seed and epoch, and so need nothing.
+    The loaders' random numbers follow from seed and epoch, and so need nothing. Several processes capture together.
     """
     weights = {k: v for k, v in trainer.distiller.state_dict().items() if not k.startswith("teacher.")}
     return {
@@ -43,7 +44,8 @@ def capture(trainer: Trainer) -> Dict[str, Any]:
         "meter": trainer.meter.state(),
         **{name: getattr(trainer, name) for name in PLAIN},
         "num_images": _num_images(trainer),
-        "random": random_state(trainer.device),
+        "random": processes.all_of(random_state(trainer.device)),
+        "num_steps": len(trainer.train_loader),
         "config": to_dict(trainer.cfg),
     }
 
@@ -62,6 +64,12 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
             f"--resume: {path} was trained on {before} images, the data set now has {now};"
             " give the data that the run was started with"
         )
+    steps = len(trainer.train_loader)
+    if state.get("num_steps", steps) != steps:
+        raise UserError(
+            f"--resume: {path} has epochs of {state['num_steps']} steps, with {processes.count()} processes they have"
+            f" {steps}, because a short last batch is dropped; give the {len(state['random'])} that it was started with"
+        )
     try:
         missing, unexpected = trainer.distiller.load_state_dict(state["distiller"], strict=False)
         missing = [key for key in missing if not key.startswith("teacher.")]
@@ -73,7 +81,10 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
             setattr(trainer, name, state[name])
         trainer.meter = EpochMeter(trainer.epoch + 1)
         trainer.meter.load(state["meter"], trainer.device)
-        set_random_state(state["random"], trainer.device)
+        # a state of before there were several processes has one; what is drawn for a process that was not there then
+        # follows no plan anyway
+        states = state["random"] if isinstance(state["random"], list) else [state["random"]]
+        set_random_state(states[min(processes.rank(), len(states) - 1)], trainer.device)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -123,7 +134,7 @@ def random_state(device: torch.device) -> Dict[str, Any]:
         "python": random.getstate(),
         "numpy": numpy_state,
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if device.type == "cuda" else [],
+        "cuda": _cuda_states() if device.type == "cuda" else [],
     }
 
 
@@ -134,4 +145,12 @@ def set_random_state(state: Dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if device.type == "cuda":
-        torch.cuda.set_rng_state_all(state["cuda"])
+        if processes.count() > 1:
+            torch.cuda.set_rng_state(state["cuda"][0])
+        else:
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _cuda_states() -> List[torch.Tensor]:
+    # each process has its own device, and leaves those of the others alone
+    return [torch.cuda.get_rng_state()] if processes.count() > 1 else torch.cuda.get_rng_state_all()

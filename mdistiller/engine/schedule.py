@@ -6,6 +6,8 @@ import re
 import time
 from typing import Callable
 
+from .. import processes
+
 
 class SaveSchedule:
     """Says after which steps to save.
@@ -31,10 +33,10 @@ class SaveSchedule:
         self._last = clock()
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step`, counted from 1 over all epochs."""
+        """Whether to save after `step`, counted from 1 over all epochs; all processes if one's clock says so."""
         if self.steps:
             return step % self.steps == 0
-        return self.seconds > 0 and self._clock() - self._last >= self.seconds
+        return self.seconds > 0 and processes.highest(self._clock() - self._last >= self.seconds) > 0
 
     def saved(self) -> None:
         """Count the minutes from now."""

@@ -8,6 +8,8 @@ import threading
 from contextlib import suppress
 from typing import Any, Callable, Dict, Optional, Sequence
 
+from .. import processes
+
 STATUS = 75  # EX_TEMPFAIL: try again later. Neither 130 nor 143, by which a shell says that a signal killed the command
 
 
@@ -58,12 +60,15 @@ class StopSignals:
             os.write(2, f"\n{self.received}: finishing the step and saving (Ctrl-C: stop at once, without)\n".encode())
 
     def check(self) -> None:
-        """Raise RunStopped if a signal has come."""
-        if self.received is not None:
-            raise RunStopped(self.received)
+        """Raise RunStopped if a signal has come, to whichever process."""
+        number = processes.highest(signal.Signals[self.received].value if self.received else 0)
+        if number:
+            raise RunStopped(signal.Signals(number).name)
 
     def checked(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, with a `check` before each call."""
+        """Return `function`, with a `check` before each call; without, where processes call it differently often."""
+        if processes.count() > 1:
+            return function
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self.check()

@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..dataset.loader import Batch, Loader
 from .memory import available_memory, free_disk, gib, reserve
 from .precision import Precision
@@ -84,8 +85,8 @@ class CachedTeacher(nn.Module):
         draws = loader.draws()
         keys = draws.order * loader.num_variants + draws.variant(loader.padding)
         ahead: List[Tuple[Tensor, Batch]] = []
-        for step, batch in enumerate(batches, start_step):
-            ahead.append((keys[step * loader.batch_size :][: len(batch["target"])], batch))
+        for batch, part in zip(batches, loader.slices(start_step)):
+            ahead.append((keys[part], batch))
             if len(ahead) == STEPS_AHEAD:
                 yield from self._ready(ahead)
                 ahead = []
@@ -150,19 +151,22 @@ def open_cache(
     shape = f"{loader.num_images:,} images × {loader.num_variants} forms × {values} values = {gib(size)}"
     if choice == "memory":
         free = available_memory(loader.device)
-        if size > MEMORY_SHARE * free:
+        tables = processes.on_this_machine() if loader.device.type == "cpu" else 1
+        if tables * size > MEMORY_SHARE * free:
             say(
                 f"teacher cache: none, {shape} is more than half of the {gib(free)} that are free; the teacher runs in"
                 " each step (with a folder as TEACHER_CACHE the table is on disk)"
             )
             return None
-        say(f"teacher cache: {shape} at most, in memory")
+        each = " of each process" if processes.count() > 1 else ""
+        say(f"teacher cache: {shape} at most, in memory{each}")
         return CachedTeacher(teacher, widths, MemoryTable(rows, values, dtype, loader.device), precision, say)
     about = {**FORMAT, **about, "widths": widths, "rows": rows, "dtype": str(dtype).split(".")[-1]}
     name = f"{about['name']}-{digest(about)[:12]}"
     try:
         folder = Path(choice).expanduser() / name
-        state = _prepare(folder, about, {FileTable.VECTORS: size, FileTable.CHECKSUMS: 4 * rows})
+        sizes = {FileTable.VECTORS: size, FileTable.CHECKSUMS: 4 * rows}
+        state = processes.by_first(lambda: _prepare(folder, about, sizes))
         table = FileTable(folder, rows, values, dtype, loader.device)
     except (OSError, RuntimeError) as error:  # the latter where ~user is nobody
         reason = getattr(error, "strerror", None) or error

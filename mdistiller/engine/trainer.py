@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, Dict, Iterator, Optional, Tuple, Type
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import processes
 from ..dataset import Batch
 from ..distillers import DeployedStudent, Distiller
 from ..registry import Registry
 from . import checkpoint, run_state
 from .cfg import dump, to_dict
 from .evaluate import evaluate
-from .logger import RunLogger
+from .logger import RunLogger, SilentLogger
 from .memory import memory_figures
 from .meter import EpochMeter, NonFiniteLoss
 from .optim import learning_rate
+from .parallel import in_parallel
 from .post_mortem import keep_evidence
 from .precision import pick_precision
 from .report import epoch_line, final_line, final_table, read_references
@@ -38,6 +42,8 @@ trainer_dict: Registry[Type[Trainer]] = Registry("trainer")
 @trainer_dict.register("base")
 class Trainer:
     """Trains a distiller; the same loop serves every method.
+
+    Several processes run it together: each with its share of every batch, files by the first of them.
 
     Args:
         experiment_name: the run's folder below `LOG.PREFIX`.
@@ -80,6 +86,7 @@ class Trainer:
         self.total_seconds = 0.0
         self.images = 0
         self.wandb_id: Optional[str] = None
+        self.parallel: Optional[nn.Module] = None  # of several processes, what averages their gradients
 
     def train(self, resume: bool = False, overwrite: bool = False) -> Dict[str, Any]:
         """Run the epochs that are left; return the summary that is also written to summary.json.
@@ -88,21 +95,30 @@ class Trainer:
             UserError: the folder is another run's, cannot be written to, or has nothing to resume from.
             RunStopped: SIGINT or SIGTERM came, and the state is saved.
         """
-        self.folder.check(resume, overwrite)
+        processes.by_first(lambda: self.folder.check(resume, overwrite))
         self._check_losses()
-        with self.folder.claimed(resume, overwrite):
+        with ExitStack() as claim:
+            processes.by_first(lambda: claim.enter_context(self.folder.claimed(resume, overwrite)))
             if resume:
-                self._load_state(run_state.read_latest(self.folder))
-            self.folder.create(resume)
-            replace_text(self.folder.config, dump(self.cfg))
-            steps_done = self.epoch * len(self.train_loader) + self.step
-            logger = RunLogger(self.folder, self.cfg, self.epoch, steps_done, self.wandb_id)
+                self._load_state(processes.by_first(lambda: run_state.read_latest(self.folder)))
+            logger: RunLogger = SilentLogger()
+
+            def start() -> None:
+                nonlocal logger
+                self.folder.create(resume)
+                replace_text(self.folder.config, dump(self.cfg))
+                steps_done = self.epoch * len(self.train_loader) + self.step
+                logger = RunLogger(self.folder, self.cfg, self.epoch, steps_done, self.wandb_id)
+
+            processes.by_first(start)
             self.wandb_id = logger.wandb_id
             try:
                 with self.stop:
                     summary = self._run_or_save(logger, resume)
             except BaseException as error:
                 logger.abort(error)
+                if isinstance(error, RunStopped):
+                    processes.wait_for_all()  # the first one to end has its launcher end the others
                 raise
             logger.close(summary)
         return summary
@@ -122,7 +138,7 @@ class Trainer:
     def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
         self.started = time.perf_counter() - self.epoch_seconds
         self._announce(logger, resume)
-        self.distiller.train()
+        self.start_parallel()
         form = TrainingForm(self.distiller, self.train_loader, self.cfg, self.precision, logger.say)
         while self.epoch < self.cfg.SOLVER.EPOCHS:
             self.started = time.perf_counter() - self.epoch_seconds
@@ -136,14 +152,23 @@ class Trainer:
             self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
             self.meter = EpochMeter(self.epoch + 1)
             self.total_seconds += time.perf_counter() - self.started
-            logger.epoch(row)
-            logger.say(epoch_line(row, self.cfg.SOLVER.EPOCHS, self.total_seconds))
+            processes.by_first(partial(self._tell, logger, row))
             self._save()
             self.schedule.saved()
         summary = self._summary()
         for text in (final_table(summary, self.references), final_line(summary)):
             logger.say(text)
         return summary
+
+    def start_parallel(self) -> None:
+        """Have steps average their gradients over the processes, from the weights of the first of them on."""
+        self.distiller.train()
+        if processes.count() > 1:
+            self.parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
+
+    def _tell(self, logger: RunLogger, row: Dict[str, Any]) -> None:
+        logger.epoch(row)
+        logger.say(epoch_line(row, self.cfg.SOLVER.EPOCHS, self.total_seconds))
 
     def _check_losses(self) -> None:
         """Refuse losses that the update rule has no use for, before anything is written."""
@@ -172,6 +197,15 @@ class Trainer:
                 f"note: {self.cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare"
                 " one, whose accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
             )
+        if processes.count() > 1:
+            logger.say(
+                f"{processes.count()} processes, each with its share of every batch of {self.train_loader.batch_size}"
+            )
+            if self.cfg.PLUGINS:
+                logger.say(
+                    "note: a plug-in's loss that relates the images of a batch sees those of one process, unless it"
+                    " gathers them (mdistiller.processes.gathered)"
+                )
         if resume:
             within = f", step {self.step} of {len(self.train_loader)} in the next" if self.step else ""
             logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}{within}")
@@ -193,7 +227,8 @@ class Trainer:
         title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
         # disable=None: no bar where stderr is a file, the line per epoch says the same
         total, done = self.train_loader.num_images, meter.images
-        bar = tqdm(total=total, initial=done, desc=title, unit="img", leave=False, disable=None)
+        quiet = None if processes.is_first() else True
+        bar = tqdm(total=total, initial=done, desc=title, unit="img", leave=False, disable=quiet)
         with bar, form.in_place():
             for step, batch in enumerate(self.batches(form), start=self.step + 1):
                 losses, logits = self._step(batch, epoch, first_step + step - 1, steps)
@@ -221,11 +256,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cfg, global_step, steps_per_epoch)
         with self.precision.autocast():
-            logits, losses = self.distiller(**batch, epoch=epoch)
+            logits, losses = (self.parallel or self.distiller)(**batch, epoch=epoch)
         # scalars, but for files written for MDistiller, which averages too
         losses = {name: loss.mean() if loss.ndim else loss for name, loss in losses.items()}
-        self.update(losses)
+        self.update(self._weighted(losses, len(logits), global_step % steps_per_epoch))
         return losses, logits
+
+    def _weighted(self, losses: Dict[str, Tensor], images: int, step: int) -> Dict[str, Tensor]:
+        """Return means over a process's images such that their average over the processes is that over all images."""
+        if processes.count() == 1:
+            return losses
+        weight = images * processes.count() / self.train_loader.images_in(step)
+        return {name: weight * loss for name, loss in losses.items()}
 
     def _log_steps(self, fetched: Dict[int, Dict[str, float]], first_step: int, logger: RunLogger) -> None:
         for step, values in fetched.items():
@@ -253,20 +295,25 @@ class Trainer:
             to_dict(self.cfg),
         )
         state = self._state()
-        checkpoint.save(student, self.folder.student_latest)
-        if improved:
-            checkpoint.save(student, self.folder.student_best)
-            checkpoint.save(state, self.folder.best)
-        if self.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
-            checkpoint.save(state, self.folder.kept(self.epoch))
-        checkpoint.save(state, self.folder.latest, self.folder.previous)
+
+        def write() -> None:
+            checkpoint.save(student, self.folder.student_latest)
+            if improved:
+                checkpoint.save(student, self.folder.student_best)
+                checkpoint.save(state, self.folder.best)
+            if self.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
+                checkpoint.save(state, self.folder.kept(self.epoch))
+            checkpoint.save(state, self.folder.latest, self.folder.previous)
+
+        processes.by_first(write)
 
     def _save_state(self, logger: RunLogger) -> None:
         """Save the state within an epoch."""
         self._log_steps(self.meter.sync(), self.epoch * len(self.train_loader), logger)
         logger.flush()
         self.epoch_seconds = time.perf_counter() - self.started
-        checkpoint.save(self._state(), self.folder.latest, self.folder.previous)
+        state = self._state()
+        processes.by_first(lambda: checkpoint.save(state, self.folder.latest, self.folder.previous))
         self.schedule.saved()
 
     def _state(self) -> Dict[str, Any]:
@@ -289,6 +336,7 @@ class Trainer:
             "val_images": self.val_loader.num_images,
             "epochs": self.epoch,
             "batch_size": cfg.SOLVER.BATCH_SIZE,
+            "processes": processes.count(),
             "seed": cfg.EXPERIMENT.SEED,
             "last": self.last,
             "best": self.best,

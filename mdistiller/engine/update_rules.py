@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..distillers import Distiller
 from ..errors import refuse
 from .optim import build_optimizer
@@ -103,6 +104,8 @@ class DistillationOriented(UpdateRule):
                 f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}; expected one of at least 0, with"
                 " MOMENTUM − DELTA not below 0 and MOMENTUM + DELTA below 1 (0.075 is the default)"
             )
+        if processes.count() > 1:
+            yield "SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base"
         if losses is not None:
             yield from cls._missing(losses)
 

@@ -1,0 +1,147 @@
+"""A distiller that trains with others: averaged gradients, BatchNorm over all images of a step.
+
+Shapes: `C` channels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Dict, List, Tuple, Type
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import processes
+from ..distillers import Distiller
+
+
+def in_parallel(distiller: Distiller, sync_bn: bool) -> nn.Module:
+    """Return what takes a batch to `(logits, losses)` as `distiller` does, and averages gradients over the processes.
+
+    Args:
+        distiller: in training mode, on its device, its weights the same in each process.
+        sync_bn: whether the BatchNorms that are trained see the images of all processes; changed in place, their keys
+            in a state_dict stay.
+    """
+    device = next(distiller.parameters()).device
+    if sync_bn:
+        synchronise(distiller, device.type)
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name, which PyTorch 2.4 lacks
+        return DistributedDataParallel(
+            _Step(distiller),
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # BatchNorm's are alike, or its process's own; banks change alike everywhere
+            find_unused_parameters=True,
+        )
+
+
+class _Step(nn.Module):
+    def __init__(self, distiller: Distiller) -> None:
+        super().__init__()
+        self.distiller = distiller
+        # some methods leave parameters unused, and PyTorch complains where it looks for such and finds none
+        self.unused = nn.Parameter(torch.zeros((), device=next(distiller.parameters()).device))
+
+    def forward(self, **batch: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits, losses = self.distiller(**batch)
+        return logits.detach(), losses  # else what makes logits alone would be waited for
+
+
+class _OnCpu(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the images of all processes; PyTorch's own knows CUDA alone."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        output, mean, var, size = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+                self.running_var.lerp_(var * (size / (size - 1)), momentum)  # type: ignore[union-attr]
+        return output
+
+
+class _CpuBatchNorm1d(_OnCpu, nn.BatchNorm1d):
+    pass
+
+
+class _CpuBatchNorm2d(_OnCpu, nn.BatchNorm2d):
+    pass
+
+
+class _CudaBatchNorm1d(nn.SyncBatchNorm, nn.BatchNorm1d):
+    process_group = None
+
+
+class _CudaBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
+    process_group = None
+
+
+SYNCED: Dict[str, Dict[Type[nn.Module], Type[nn.Module]]] = {
+    "cpu": {nn.BatchNorm1d: _CpuBatchNorm1d, nn.BatchNorm2d: _CpuBatchNorm2d},
+    "cuda": {nn.BatchNorm1d: _CudaBatchNorm1d, nn.BatchNorm2d: _CudaBatchNorm2d},
+}
+
+
+def synchronise(model: nn.Module, device_type: str) -> None:
+    """Have the BatchNorms of `model` that are in training mode see the images of all processes, on `cpu` or `cuda`."""
+    kinds = SYNCED[device_type]
+    for module in model.modules():
+        if module.training and type(module) in kinds:
+            # the same object, wherever it is held, and still a BatchNorm2d to those who ask
+            module.__class__ = kinds[type(module)]
+
+
+class _Normalise(torch.autograd.Function):
+    """BatchNorm of the images of all processes, in float32.
+
+    Returns the output, of the input's type, and without a gradient: mean and biased variance `[C]`, and the number of
+    values for each channel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple[Tensor, ...]:
+        dims = _all_but_channels(x)
+        wide = x.float()
+        var, mean = torch.var_mean(wide, dims, correction=0)
+        own = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])
+        parts = [torch.empty_like(own) for _ in range(processes.count())]
+        dist.all_gather(parts, own)
+        means, variances, sizes = torch.stack(parts).split([x.shape[1], x.shape[1], 1], dim=1)
+        size = sizes.sum()
+        mean = (means * sizes).sum(0) / size
+        # not the mean of squares less the squared mean, which loses the digits of a small variance
+        var = ((variances + (means - mean).square()) * sizes).sum(0) / size
+        ctx.save_for_backward(x, weight, mean, var, size)
+        ctx.eps = eps
+        output = F.batch_norm(wide, mean, var, weight, bias, False, 0.0, eps).to(x.dtype)
+        ctx.mark_non_differentiable(mean, var, size)
+        return output, mean, var, size
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Tuple[Any, ...]:
+        x, weight, mean, var, size = ctx.saved_tensors
+        dims = _all_but_channels(x)
+        shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
+        grad = grad.float()
+        inverse = (var + ctx.eps).rsqrt()
+        normal = (x.float() - mean.view(shape)) * inverse.view(shape)
+        own = torch.stack([grad.sum(dims), (grad * normal).sum(dims)])
+        grad_bias, grad_weight = own
+        mean_grad, mean_product = processes.summed(own) / size
+        scale = inverse if weight is None else inverse * weight
+        grad_x = scale.view(shape) * (grad - mean_grad.view(shape) - normal * mean_product.view(shape))
+        if weight is None:
+            return grad_x.to(x.dtype), None, None, None
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None
+
+
+def _all_but_channels(x: Tensor) -> List[int]:
+    return [dim for dim in range(x.ndim) if dim != 1]

@@ -1,0 +1,251 @@
+"""The processes that train one student together; a single process takes part in nothing and pays nothing.
+
+torchrun starts them and tells each by its environment who it is. They say plain values and CPU tensors to each other
+by gloo, CUDA tensors by NCCL. Whatever is done together must be called by all of them, in the same order.
+
+Shapes: `b` images of this process, `B` of all of them, which lie in the order of the ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Callable, Iterator, List, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import UserError
+
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+PATIENCE = timedelta(minutes=30)  # of one process with another
+SECONDS_TO_TELL = 3  # how long the others wait for the first to print an error that it may have met too
+
+_joined: List[Any] = []  # the store of the group that this process is in
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return dist.get_rank() if _joined else 0
+
+
+def count() -> int:
+    """Return how many processes there are."""
+    return dist.get_world_size() if _joined else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return rank() == 0
+
+
+def on_this_machine() -> int:
+    """Return how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _joined else 1
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that torchrun started, if it did, within a `with` block.
+
+    An error that all of them meet is left to the first to tell; what only one of them meets ends the others with a line
+    each, as their launcher does with those that wait.
+
+    Raises:
+        UserError: the environment is not that of a group, or there is no device for this process.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) <= 1 or "LOCAL_RANK" not in os.environ:
+        yield
+        return
+    store = _join()
+    _joined.append(store)
+    notes = logging.getLogger("mdistiller")
+    level = notes.level
+    if not is_first():
+        notes.setLevel(logging.ERROR)
+    try:
+        yield
+        dist.destroy_process_group()
+    except UserError as error:
+        if _told_by_the_first(store, str(error)):
+            raise SystemExit(2) from None
+        raise
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        raise UserError(
+            f"process {rank()} of {count()} lost the connection to the others; the first of them to fail says why"
+        ) from None
+    finally:
+        notes.setLevel(level)
+        _joined.clear()
+
+
+def _join() -> Any:
+    lacking = [name for name in NEEDED if name not in os.environ]
+    if lacking:
+        raise UserError(f"WORLD_SIZE is set but not {', '.join(lacking)}; start several processes by torchrun")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= devices:
+            raise UserError(f"--nproc_per_node is more than the {devices} CUDA devices here; give {devices} or less")
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("group", store), rank=number, world_size=size, timeout=PATIENCE
+    )
+    return dist.PrefixStore("errors", store)
+
+
+def _told_by_the_first(store: Any, message: str) -> bool:
+    if is_first():
+        store.set("first", message)
+        return False
+    try:
+        store.wait(["first"], timedelta(seconds=SECONDS_TO_TELL))
+        return store.get("first").decode() == message
+    except (RuntimeError, ValueError):  # it said nothing, or is gone
+        return False
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    return isinstance(error, getattr(dist, "DistError", ())) or "gloo" in str(error)
+
+
+def launcher() -> str:
+    """Return a name of the torchrun that started this process, the same after it restarts its workers; else empty.
+
+    That is its `--rdzv-id`, which several nodes have in common; without one, the process itself.
+    """
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return ""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if name != "none" else f"{socket.gethostname()} {os.getppid()} {_started(os.getppid())}"
+
+
+def _started(process: int) -> str:
+    """When a process was started, so that a later one with its number is not taken for it."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started its workers before."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def share(part: slice) -> slice:
+    """Return what this process takes of consecutive images: the shares differ by one image at most."""
+    total = part.stop - part.start
+    return slice(part.start + total * rank() // count(), part.start + total * (rank() + 1) // count())
+
+
+def all_of(value: Any) -> List[Any]:
+    """Return a plain value, or tensors on the CPU, of each process."""
+    if not _joined:
+        return [value]
+    values: List[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """Return the first process's value, as plain values and tensors on the CPU."""
+    if not _joined:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def by_first(action: Callable[[], Any]) -> Any:
+    """Have the first process do something, and return what it returned; what it raised, all raise."""
+    if not _joined:
+        return action()
+    result: Any = None
+    error: Optional[Exception] = None
+    if is_first():
+        try:
+            result = action()
+        except Exception as raised:
+            error = raised
+    told = from_first((result, None if error is None else _portable(error)))
+    if error is not None:
+        raise error
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that can be sent: one that is not the user's gets its traceback from the first process alone."""
+    if isinstance(error, UserError):
+        return UserError(str(error))
+    return OSError(*error.args) if isinstance(error, OSError) else UserError(f"{type(error).__name__}: {error}")
+
+
+def highest(number: int) -> int:
+    """Return the largest of the processes' numbers."""
+    if not _joined:
+        return number
+    box = torch.tensor(int(number))
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come here."""
+    highest(0)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Return the sum of the processes' tensors, on any device; without a gradient."""
+    if not _joined:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gathered(*tensors: Tensor) -> Tuple[Tensor, ...]:
+    """Return for each tensor `[b, …]` that of all processes, `[B, …]`; for losses that relate the images of a batch.
+
+    The gradient of a process's own images is summed over what all processes make of them. Floating-point tensors
+    become float32. For one process the tensors are returned as they are.
+    """
+    if not _joined:
+        return tensors
+    sizes = all_of(len(tensors[0]))
+    return tuple(_Gather.apply(t.float() if t.is_floating_point() else t, sizes) for t in tensors)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sizes: List[int]) -> Tensor:
+        ctx.own = slice(sum(sizes[: rank()]), sum(sizes[: rank() + 1]))
+        filled = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        filled[: len(tensor)] = tensor
+        parts = [torch.empty_like(filled) for _ in sizes]
+        dist.all_gather(parts, filled)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
+        return summed(grad.contiguous())[ctx.own], None
+
+
+def own_rows(tensor: Tensor, size: int) -> Tensor:
+    """Return this process's `size` rows of a tensor `[B, …]` whose rows are those of all processes."""
+    if not _joined:
+        return tensor
+    start = sum(all_of(size)[: rank()])
+    return tensor[start : start + size]

@@ -1,0 +1,213 @@
+"""Several processes: the same weights as one, the same accuracy, files written once, restarts, errors of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from mdistiller import processes
+from mdistiller.models import build_model
+from tests.conftest import REPO, make_image_folder
+from tests.soak.kill_and_resume import differences
+
+WORKER = REPO / "tests/engine/worker.py"
+FLOAT32 = ["SFAKD", "KD", "CRD", "REVIEWKD"]
+DOUBLE = [f"{name}-double" for name in (*FLOAT32, "RKD", "SP", "PKT", "MLKD", "DIST")]
+BUFFERS = ("running_", "num_batches", "memory.", "_extra_state")
+
+# ends, or stops, a process of its group once at each of some steps
+PLUGIN = """
+import os, signal
+from mdistiller import processes
+from mdistiller.distillers import register
+from mdistiller.distillers.KD import KD
+
+@register("FRAIL")
+class Frail(KD):
+    DEFAULTS = {**KD.DEFAULTS}
+    steps = 0
+
+    def forward_train(self, image, target, **kwargs):
+        self.steps += 1
+        done = int(open("steps.txt").read()) if os.path.exists("steps.txt") else 0
+        plan = os.environ.get("PLAN", "").split()
+        for number, (rank, step, name) in enumerate(entry.split(":") for entry in plan):
+            if number == done and int(rank) == processes.rank() and int(step) == self.steps:
+                with open("steps.txt", "w") as file:
+                    file.write(str(done + 1))
+                os.kill(os.getpid(), getattr(signal, name))
+        return super().forward_train(image, target, **kwargs)
+"""
+
+
+def launched(*arguments, count=2, restarts=0, folder=".", plan=""):
+    """Run a script in several processes; return the launcher's status and what all of them said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [f"--nproc_per_node={count}", f"--max-restarts={restarts}", f"--master-port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, arguments)]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**clean, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PLAN": plan}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+    return done.returncode, done.stdout
+
+
+def teacher_and_images(folder):
+    make_image_folder(folder / "images", train=12, val=7)  # 21 validation images, in batches of 4
+    torch.manual_seed(7)
+    torch.save({"model": build_model("resnet14", 3).state_dict()}, folder / "teacher.pth")
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """What one and two processes have after the same 20 global batches, by method."""
+    folder = tmp_path_factory.mktemp("steps")
+    teacher_and_images(folder)
+    for count in (1, 2):
+        status, output = launched(WORKER, folder, *FLOAT32, *DOUBLE, count=count, folder=folder)
+        assert status == 0, output
+    names = [*FLOAT32, *DOUBLE]
+    return {n: [torch.load(folder / f"{n}-{c}.pth", weights_only=True) for c in (1, 2)] for n in names}
+
+
+def largest(one, other, keys):
+    return max(float((one[key].double() - other[key].double()).abs().max()) for key in keys)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [*((n, 1e-5) for n in FLOAT32), *((n, 1e-12) for n in DOUBLE)])
+def test_two_processes_train_the_weights_of_one(steps, name, tolerance):
+    one, two = steps[name]
+    assert two["alike"]
+    keys = [key for key, value in one["state"].items() if value.numel() and not key.startswith("teacher.")]
+    trained = [key for key in keys if not any(part in key for part in BUFFERS)]
+    assert largest(one["first"], two["first"], keys) == 0
+    assert largest(one["state"], one["first"], trained) > 1e-3
+    assert largest(one["state"], two["state"], trained) < tolerance
+    for key in set(keys) - set(trained):
+        if not key.endswith("_extra_state"):
+            torch.testing.assert_close(two["state"][key], one["state"][key], rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("name", DOUBLE)
+def test_what_is_logged_is_of_all_images(steps, name):
+    for one, two in zip(*(result["losses"] for result in steps[name])):
+        for step in one:
+            assert two[step] == pytest.approx(one[step], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_evaluation_counts_each_image_once(steps, name):
+    one, two = steps[name]
+    assert one["accuracy"] == two["accuracy"]
+    assert 0 < one["accuracy"]["deployed_top1"] < 100
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Train with two processes, by the command line: `run(name, *words, plan=…)` → `(status, output)`."""
+    teacher_and_images(tmp_path)
+    (tmp_path / "frail.py").write_text(PLUGIN)
+    settings = {
+        "PLUGINS": ["frail.py"],
+        "DATASET": {"TYPE": "imagefolder", "ROOT": "images", "INPUT_SIZE": 16, "NUM_WORKERS": 0},
+        "DISTILLER": {
+            "TYPE": "FRAIL",
+            "STUDENT": "resnet8",
+            "TEACHER": "resnet14",
+            "TEACHER_WEIGHTS": "teacher.pth",
+        },
+        "SOLVER": {"EPOCHS": 3, "BATCH_SIZE": 9, "LR": 0.02, "AMP": "off", "LR_DECAY_STAGES": []},
+        "LOG": {"WANDB": False, "TENSORBOARD_FREQ": 1},
+    }
+    settings["SOLVER"]["CHECKPOINT_EVERY"] = "3 steps"
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+
+    def call(name, *words, restarts=0, plan="", count=2):
+        script = [REPO / "tools/train.py", "--cfg", "run.yaml", "EXPERIMENT.NAME", name, *words]
+        (tmp_path / "steps.txt").unlink(missing_ok=True)
+        return launched(*script, restarts=restarts, folder=tmp_path, plan=plan, count=count)
+
+    return call
+
+
+def test_interrupted_runs_end_like_an_undisturbed_one(run, tmp_path):
+    status, output = run("whole")
+    assert status == 0, output
+    whole = tmp_path / "output/whole"
+    rows = [json.loads(line)["epoch"] for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3]
+    assert output.count("epoch   1/3") == (whole / "worklog.txt").read_text().count("epoch   1/3") == 1
+    assert json.loads((whole / "summary.json").read_text())["processes"] == 2
+
+    # killed before anything was saved, then after step 6, of which 2 are of the second epoch
+    status, output = run("killed", restarts=2, plan="1:2:SIGKILL 0:7:SIGKILL")
+    assert status == 0, output
+    assert "resumed after epoch 1 of 3, step 2 of 4 in the next" in output
+    assert "]: Traceback" not in output
+    assert (tmp_path / "steps.txt").read_text() == "2"
+    assert differences(whole, tmp_path / "output/killed") == []
+
+    status, output = run("stopped", plan="1:7:SIGTERM")  # to one alone
+    assert status != 0
+    assert "stopped by SIGTERM at epoch 2, step 3 of 4; saved, continue with --resume" in output
+    assert "]: Traceback" not in output  # of a worker; the launcher shows one of its own
+    shutil.copytree(tmp_path / "output/stopped", tmp_path / "output/alone")
+    status, output = run("stopped", "--resume")
+    assert status == 0, output
+    assert differences(whole, tmp_path / "output/stopped") == []
+
+    status, output = run("alone", "--resume", count=1)
+    assert status == 0, output
+    assert "resumed after epoch 1 of 3, step 3 of 4 in the next" in output
+    assert json.loads((tmp_path / "output/alone/summary.json").read_text())["processes"] == 1
+
+
+def test_errors_are_told_once(run):
+    status, output = run("wrong", "SOLVER.BATCH_SIZE", "3", "SOLVER.TRAINER", "dot")
+    assert status != 0
+    lines = sorted(line for line in output.splitlines() if line.startswith("error:"))
+    assert lines == [
+        "error: SOLVER.BATCH_SIZE is 3; expected at least 4,"
+        " BatchNorm cannot train on one image in each of 2 processes",
+        "error: SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base",
+    ]
+
+
+def test_a_restart_takes_over_no_run_of_another(run, tmp_path):
+    folder = tmp_path / "output/other"
+    folder.mkdir(parents=True)
+    (folder / "latest.pth").write_text("of another")
+    status, output = run("other", restarts=1)
+    assert status != 0
+    assert output.count("other already holds a run") == 2  # at both starts
+    assert (folder / "latest.pth").read_text() == "of another"
+
+
+def test_shares_are_consecutive_and_nearly_equal(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(processes.share(slice(10, 20)))
+    assert [(part.start, part.stop) for part in shares] == [(10, 12), (12, 15), (15, 17), (17, 20)]
+
+
+def test_one_process_is_no_group():
+    tensor = torch.ones(2, requires_grad=True)
+    with processes.joined():
+        assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
+        assert processes.gathered(tensor)[0] is tensor
+        assert processes.summed(tensor) is tensor
+        assert processes.by_first(lambda: "done") == "done"

@@ -1,0 +1,64 @@
+"""What test_processes.py has torchrun start: `worker.py FOLDER METHOD …`, `KD` or, in float64, `KD-double`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+
+from mdistiller import processes
+from mdistiller.engine.build import build_trainer
+from tests.engine.test_trainer import settings
+
+STEPS = 20
+OPTIONS = [
+    *("SOLVER.BATCH_SIZE", "9", "DATASET.IN_MEMORY", "yes", "CRD.NCE.K", "16", "MLKD.CONFIDENCE_MASK", "True"),
+    *("SP.LOSS.FEAT_WEIGHT", "30.0", "PKT.LOSS.FEAT_WEIGHT", "300.0", "OFD.LOSS.FEAT_WEIGHT", "0.0001"),
+]
+
+
+def steps(folder: str, name: str) -> Dict[str, Any]:
+    """Train for `STEPS` steps; return the weights before and after, each epoch's losses, and the accuracies."""
+    method, _, double = name.partition("-")
+    # in float32, rounding grows from step to step; in small steps less
+    rate = ["SOLVER.LR", "0.0005" if double else "0.0001"]
+    trainer = build_trainer(settings(f"{folder}/images", *OPTIONS, *rate, method=method, name=name))
+    if double:
+        trainer.distiller.double()
+    trainer.start_parallel()
+    first = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
+    losses: List[Dict[str, Any]] = []
+    step = epoch = 0
+    while step < STEPS:
+        epoch += 1
+        trainer.train_loader.set_epoch(epoch)
+        for number, batch in enumerate(trainer.train_loader, start=1):
+            batch = {**trainer.as_taken(batch), "image": batch["image"].double() if double else batch["image"]}
+            own, logits = trainer._step(batch, epoch, step, len(trainer.train_loader))
+            trainer.meter.add(number, own, logits, batch)
+            step += 1
+        losses.append({**trainer.meter.sync(), "averages": trainer.meter.averages()})
+    state = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
+    trainer.distiller.to(torch.float32)
+    return {"first": first, "state": state, "losses": losses, "accuracy": trainer._validate()}
+
+
+def main() -> None:
+    folder, *methods = sys.argv[1:]
+    with processes.joined():
+        as_float = torch.Tensor.float
+        for method in methods:
+            if method.endswith("-double"):  # a loss asks for no more than float32, which would cost it its digits
+                torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign, assignment]
+            result = steps(folder, method)
+            torch.Tensor.float = as_float  # type: ignore[method-assign]
+            states = processes.all_of(result["state"])
+            result["alike"] = all(torch.equal(states[0][key], state[key]) for state in states for key in state)
+            if processes.is_first():
+                torch.save(result, Path(folder) / f"{method}-{processes.count()}.pth")
+
+
+if __name__ == "__main__":
+    main()
