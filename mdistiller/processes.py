@@ -97,10 +97,11 @@ def _join() -> Any:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("group", store), rank=number, world_size=size, timeout=PATIENCE
-    )
-    return dist.PrefixStore("errors", store)
+    # the launcher's store lives on when it restarts its workers, with what those before wrote to it
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    group = dist.PrefixStore(f"group {attempt}", store)
+    dist.init_process_group(backend, store=group, rank=number, world_size=size, timeout=PATIENCE)
+    return dist.PrefixStore(f"errors {attempt}", store)
 
 
 def _told_by_the_first(store: Any, message: str) -> bool:
