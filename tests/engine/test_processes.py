@@ -86,7 +86,11 @@ def largest(one, other, keys):
     return max(float((one[key].double() - other[key].double()).abs().max()) for key in keys if other[key].numel())
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [*((n, 1e-5) for n in FLOAT32), *((n, 1e-12) for n in DOUBLE)])
+# SFAKD's first convolution has weights of up to 0.45 and gradients that rounding changes the most (by ReLUs that flip)
+TOLERANCES = [*((name, 1e-4 if name == "SFAKD" else 1e-5) for name in FLOAT32), *((name, 1e-12) for name in DOUBLE)]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), TOLERANCES)
 def test_two_processes_train_the_weights_of_one(steps, name, tolerance):
     one, two = steps[name]
     assert two["alike"]
