@@ -58,7 +58,10 @@ def joined() -> Iterator[None]:
     Raises:
         UserError: the environment is not that of a group, or there is no device for this process.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) <= 1 or "LOCAL_RANK" not in os.environ:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdigit():
+        raise UserError(f"WORLD_SIZE is {size!r}; expected the number of processes, as torchrun sets it")
+    if int(size) <= 1 or "LOCAL_RANK" not in os.environ:
         yield
         return
     store = _join()
@@ -89,6 +92,9 @@ def _join() -> Any:
     lacking = [name for name in NEEDED if name not in os.environ]
     if lacking:
         raise UserError(f"WORLD_SIZE is set but not {', '.join(lacking)}; start several processes by torchrun")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if name in os.environ and not os.environ[name].isdigit():
+            raise UserError(f"{name} is {os.environ[name]!r}; expected a number, as torchrun sets it")
     backend = "gloo"
     if torch.cuda.is_available():
         local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -186,7 +186,7 @@ def _parsed(text: str) -> Any:
     try:
         # an empty word is an empty text, and None is Python's null; YAML has it the other way round
         return {"": "", "None": None}[text] if text in ("", "None") else yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
 
 
@@ -205,7 +205,7 @@ def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config {path} cannot be read ({error.strerror}){_similar_configs(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
     _check_finite(content, path)

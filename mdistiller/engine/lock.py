@@ -41,9 +41,9 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         _take(file, folder)
         with suppress(OSError):  # a full disk: whose lock it is, is only for messages
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            os.ftruncate(file.fileno(), 0)
+            # past Python's buffer, whose rest would be written, and fail again, when the file is closed
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         _held.add(path)
         try:
             yield
@@ -61,7 +61,7 @@ def check_free(folder: Path) -> None:
 
 def lock_file(folder: Path) -> Path:
     """Return the file that is locked; it stays, a run that is done leaves it unlocked."""
-    return folder.resolve() / ".lock"
+    return Path(os.path.realpath(folder)) / ".lock"  # which bears a circle of links, unlike resolve()
 
 
 def _take(file: IO[str], folder: Path, note: bool = True) -> None:

@@ -64,14 +64,14 @@ class RunLogger:
 
     def _drop_rows_after(self, epoch: int) -> None:
         if self.folder.metrics.is_file():
-            lines = self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = self.folder.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off in the middle
             kept = [line for line, number in zip(whole, self._epochs(whole)) if number <= epoch]
             replace_text(self.folder.metrics, "".join(kept))
 
     def _epochs(self, lines: List[str]) -> List[int]:
         try:
-            return [json.loads(line)["epoch"] for line in lines]
+            return [int(json.loads(line)["epoch"]) for line in lines]
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{self.folder.metrics} holds a line that is not a row of this run; mend or remove the line"
