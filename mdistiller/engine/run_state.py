@@ -45,7 +45,7 @@ def capture(trainer: Trainer) -> Dict[str, Any]:
         **{name: getattr(trainer, name) for name in PLAIN},
         "num_images": _num_images(trainer),
         "random": processes.all_of(random_state(trainer.device)),
-        "num_steps": len(trainer.train_loader),
+        "num_steps": _num_steps(trainer),
         "config": to_dict(trainer.cfg),
     }
 
@@ -64,7 +64,7 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
             f"--resume: {path} was trained on {before} images, the data set now has {now};"
             " give the data that the run was started with"
         )
-    steps = len(trainer.train_loader)
+    steps = _num_steps(trainer)
     if state.get("num_steps", steps) != steps:
         raise UserError(
             f"--resume: {path} has epochs of {state['num_steps']} steps, with {processes.count()} processes they have"
@@ -91,6 +91,10 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
             f"--resume: {path} is not a state of this configuration ({type(error).__name__}:"
             f" {reason}); give the configuration that the run was started with"
         ) from None
+
+
+def _num_steps(trainer: Trainer) -> Any:
+    return None if trainer.train_loader is None else len(trainer.train_loader)
 
 
 def _num_images(trainer: Trainer) -> Any:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import REPO
 from tests.soak.kill_and_resume import Kill, differences, train
@@ -18,14 +19,18 @@ OUTPUT = Path("output")
 @pytest.fixture
 def arguments(image_folder, tmp_path, monkeypatch):
     """What every run here is started with, but for its name."""
+    # as many threads in this process as in those that it starts: sums of another order have other last bits
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     (tmp_path / "run.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, NUM_WORKERS: 0}}\n"
         "DISTILLER: {TYPE: NONE, STUDENT: resnet8}\n"
         "SOLVER: {EPOCHS: 3, BATCH_SIZE: 8, LR: 0.05, CHECKPOINT_EVERY: 2 steps, AMP: off, LR_DECAY_STAGES: []}\n"
         "LOG: {WANDB: False, TENSORBOARD_FREQ: 1}\n"
     )
-    return ["--cfg", "run.yaml"]
+    yield ["--cfg", "run.yaml"]
+    torch.set_num_threads(threads)
 
 
 def test_a_killed_run_ends_like_one_that_was_not(arguments, command):
