@@ -309,11 +309,16 @@ class Trainer:
 
     def _save_state(self, logger: RunLogger) -> None:
         """Save the state within an epoch."""
-        self._log_steps(self.meter.sync(), self.epoch * len(self.train_loader), logger)
-        logger.flush()
+        fetched = self.meter.sync()
         self.epoch_seconds = time.perf_counter() - self.started
         state = self._state()
-        processes.by_first(lambda: checkpoint.save(state, self.folder.latest, self.folder.previous))
+
+        def write() -> None:
+            self._log_steps(fetched, self.epoch * len(self.train_loader), logger)
+            logger.flush()
+            checkpoint.save(state, self.folder.latest, self.folder.previous)
+
+        processes.by_first(write)
         self.schedule.saved()
 
     def _state(self) -> Dict[str, Any]:

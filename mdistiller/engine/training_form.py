@@ -19,9 +19,9 @@ from .teacher_cache import CachedTeacher, open_cache, weights_digest
 class TrainingForm:
     """Changes a distiller while an epoch is trained, and changes it back.
 
-    The teacher is replaced by its inference form, or by what the cache knows of it, unless it is in training mode. With
-    `SOLVER.COMPILE` the teacher is compiled, and on a GPU the student and its head. Evaluation, checkpoints and what a
-    method does before the first step see everything as it was built.
+    The teacher is replaced by its inference form, or by what the cache knows of it, unless it is in training mode, has
+    hooks, or serves a method written for MDistiller. With `SOLVER.COMPILE` the teacher is compiled, and on a GPU the
+    student and its head. Evaluation, checkpoints and what a method does before the first step see all as it was built.
 
     Args:
         distiller: in training mode.

@@ -20,6 +20,7 @@ import torch
 
 from ..errors import UserError
 from .hardware import wait_for
+from .memory import memory_figures
 
 MIB = 2**20
 SECONDS_TO_END = 10
@@ -187,14 +188,10 @@ def _serve(train: Callable[[Any, Connection], None], argument: Any, pipe: Connec
 
 def _host_mib() -> float:
     """Return the peak of this process's resident memory, and what its child processes hold for themselves."""
-    total = _kibibytes("/proc/self/status", "VmHWM")
+    total = memory_figures(torch.device("cpu"))["peak_memory_mib"]
     for child in multiprocessing.active_children():
-        total += _kibibytes(f"/proc/{child.pid}/smaps_rollup", "Private_(?:Clean|Dirty)")
-    if not total and sys.platform != "win32":
-        import resource
-
-        total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return total / 1024
+        total += _kibibytes(f"/proc/{child.pid}/smaps_rollup", "Private_(?:Clean|Dirty)") / 1024
+    return total
 
 
 def _kibibytes(file: str, entry: str) -> float:
