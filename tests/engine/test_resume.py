@@ -270,6 +270,8 @@ def test_resuming_a_finished_run_changes_nothing(folder):
     before = {name: (run.folder.path / name).read_bytes() for name in names}
     again = built(folder, "run", epochs=2).train(resume=True)
     assert {name: (run.folder.path / name).read_bytes() for name in names} == before
+    for result in (again, summary):
+        assert result.pop("peak_memory_mib") > 0  # the process's own, which lives on from the first run to the second
     assert again == summary
     more = built(folder, "run", epochs=3)
     more.train(resume=True)
