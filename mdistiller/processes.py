@@ -23,6 +23,7 @@ from .errors import UserError
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(minutes=30)  # of one process with another
+PATIENCE_TO_MEET = timedelta(minutes=5)  # at the start; torchrun has brought them together before
 SECONDS_TO_TELL = 3  # how long the others wait for the first to print an error that it may have met too
 
 _joined: List[Any] = []  # the store of the group that this process is in
@@ -102,11 +103,20 @@ def _join() -> Any:
             raise UserError(f"--nproc_per_node is more than the {devices} CUDA devices here; give {devices} or less")
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     # the launcher's store lives on when it restarts its workers, with what those before wrote to it
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    group = dist.PrefixStore(f"group {attempt}", store)
-    dist.init_process_group(backend, store=group, rank=number, world_size=size, timeout=PATIENCE)
+    try:
+        store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE_TO_MEET))
+        store.set_timeout(PATIENCE)
+        group = dist.PrefixStore(f"group {attempt}", store)
+        dist.init_process_group(backend, store=group, rank=number, world_size=size, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:  # as torch's errors on sockets and stores are
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at {place} ({reason});"
+            " start them by torchrun, and see that this machine reaches that address"
+        ) from None
     return dist.PrefixStore(f"errors {attempt}", store)
 
 
@@ -163,6 +173,25 @@ def all_of(value: Any) -> List[Any]:
     values: List[Any] = [None] * count()
     dist.all_gather_object(values, value)
     return values
+
+
+def check_alike(what: str, seen: str) -> None:
+    """Refuse to go on if not all processes see the same of something that each of them reads for itself.
+
+    Args:
+        what: for the message.
+        seen: what tells one state of it from another.
+
+    Raises:
+        UserError: another process sees something else.
+    """
+    of_all = all_of(seen)
+    for number, other in enumerate(of_all):
+        if other != of_all[0]:
+            raise UserError(
+                f"{what} is not the same for all processes: {of_all[0]} for process 0, {other} for process {number};"
+                " give every machine the same files"
+            )
 
 
 def from_first(value: Any) -> Any:

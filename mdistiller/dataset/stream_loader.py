@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -21,7 +20,7 @@ from .info import DatasetInfo
 from .loader import Batch, Loader
 from .options import Options
 from .splits import ImageSplit, UnusableImage
-from .workers import deaths_explained
+from .workers import deaths_explained, end_all, enduring, leave_signals
 
 Step = Tuple[List[int], List[int], int]  # indices and variants of a batch, and the epoch's seed
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: part of the area, width / height
@@ -78,6 +77,10 @@ class StreamLoader(Loader):
         except UserError:
             workers = None  # they end now, not when the traceback is collected
             raise
+        except KeyboardInterrupt:
+            end_all()  # one may hang in a read
+            workers = None
+            raise
         finally:
             self._idle = workers
 
@@ -89,15 +92,10 @@ class StreamLoader(Loader):
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
+            multiprocessing_context=enduring() if self._num_workers else None,
             generator=torch.Generator().manual_seed(seed),  # else the workers' seed is drawn from the global numbers
         )
-
-
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C and schedulers signal every process, but what the trainer does then needs the batches of its step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class _Steps(Sampler):

@@ -1,8 +1,14 @@
-"""Worker processes that end before their time."""
+"""Worker processes: those that outlast signals, and those that end before their time."""
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, TypeVar
+import atexit
+import multiprocessing
+import os
+import signal
+import weakref
+from multiprocessing.context import BaseContext
+from typing import Any, Iterable, Iterator, TypeVar
 
 from ..errors import UserError
 
@@ -30,3 +36,42 @@ def deaths_explained(batches: Iterable[T]) -> Iterator[T]:
         if not line:
             raise
         raise UserError(line) from error
+
+
+_enduring: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # process: the one that started it
+
+
+def enduring() -> BaseContext:
+    """Return what starts processes for a `DataLoader` that may `leave_signals`.
+
+    Python would have them end by SIGTERM, and wait for them, before this program ends; they are killed instead.
+    """
+    context: Any = type(multiprocessing.get_context(multiprocessing.get_start_method()))
+
+    class Noting(context):
+        def Process(self, *args: Any, **kwargs: Any) -> Any:
+            process = super().Process(*args, **kwargs)
+            _enduring[process] = os.getpid()
+            return process
+
+    return Noting()
+
+
+def leave_signals(worker: int) -> None:
+    """Ctrl-C and schedulers signal every process, but what the trainer does then needs the batches of its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_all() -> None:
+    """Kill what `enduring` started, be it idle or hung in a read; from the main thread."""
+    running = [p for p, parent in list(_enduring.items()) if parent == os.getpid() and p.is_alive()]
+    if not running or not hasattr(signal, "SIGCHLD"):
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when one dies
+    for process in running:
+        process.kill()
+    for process in running:
+        process.join()
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from .. import processes
-from ..dataset import dataset_dict, get_dataset
+from ..dataset import Loader, dataset_dict, get_dataset
 from ..dataset.info import DatasetInfo
 from ..distillers import distiller_dict
 from ..distillers._base import knows
@@ -27,6 +28,7 @@ from .check import setting_faults
 from .checkpoint import is_described, read_checkpoint, weights_of
 from .precision import pick_device, prepare_device
 from .report import read_references
+from .teacher_cache import weights_digest
 from .trainer import Trainer, trainer_dict
 
 log = logging.getLogger("mdistiller")
@@ -164,9 +166,14 @@ def build_trainer(cfg: Any) -> Trainer:
     prepare_device(device)
     train_loader, val_loader, num_data, num_classes = get_dataset(cfg, device)
     info = train_loader.info
+    processes.check_alike(
+        "the data set", f"{_in_short(train_loader)} for training, {_in_short(val_loader)} to validate"
+    )
     cfg = resolved(cfg, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
 
     teacher = build_teacher(cfg, info) if distiller_class.needs_teacher else None
+    if teacher is not None and processes.count() > 1:
+        processes.check_alike(f"the teacher {cfg.DISTILLER.TEACHER}", f"weights {weights_digest(teacher)[:12]}")
     # after the teacher, so that a student starts from the same weights whatever it is trained with
     seed_everything(cfg.EXPERIMENT.SEED)
     student = build_model(cfg.DISTILLER.STUDENT, num_classes, info.name, info.input_size)
@@ -179,6 +186,11 @@ def build_trainer(cfg: Any) -> Trainer:
     if not processes.is_first():  # its numbers within the steps are its own
         seed_everything((cfg.EXPERIMENT.SEED + processes.rank()) % 2**63)
     return trainer_class(experiment_name(cfg), distiller, train_loader, val_loader, cfg)
+
+
+def _in_short(loader: Loader) -> str:
+    labels = hashlib.sha256(repr(loader.info).encode() + loader.targets.cpu().numpy().tobytes()).hexdigest()
+    return f"{loader.num_images} images with the labels {labels[:12]}"
 
 
 def _check_input_size(name: str, model: nn.Module, input_size: int) -> None:

@@ -18,14 +18,24 @@ def count_correct(logits: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(forward: Callable[[Tensor], Dict[str, Tensor]], loader: Any) -> Dict[str, float]:
+def evaluate(
+    forward: Callable[[Tensor], Dict[str, Tensor]], loader: Any, check: Callable[[], None] = lambda: None
+) -> Dict[str, float]:
     """Return `{name_top1, name_top5}` in percent, to two decimals, for each of the named logits of `forward(image)`.
 
     Runs without autocast whatever the training's precision, so that a student is judged by its own weights. Several
     processes count the batches that their loaders give them, and return the same.
+
+    Args:
+        check: called before each batch, by all processes equally often; what it raises ends the evaluation.
     """
     correct: Dict[str, Tensor] = {}
-    for batch in loader:
+    batches = iter(loader)
+    for _ in range(-(-len(loader) // processes.count())):
+        check()
+        batch = next(batches, None)
+        if batch is None:  # the last ones are not dealt to every process
+            continue
         for name, logits in forward(batch["image"]).items():
             hits = count_correct(logits, batch["target"])
             correct[name] = correct[name] + hits if name in correct else hits

@@ -35,7 +35,7 @@ def in_parallel(distiller: Distiller, sync_bn: bool) -> nn.Module:
         return DistributedDataParallel(
             _Step(distiller),
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # BatchNorm's are alike, or its process's own; banks change alike everywhere
+            broadcast_buffers=False,  # BatchNorm's are alike or averaged each epoch; banks change alike everywhere
             find_unused_parameters=True,
         )
 
@@ -97,6 +97,31 @@ def synchronise(model: nn.Module, device_type: str) -> None:
         if module.training and type(module) in kinds:
             # the same object, wherever it is held, and still a BatchNorm2d to those who ask
             module.__class__ = kinds[type(module)]
+
+
+def own_statistics(model: nn.Module) -> Dict[str, Tensor]:
+    """Return, by its key in the state_dict, each running mean and variance that only this process's images made.
+
+    Those of the BatchNorms in training mode that are not synchronised; none for a single process.
+    """
+    if processes.count() == 1:
+        return {}
+    synced = tuple(kind for kinds in SYNCED.values() for kind in kinds.values())
+    return {
+        f"{name}.{key}": getattr(module, key)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and not isinstance(module, synced)
+        for key in ("running_mean", "running_var")
+        if getattr(module, key) is not None
+    }
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module) -> None:
+    """Give all processes the mean of their `own_statistics`, so that they evaluate, and save, one model."""
+    for statistic in own_statistics(model).values():
+        # in float64, so that those that are alike already stay to the bit
+        statistic.copy_(processes.summed(statistic.double()) / processes.count())
 
 
 class _Normalise(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from .. import processes
 from ..errors import UserError
 from .lock import check_free, lock_file, locked
 from .safe_files import replace_text
+
+log = logging.getLogger("mdistiller")
 
 LAUNCHER = ".launcher"  # whose run it is, for a torchrun that restarts its workers
 
@@ -58,7 +61,7 @@ class RunFolder:
         check_free(self.path)
         present = self._present()
         if resume and not (self.latest.is_file() or self.previous.is_file()):
-            remedy = "no epoch was finished, start again with --overwrite" if present else "start without --resume"
+            remedy = "start again with --overwrite" if present else "start without --resume"
             raise UserError(f"--resume: no run to continue, {self.latest} does not exist; {remedy}")
         if present and not (resume or overwrite):
             raise UserError(
@@ -72,13 +75,17 @@ class RunFolder:
             raise UserError(f"--overwrite: {self.path} holds {names}, but not of a run; move them away yourself")
 
     def checked(self, resume: bool, overwrite: bool) -> Tuple[bool, bool]:
-        """`check`, and return `(resume, overwrite)`; where torchrun has restarted its workers, their own run goes on.
+        """`check`, and return `(resume, overwrite)` as they are to be.
 
-        That of another torchrun, or of none, is left to what the user gave.
+        Where torchrun has restarted its workers, their own run goes on; that of another torchrun, or of none, is left
+        to what the user gave. A run to resume that was killed before it saved anything starts from its beginning.
         """
         if processes.is_restart() and self._launcher() == processes.launcher():
             resume = self.latest.is_file() or self.previous.is_file()
             overwrite = not resume
+        elif resume and not overwrite and lock_file(self.path).is_file() and not any(self.path.glob("*.pth")):
+            log.info(f"note: nothing is saved in {self.path} yet; starting from the beginning")
+            resume, overwrite = False, True
         self.check(resume, overwrite)
         return resume, overwrite
 
@@ -88,18 +95,17 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, resume: bool, overwrite: bool) -> Iterator[None]:
-        """`check`, and keep other runs out; nothing is written but the lock and the launcher's name."""
+        """`check`, and keep other runs out; nothing is written but the lock."""
         self.check(resume, overwrite)
         with locked(self.path):
             self.check(resume, overwrite)  # again: another run may have come and gone in between
-            if processes.launcher():
-                replace_text(self.path / LAUNCHER, processes.launcher())
-            else:
-                (self.path / LAUNCHER).unlink(missing_ok=True)
             yield
 
     def create(self, resume: bool) -> None:
-        """Make the folder; without `resume`, the files of an earlier run (which `check` let pass) are removed."""
+        """Make the folder; without `resume`, the files of an earlier run (which `check` let pass) are removed.
+
+        The launcher's name comes last: until then, what lies here may be another's run.
+        """
         try:
             for path in self._partial() if resume else self._present():
                 if path.is_dir():
@@ -107,6 +113,10 @@ class RunFolder:
                 else:
                     path.unlink()
             self.path.mkdir(parents=True, exist_ok=True)
+            if not processes.launcher():
+                (self.path / LAUNCHER).unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot write to {self.path} ({reason}); set LOG.PREFIX to another folder") from None
+        if processes.launcher():
+            replace_text(self.path / LAUNCHER, processes.launcher())

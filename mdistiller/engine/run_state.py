@@ -16,6 +16,7 @@ from .cfg import to_dict
 from .check import check_resumable
 from .checkpoint import read_checkpoint
 from .meter import EpochMeter
+from .parallel import own_statistics
 from .run_folder import RunFolder
 from .safe_files import writing_to
 
@@ -45,6 +46,7 @@ def capture(trainer: Trainer) -> Dict[str, Any]:
         **{name: getattr(trainer, name) for name in PLAIN},
         "num_images": _num_images(trainer),
         "random": processes.all_of(random_state(trainer.device)),
+        "statistics": processes.all_of({k: v.cpu() for k, v in own_statistics(trainer.distiller).items()}),
         "num_steps": _num_steps(trainer),
         "config": to_dict(trainer.cfg),
     }
@@ -75,6 +77,7 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
         missing = [key for key in missing if not key.startswith("teacher.")]
         if missing or unexpected:
             raise ValueError(f"weights differ, first {(missing + unexpected)[0]}")
+        trainer.distiller.load_state_dict(_statistics(state.get("statistics", [{}])), strict=False)
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.scaler.load_state_dict(state["scaler"])
         for name in PLAIN:
@@ -91,6 +94,13 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
             f"--resume: {path} is not a state of this configuration ({type(error).__name__}:"
             f" {reason}); give the configuration that the run was started with"
         ) from None
+
+
+def _statistics(of_processes: List[Dict[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
+    """Return this process's running means and variances; where other processes made them, the mean over these."""
+    if len(of_processes) == processes.count():
+        return of_processes[processes.rank()]
+    return {key: torch.stack([part[key] for part in of_processes]).mean(0) for key in of_processes[0]}
 
 
 def _num_steps(trainer: Trainer) -> Any:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from .. import processes
 
@@ -64,14 +64,3 @@ class StopSignals:
         number = processes.highest(signal.Signals[self.received].value if self.received else 0)
         if number:
             raise RunStopped(signal.Signals(number).name)
-
-    def checked(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, with a `check` before each call; without, where processes call it differently often."""
-        if processes.count() > 1:
-            return function
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.check()
-            return function(*args, **kwargs)
-
-        return call

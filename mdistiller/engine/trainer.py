@@ -22,7 +22,7 @@ from .logger import RunLogger, SilentLogger
 from .memory import memory_figures
 from .meter import EpochMeter, NonFiniteLoss
 from .optim import learning_rate
-from .parallel import in_parallel
+from .parallel import average_statistics, in_parallel
 from .post_mortem import keep_evidence
 from .precision import pick_precision
 from .report import epoch_line, final_line, final_table, read_references
@@ -95,7 +95,7 @@ class Trainer:
             UserError: the folder is another run's, cannot be written to, or has nothing to resume from.
             RunStopped: SIGINT or SIGTERM came, and the state is saved.
         """
-        processes.by_first(lambda: self.folder.check(resume, overwrite))
+        resume, overwrite = processes.by_first(lambda: self.folder.checked(resume, overwrite))
         self._check_losses()
         with ExitStack() as claim:
             processes.by_first(lambda: claim.enter_context(self.folder.claimed(resume, overwrite)))
@@ -190,7 +190,7 @@ class Trainer:
         )
         if self.distiller.teacher is not None:
             teacher = self.distiller.teacher
-            self.teacher = evaluate(self.stop.checked(lambda image: {"deployed": teacher(image)[0]}), self.val_loader)
+            self.teacher = evaluate(lambda image: {"deployed": teacher(image)[0]}, self.val_loader, self.stop.check)
             logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {self.teacher['deployed_top1']:.2f}")
         if self.distiller.tests_otherwise:
             logger.say(
@@ -275,8 +275,9 @@ class Trainer:
                 logger.steps(first_step + step, values)
 
     def _validate(self) -> Dict[str, float]:
+        average_statistics(self.distiller)
         self.distiller.eval()
-        self.last = evaluate(self.stop.checked(self.distiller.forward_eval), self.val_loader)
+        self.last = evaluate(self.distiller.forward_eval, self.val_loader, self.stop.check)
         return self.last
 
     def _save(self) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mdistiller.engine import lock
+from mdistiller.engine import lock, run_folder
 from mdistiller.engine.lock import check_free, locked
 from mdistiller.engine.run_folder import RunFolder
 from mdistiller.errors import UserError
@@ -104,3 +104,22 @@ def test_a_lock_alone_is_no_run(tmp_path):
         folder.check(True, False)
     folder.config.write_text("killed: here")
     folder.check(False, True)
+
+
+def test_a_restart_tells_its_own_run_from_the_one_that_it_was_to_replace(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.path.mkdir()
+    folder.latest.write_text("of another run")
+    folder.config.write_text("")
+    folder.worklog.write_text("")
+    monkeypatch.setattr(run_folder.processes, "launcher", lambda: "job 17")
+    with folder.claimed(False, True):
+        pass  # killed before anything was removed
+    monkeypatch.setattr(run_folder.processes, "is_restart", lambda: True)
+    assert folder.checked(False, True) == (False, True)
+    with folder.claimed(False, True):
+        folder.create(False)
+    assert not folder.latest.exists()
+    assert folder.checked(False, True) == (False, True)
+    folder.latest.write_text("our own")
+    assert folder.checked(False, True) == (True, False)

@@ -8,14 +8,19 @@ import shutil
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
 import yaml
 
 from mdistiller import processes
+from mdistiller.engine.build import build_trainer
+from mdistiller.engine.eval_checkpoint import eval_checkpoint
+from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.conftest import REPO, make_image_folder
+from tests.engine.test_trainer import settings
 from tests.soak.kill_and_resume import differences
 
 WORKER = REPO / "tests/engine/worker.py"
@@ -23,7 +28,7 @@ FLOAT32 = ["SFAKD", "KD", "CRD", "REVIEWKD"]
 DOUBLE = [f"{name}-double" for name in (*FLOAT32, "RKD", "SP", "PKT", "MLKD", "DIST")]
 BUFFERS = ("running_", "num_batches", "memory.", "_extra_state")
 
-# ends, or stops, a process of its group once at each of some steps
+# ends, or stops, a process of its group once at each of some steps, or batches of evaluation (e1, e2, …)
 PLUGIN = """
 import os, signal
 from mdistiller import processes
@@ -33,18 +38,26 @@ from mdistiller.distillers.KD import KD
 @register("FRAIL")
 class Frail(KD):
     DEFAULTS = {**KD.DEFAULTS}
-    steps = 0
+    steps = batches = 0
 
     def forward_train(self, image, target, **kwargs):
         self.steps += 1
+        self.follow_plan(str(self.steps))
+        return super().forward_train(image, target, **kwargs)
+
+    def forward_eval(self, image):
+        self.batches += 1
+        self.follow_plan(f"e{self.batches}")
+        return super().forward_eval(image)
+
+    def follow_plan(self, moment):
         done = int(open("steps.txt").read()) if os.path.exists("steps.txt") else 0
         plan = os.environ.get("PLAN", "").split()
-        for number, (rank, step, name) in enumerate(entry.split(":") for entry in plan):
-            if number == done and int(rank) == processes.rank() and int(step) == self.steps:
+        for number, (rank, when, name) in enumerate(entry.split(":") for entry in plan):
+            if number == done and int(rank) == processes.rank() and when == moment:
                 with open("steps.txt", "w") as file:
                     file.write(str(done + 1))
                 os.kill(os.getpid(), getattr(signal, name))
-        return super().forward_train(image, target, **kwargs)
 """
 
 
@@ -178,6 +191,33 @@ def test_interrupted_runs_end_like_an_undisturbed_one(run, tmp_path):
     assert json.loads((tmp_path / "output/alone/summary.json").read_text())["processes"] == 1
 
 
+def test_statistics_that_differ_are_kept_apart_and_evaluated_as_one(run, tmp_path, monkeypatch):
+    own = ["SOLVER.SYNC_BN", "False", "DATASET.TEST.BATCH_SIZE", "4"]
+    status, output = run("whole", *own)
+    assert status == 0, output
+    state = torch.load(tmp_path / "output/whole/best.pth", weights_only=True)
+    assert state["statistics"] == [{}, {}]
+
+    _, output = run("part", *own, plan="1:e2:SIGTERM")  # in the second of its three batches of evaluation
+    assert "stopped by SIGTERM at epoch 1, step 4 of 4; saved, continue with --resume" in output
+    _, output = run("part", *own, "--resume", plan="0:2:SIGTERM")
+    assert "stopped by SIGTERM at epoch 2, step 2 of 4; saved, continue with --resume" in output
+    first, second = torch.load(tmp_path / "output/part/latest.pth", weights_only=True)["statistics"]
+    assert first.keys() == second.keys() >= {"student.bn1.running_mean", "student.bn1.running_var"}
+    assert not torch.equal(first["student.bn1.running_mean"], second["student.bn1.running_mean"])
+    shutil.copytree(tmp_path / "output/part", tmp_path / "output/alone")
+    status, output = run("part", *own, "--resume")
+    assert status == 0, output
+    assert differences(tmp_path / "output/whole", tmp_path / "output/part") == []
+    status, output = run("alone", *own, "--resume", count=1)
+    assert status == 0, output
+
+    monkeypatch.chdir(tmp_path)
+    report = eval_checkpoint("resnet8", "output/whole/student_latest.pth").splitlines()
+    deployed, recorded = (line.split()[1:5] for line in report if line.startswith(("deployed", "recorded")))
+    assert deployed == recorded
+
+
 def test_errors_are_told_once(run):
     status, output = run("wrong", "SOLVER.BATCH_SIZE", "3", "SOLVER.TRAINER", "dot")
     assert status != 0
@@ -206,6 +246,28 @@ def test_shares_are_consecutive_and_nearly_equal(monkeypatch):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
         shares.append(processes.share(slice(10, 20)))
     assert [(part.start, part.stop) for part in shares] == [(10, 12), (12, 15), (15, 17), (17, 20)]
+
+
+def test_what_differs_between_processes_is_refused(monkeypatch, image_folder):
+    monkeypatch.setattr(processes, "all_of", lambda value: [value, value, "9 images", value])
+    with pytest.raises(UserError, match="^the data set is not the same for all processes: 36 images .* 9 images for"):
+        build_trainer(settings(image_folder))
+    monkeypatch.setattr(processes, "all_of", lambda value: [value, value])
+    processes.check_alike("the data set", "36 images")
+
+
+def test_a_meeting_that_does_not_come_about_is_told(monkeypatch):
+    monkeypatch.setattr(processes, "PATIENCE_TO_MEET", timedelta(seconds=1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])  # where nobody listens
+        environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**environment, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        line = f"process 1 of 2 did not meet the others at 127.0.0.1:{port} "
+        with pytest.raises(UserError, match=line), processes.joined():
+            pass
+    assert processes.count() == 1
 
 
 def test_one_process_is_no_group():

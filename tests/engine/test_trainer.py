@@ -272,14 +272,25 @@ def test_resume_with_other_settings_is_refused_but_more_epochs_are_fine(image_fo
     assert summary["epochs"] == 2
 
 
-def test_resume_before_the_first_epoch_was_finished(image_folder):
+def test_resume_before_the_first_epoch_was_finished(image_folder, caplog):
     trainer = build_trainer(settings(image_folder))
     trainer._train_epoch = lambda *args: 1 / 0
     with pytest.raises(ZeroDivisionError):
         trainer.train()
-    with pytest.raises(UserError, match="no epoch was finished, start again with --overwrite"):
+    caplog.set_level("INFO", "mdistiller")
+    resumed = build_trainer(settings(image_folder))
+    assert resumed.train(resume=True)["epochs"] == 2
+    assert f"note: nothing is saved in {trainer.folder.path} yet; starting from the beginning" in caplog.messages
+    assert [row["epoch"] for row in rows(resumed)] == [1, 2]
+
+
+def test_resume_without_a_state_removes_no_student(image_folder):
+    trainer = build_trainer(settings(image_folder, epochs=1))
+    trainer.train()
+    trainer.folder.latest.unlink()
+    with pytest.raises(UserError, match="no run to continue, .* does not exist; start again with --overwrite"):
         build_trainer(settings(image_folder)).train(resume=True)
-    assert build_trainer(settings(image_folder)).train(overwrite=True)["epochs"] == 2
+    assert trainer.folder.student_best.is_file()
 
 
 def test_a_row_cut_off_in_the_middle_does_not_stop_a_resume(image_folder):

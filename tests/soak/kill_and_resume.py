@@ -133,9 +133,7 @@ def killed_and_resumed(arguments: List[str], folder: Path, kills: List[Kill]) ->
     """Train until the run is done, ended by each of `kills` in turn; return where each hit, and what went wrong."""
     hits = []
     for kill in [*kills, None]:
-        state = any((folder / name).is_file() for name in ("latest.pth", "latest.previous.pth"))
-        how = ["--resume"] if state else ["--overwrite"] if folder.exists() else []
-        status, output = train([*arguments, *how], kill)
+        status, output = train([*arguments, *(["--resume"] if folder.exists() else [])], kill)
         if status == 0:
             return hits, ""
         if kill is None or status != -signal.SIGKILL:

@@ -1,0 +1,72 @@
+"""Worker processes and the end of the program that reads with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from tests.conftest import REPO, make_image_folder
+
+# streams, with processes, from an image folder; those that read may be made to hang, without a look at signals
+SCRIPT = """
+import sys, time
+from mdistiller.cli import run
+from mdistiller.dataset import FileSplit, get_dataset
+from mdistiller.engine.cfg import load_cfg
+
+load = FileSplit.load
+
+def slow(self, index, look):
+    print("reading", flush=True)
+    time.sleep(600)
+
+train, *_ = get_dataset(load_cfg(None, [*"DATASET.TYPE imagefolder DATASET.ROOT images".split(),
+    *"DATASET.INPUT_SIZE 16 DATASET.IN_MEMORY no SOLVER.BATCH_SIZE 4".split()]))
+if sys.argv[1] == "hang":
+    FileSplit.load = slow
+    run(lambda: [batch for batch in train], "stopped here")
+for number, batch in enumerate(train):
+    if sys.argv[1] == "fail":
+        raise RuntimeError("a fault of the script's")
+print("done", number + 1)
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen]:
+    make_image_folder(tmp_path / "images")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    call = [sys.executable, "script.py", request.param]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    piped = subprocess.PIPE
+    with subprocess.Popen(call, cwd=tmp_path, env=environment, stdout=piped, stderr=piped, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("started", "status", "out", "err"),
+    [("pass", 0, "done 9\n", ""), ("fail", 1, "", "a fault of the script's\n")],
+    indirect=["started"],
+)
+def test_a_script_that_still_holds_its_loader_ends(started: subprocess.Popen, status: int, out: str, err: str) -> None:
+    shown, said = started.communicate(timeout=60)
+    assert (started.returncode, shown) == (status, out)
+    assert said.endswith(err)
+
+
+@pytest.mark.parametrize("started", ["hang"], indirect=True)
+def test_ctrl_c_ends_a_pass_whose_workers_hang(started: subprocess.Popen) -> None:
+    assert started.stdout is not None
+    assert started.stdout.readline() == "reading\n"
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=30)
+    assert (started.returncode, said) == (130, "interrupted; stopped here\n")
