@@ -1,12 +1,19 @@
-"""What a run says of itself: a line per epoch, a table and a line at the end."""
+"""What a run says of itself: some lines first, one per epoch, a table and a line at the end; and its summary."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Sequence
 
+import torch
+
+from .. import processes
 from ..errors import UserError
 from ..paths import find_file
+from .memory import memory_figures
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 
 def duration(seconds: float) -> str:
@@ -14,6 +21,32 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def opening_lines(trainer: Trainer, resume: bool) -> Iterator[str]:
+    """Yield what is trained on what, and what is to be known of it."""
+    cfg, info = trainer.cfg, trainer.train_loader.info
+    yield (
+        f"{cfg.DISTILLER.TYPE}: student {cfg.DISTILLER.STUDENT}, {info.name}"
+        f" ({trainer.train_loader.num_images} training and {trainer.val_loader.num_images} validation images,"
+        f" {info.num_classes} classes, {info.input_size} px), {trainer.device}, {trainer.precision},"
+        f" output {trainer.folder.path}"
+    )
+    if trainer.distiller.tests_otherwise:
+        yield (
+            f"note: {cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare one, whose"
+            " accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
+        )
+    if processes.count() > 1:
+        yield f"{processes.count()} processes, each with its share of every batch of {trainer.train_loader.batch_size}"
+        if cfg.PLUGINS:
+            yield (
+                "note: a plug-in's loss that relates the images of a batch sees those of one process, unless it"
+                " gathers them (mdistiller.processes.gathered)"
+            )
+    if resume:
+        within = f", step {trainer.step} of {len(trainer.train_loader)} in the next" if trainer.step else ""
+        yield f"resumed after epoch {trainer.epoch} of {cfg.SOLVER.EPOCHS}{within}"
 
 
 def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
@@ -53,6 +86,34 @@ def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
             ) from None
         summaries[path] = content
     return summaries
+
+
+def summary_of(trainer: Trainer) -> Dict[str, Any]:
+    """Return what summary.json holds; accuracies in percent."""
+    cfg = trainer.cfg
+    return {
+        "name": trainer.name,
+        "method": cfg.DISTILLER.TYPE,
+        "student": cfg.DISTILLER.STUDENT,
+        "teacher": cfg.DISTILLER.TEACHER if trainer.distiller.teacher is not None else None,
+        "dataset": cfg.DATASET.TYPE,
+        "num_classes": trainer.train_loader.info.num_classes,
+        "train_images": trainer.train_loader.num_images,
+        "val_images": trainer.val_loader.num_images,
+        "epochs": trainer.epoch,
+        "batch_size": cfg.SOLVER.BATCH_SIZE,
+        "processes": processes.count(),
+        "seed": cfg.EXPERIMENT.SEED,
+        "last": trainer.last,
+        "best": trainer.best,
+        "teacher_accuracy": trainer.teacher,
+        "images_per_second": round(trainer.images / trainer.train_seconds, 1) if trainer.train_seconds else 0.0,
+        "seconds": round(trainer.total_seconds, 1),
+        "peak_memory_mib": memory_figures(trainer.device)["peak_memory_mib"],
+        "device": str(trainer.device),
+        "precision": str(trainer.precision),
+        "torch": torch.__version__,
+    }
 
 
 def final_table(summary: Dict[str, Any], references: Dict[str, Dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""The state of a run: what a resumed one needs to end as if it had never been interrupted."""
+"""The state of a run: what a resumed one needs to end as if it had never been interrupted, and what is deployed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from .. import processes
+from ..distillers import DeployedStudent
 from ..errors import UserError
 from .cfg import to_dict
 from .check import check_resumable
-from .checkpoint import read_checkpoint
+from .checkpoint import describe_student, read_checkpoint
 from .meter import EpochMeter
 from .parallel import own_statistics
 from .run_folder import RunFolder
@@ -50,6 +51,21 @@ def capture(trainer: Trainer) -> Dict[str, Any]:
         "num_steps": _num_steps(trainer),
         "config": to_dict(trainer.cfg),
     }
+
+
+def deployed(trainer: Trainer) -> Dict[str, Any]:
+    """Return the checkpoint of the student as it is, with the accuracies just measured."""
+    distiller, accuracy = trainer.distiller, trainer.last
+    if distiller.tests_otherwise:
+        accuracy = {f"deployed_top{k}": trainer.last[f"bare_top{k}"] for k in (1, 5)}
+    return describe_student(
+        DeployedStudent(distiller.student, distiller.head),
+        trainer.cfg.DISTILLER.STUDENT,
+        trainer.train_loader.info,
+        accuracy,
+        trainer.epoch,
+        to_dict(trainer.cfg),
+    )
 
 
 def restore(trainer: Trainer, state: Dict[str, Any]) -> None:

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from .. import processes
 from ..dataset import Batch
-from ..distillers import DeployedStudent, Distiller
+from ..distillers import Distiller
 from ..registry import Registry
 from . import checkpoint, run_state
-from .cfg import dump, to_dict
+from .cfg import dump
 from .evaluate import evaluate
 from .logger import RunLogger, SilentLogger
 from .memory import memory_figures
@@ -25,7 +25,7 @@ from .optim import learning_rate
 from .parallel import average_statistics, in_parallel
 from .post_mortem import keep_evidence
 from .precision import pick_precision
-from .report import epoch_line, final_line, final_table, read_references
+from .report import epoch_line, final_line, final_table, opening_lines, read_references, summary_of
 from .run_folder import RunFolder
 from .safe_files import replace_text
 from .schedule import SaveSchedule
@@ -100,7 +100,7 @@ class Trainer:
         with ExitStack() as claim:
             processes.by_first(lambda: claim.enter_context(self.folder.claimed(resume, overwrite)))
             if resume:
-                self._load_state(processes.by_first(lambda: run_state.read_latest(self.folder)))
+                run_state.restore(self, processes.by_first(lambda: run_state.read_latest(self.folder)))
             logger: RunLogger = SilentLogger()
 
             def start() -> None:
@@ -133,7 +133,7 @@ class Trainer:
                 logger.say(f"{stopped} at {where}; saved, continue with --resume")
                 raise
         except NonFiniteLoss as error:  # met wherever the losses are looked at
-            raise keep_evidence(error, self._state(), self.folder.nonfinite) from None
+            raise keep_evidence(error, run_state.capture(self), self.folder.nonfinite) from None
 
     def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
         self.started = time.perf_counter() - self.epoch_seconds
@@ -154,8 +154,7 @@ class Trainer:
             self.total_seconds += time.perf_counter() - self.started
             processes.by_first(partial(self._tell, logger, row))
             self._save()
-            self.schedule.saved()
-        summary = self._summary()
+        summary = summary_of(self)
         for text in (final_table(summary, self.references), final_line(summary)):
             logger.say(text)
         return summary
@@ -181,34 +180,12 @@ class Trainer:
                 self.update.check(names)
 
     def _announce(self, logger: RunLogger, resume: bool) -> None:
-        info = self.train_loader.info
-        logger.say(
-            f"{self.cfg.DISTILLER.TYPE}: student {self.cfg.DISTILLER.STUDENT}, {info.name}"
-            f" ({self.train_loader.num_images} training and {self.val_loader.num_images} validation images,"
-            f" {info.num_classes} classes, {info.input_size} px), {self.device}, {self.precision},"
-            f" output {self.folder.path}"
-        )
+        for line in opening_lines(self, resume):
+            logger.say(line)
         if self.distiller.teacher is not None:
             teacher = self.distiller.teacher
             self.teacher = evaluate(lambda image: {"deployed": teacher(image)[0]}, self.val_loader, self.stop.check)
             logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {self.teacher['deployed_top1']:.2f}")
-        if self.distiller.tests_otherwise:
-            logger.say(
-                f"note: {self.cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare"
-                " one, whose accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
-            )
-        if processes.count() > 1:
-            logger.say(
-                f"{processes.count()} processes, each with its share of every batch of {self.train_loader.batch_size}"
-            )
-            if self.cfg.PLUGINS:
-                logger.say(
-                    "note: a plug-in's loss that relates the images of a batch sees those of one process, unless it"
-                    " gathers them (mdistiller.processes.gathered)"
-                )
-        if resume:
-            within = f", step {self.step} of {len(self.train_loader)} in the next" if self.step else ""
-            logger.say(f"resumed after epoch {self.epoch} of {self.cfg.SOLVER.EPOCHS}{within}")
 
     def batches(self, form: TrainingForm) -> Iterator[Batch]:
         """Yield the batches that are left of the epoch, as the distiller takes them, ready for its teacher's cache."""
@@ -281,21 +258,11 @@ class Trainer:
         return self.last
 
     def _save(self) -> None:
+        """Save the state between two epochs, and the student."""
         improved = self.last["deployed_top1"] > self.best.get("deployed_top1", -1.0)
         if improved:
             self.best = {**self.last, "epoch": self.epoch}
-        accuracy = self.last
-        if self.distiller.tests_otherwise:
-            accuracy = {f"deployed_top{k}": self.last[f"bare_top{k}"] for k in (1, 5)}
-        student = checkpoint.describe_student(
-            DeployedStudent(self.distiller.student, self.distiller.head),
-            self.cfg.DISTILLER.STUDENT,
-            self.train_loader.info,
-            accuracy,
-            self.epoch,
-            to_dict(self.cfg),
-        )
-        state = self._state()
+        student, state = run_state.deployed(self), run_state.capture(self)
 
         def write() -> None:
             checkpoint.save(student, self.folder.student_latest)
@@ -307,12 +274,13 @@ class Trainer:
             checkpoint.save(state, self.folder.latest, self.folder.previous)
 
         processes.by_first(write)
+        self.schedule.saved()
 
     def _save_state(self, logger: RunLogger) -> None:
         """Save the state within an epoch."""
         fetched = self.meter.sync()
         self.epoch_seconds = time.perf_counter() - self.started
-        state = self._state()
+        state = run_state.capture(self)
 
         def write() -> None:
             self._log_steps(fetched, self.epoch * len(self.train_loader), logger)
@@ -321,39 +289,6 @@ class Trainer:
 
         processes.by_first(write)
         self.schedule.saved()
-
-    def _state(self) -> Dict[str, Any]:
-        return run_state.capture(self)
-
-    def _load_state(self, state: Dict[str, Any]) -> None:
-        run_state.restore(self, state)
-
-    def _summary(self) -> Dict[str, Any]:
-        """What summary.json holds; accuracies in percent."""
-        cfg = self.cfg
-        return {
-            "name": self.name,
-            "method": cfg.DISTILLER.TYPE,
-            "student": cfg.DISTILLER.STUDENT,
-            "teacher": cfg.DISTILLER.TEACHER if self.distiller.teacher is not None else None,
-            "dataset": cfg.DATASET.TYPE,
-            "num_classes": self.train_loader.info.num_classes,
-            "train_images": self.train_loader.num_images,
-            "val_images": self.val_loader.num_images,
-            "epochs": self.epoch,
-            "batch_size": cfg.SOLVER.BATCH_SIZE,
-            "processes": processes.count(),
-            "seed": cfg.EXPERIMENT.SEED,
-            "last": self.last,
-            "best": self.best,
-            "teacher_accuracy": self.teacher,
-            "images_per_second": round(self.images / self.train_seconds, 1) if self.train_seconds else 0.0,
-            "seconds": round(self.total_seconds, 1),
-            "peak_memory_mib": memory_figures(self.device)["peak_memory_mib"],
-            "device": str(self.device),
-            "precision": str(self.precision),
-            "torch": torch.__version__,
-        }
 
 
 @trainer_dict.register("crd_dot")

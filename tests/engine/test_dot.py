@@ -8,6 +8,7 @@ from torch import nn
 
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.run_state import capture, restore
 from mdistiller.engine.trainer import Trainer, trainer_dict
 from mdistiller.engine.update_rules import DistillationOriented, SummedLosses
 from mdistiller.errors import UserError
@@ -189,9 +190,9 @@ def test_the_trainer_resumes():
     whole.distiller.train()
     for step in range(2):
         whole._step(image_batch(step), 1, step, 10)
-    state = copy.deepcopy(whole._state())
+    state = copy.deepcopy(capture(whole))
     again = trainer_of("crd_dot")
-    again._load_state(state)
+    restore(again, state)
     again.distiller.train()
     for trainer in (whole, again):
         trainer._step(image_batch(2), 2, 2, 10)
