@@ -69,6 +69,22 @@ def test_sigterm_ends_a_run_with_a_status_of_its_own(arguments, command):
     assert f"resumed after epoch {epoch} of {epoch + 1}" in out
 
 
+def test_a_comparison_that_ctrl_c_ends_has_nothing_to_resume(tmp_path):
+    arguments = "train --methods NONE --epochs 500 DATASET.TRAIN_FRACTION 0.02 SOLVER.SCHEDULE linear"
+    call = [sys.executable, str(REPO / "tools/compare_methods.py"), *arguments.split()]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        lines = iter(process.stderr)
+        while not next(lines).startswith("epoch   2"):
+            pass
+        process.send_signal(signal.SIGINT)
+        rest = list(lines)
+    assert process.returncode == 130
+    assert rest[-1] == "interrupted; nothing was kept; start again\n"
+    assert not any("--resume" in line or "Traceback" in line for line in rest)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_verdict_of_a_long_run():
     flat = [(500.0 + n % 3, 9) for n in range(100)]
     assert verdict(flat)[0]
