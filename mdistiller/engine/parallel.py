@@ -6,7 +6,7 @@ Shapes: `C` channels.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Dict, List, Tuple, Type
+from typing import Any, Dict, Tuple, Type
 
 import torch
 import torch.distributed as dist
@@ -133,40 +133,36 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple[Tensor, ...]:
-        dims = _all_but_channels(x)
-        wide = x.float()
-        var, mean = torch.var_mean(wide, dims, correction=0)
-        own = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])
-        parts = [torch.empty_like(own) for _ in range(processes.count())]
-        dist.all_gather(parts, own)
-        means, variances, sizes = torch.stack(parts).split([x.shape[1], x.shape[1], 1], dim=1)
+        zeros = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        own_mean, own_var = torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
+        size = own_mean.new_tensor([x.numel() / x.shape[1]])
+        means, variances, sizes = _of_all(torch.cat([own_mean, own_var, size])).split([*[x.shape[1]] * 2, 1], dim=1)
         size = sizes.sum()
         mean = (means * sizes).sum(0) / size
         # not the mean of squares less the squared mean, which loses the digits of a small variance
         var = ((variances + (means - mean).square()) * sizes).sum(0) / size
         ctx.save_for_backward(x, weight, mean, var, size)
         ctx.eps = eps
-        output = F.batch_norm(wide, mean, var, weight, bias, False, 0.0, eps).to(x.dtype)
         ctx.mark_non_differentiable(mean, var, size)
-        return output, mean, var, size
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var, size
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Tuple[Any, ...]:
         x, weight, mean, var, size = ctx.saved_tensors
-        dims = _all_but_channels(x)
-        shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
-        grad = grad.float()
-        inverse = (var + ctx.eps).rsqrt()
-        normal = (x.float() - mean.view(shape)) * inverse.view(shape)
-        own = torch.stack([grad.sum(dims), (grad * normal).sum(dims)])
-        grad_bias, grad_weight = own
-        mean_grad, mean_product = processes.summed(own) / size
-        scale = inverse if weight is None else inverse * weight
-        grad_x = scale.view(shape) * (grad - mean_grad.view(shape) - normal * mean_product.view(shape))
-        if weight is None:
-            return grad_x.to(x.dtype), None, None, None
-        return grad_x.to(x.dtype), grad_weight, grad_bias, None
+        # as if mean and variance were constants
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        products, sums = _of_all(torch.cat([grad_weight, grad_bias])).sum(0).chunk(2)
+        scale = (var + ctx.eps).rsqrt() / size
+        if weight is not None:
+            scale = scale * weight
+        grad_x = grad_x - F.batch_norm(x, mean, var, scale * products, scale * sums, False, 0.0, ctx.eps)
+        return (grad_x, None, None, None) if weight is None else (grad_x, grad_weight, grad_bias, None)
 
 
-def _all_but_channels(x: Tensor) -> List[int]:
-    return [dim for dim in range(x.ndim) if dim != 1]
+def _of_all(own: Tensor) -> Tensor:
+    """Return the processes' vectors `[n]` as `[processes, n]`."""
+    parts = [torch.empty_like(own) for _ in range(processes.count())]
+    dist.all_gather(parts, own)  # for a few numbers on a CPU some times faster than a reduction
+    return torch.stack(parts)
