@@ -12,7 +12,7 @@ import shutil
 import statistics
 import sys
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, List, Tuple
 
@@ -73,7 +73,7 @@ def main() -> None:
             raise Enough
 
     trainer._save = looking  # type: ignore[method-assign]
-    with suppress(Enough):
+    with suppress(Enough), open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         trainer.train()
     flat, line = verdict(samples)
     print(line)
