@@ -7,9 +7,6 @@ is read.
 
 from __future__ import annotations
 
-import ast
-import difflib
-from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import yaml
@@ -18,8 +15,10 @@ from yacs.config import CfgNode as CN
 from ..distillers import distiller_dict
 from ..distillers._plugins import load, plugin_list
 from ..errors import UserError, did_you_mean, refuse
-from ..paths import CLONE, find_file
-from .cfg_sections import add_sections, complete, to_dict
+from ..paths import find_file
+from .cfg_files import read_file
+from .cfg_sections import add_sections, complete
+from .cfg_values import from_word, leaves, to_dict, typed, undeclared
 
 
 class Config(CN):
@@ -27,7 +26,7 @@ class Config(CN):
 
     def merge_from_file(self, cfg_filename: str) -> None:
         """Change the configuration by a YAML file, `_BASE_` and `PLUGINS` included."""
-        content = _read(find_file(cfg_filename), ())
+        content = read_file(find_file(cfg_filename))
         _plug_in(self, content.pop("PLUGINS", []))
         refuse(line for _, line in _merge(self, CFG, content, str(cfg_filename)))
 
@@ -126,7 +125,7 @@ def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
 
 def read_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Tuple[CN, List[Fault]]:
     """Return what `load_cfg` does, as far as it can be read, and what is wrong with the rest."""
-    content = {} if path is None else _read(find_file(path), ())
+    content = {} if path is None else read_file(find_file(path))
     plugins = content.pop("PLUGINS", [])
     cfg = CFG.clone()
     # before the file's other keys, which they may define; those of the command line stand in place of the file's
@@ -167,10 +166,7 @@ def _merge_pairs(cfg: CN, overrides: Sequence[str]) -> List[Fault]:
 def _pairs(overrides: Sequence[str]) -> List[Tuple[str, Any]]:
     pairs: List[Tuple[str, Any]] = []
     for key, text in zip(overrides[::2], overrides[1::2]):
-        parsed = _parsed(text)
-        value = parsed
-        if isinstance(_default(key), str):  # the text as it stands, but for what YAML reads as yes or no
-            value = _SPOKEN.get((key, parsed), text) if isinstance(parsed, bool) else text
+        value = from_word(text, _default(key), key)
         pairs.append((key, plugin_list(value, COMMAND_LINE) if key == "PLUGINS" else value))
     return pairs
 
@@ -182,14 +178,6 @@ def _default(key: str) -> Any:
     return node
 
 
-def _parsed(text: str) -> Any:
-    try:
-        # an empty word is an empty text, and None is Python's null; YAML has it the other way round
-        return {"": "", "None": None}[text] if text in ("", "None") else yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
-        return text
-
-
 def _plug_in(cfg: CN, plugins: List[str]) -> None:
     load(plugins)
     add_sections(CFG, LIBRARY_SECTIONS)
@@ -197,123 +185,24 @@ def _plug_in(cfg: CN, plugins: List[str]) -> None:
     cfg.PLUGINS = plugins
 
 
-def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
-    """Return the YAML file as a dictionary, merged over the files that `_BASE_` names."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: _BASE_ leads back to the file itself; break the circle")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"config {path} cannot be read ({error.strerror}){_similar_configs(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    content = {} if content is None else content
-    _check_finite(content, path)
-    if not isinstance(content, dict):
-        raise UserError(f"config {path} holds a {type(content).__name__}; expected sections such as SOLVER:")
-    if "PLUGINS" in content:
-        content["PLUGINS"] = plugin_list(content["PLUGINS"], str(path), path.parent)
-    base = content.pop("_BASE_", None)
-    if base is None:
-        return content
-    return _over(_read(path.parent / str(base), (*seen, path.resolve())), content)
-
-
-def _check_finite(node: Any, path: Path, above: Tuple[int, ...] = ()) -> None:
-    """Refuse a YAML anchor that contains itself, which no walk through the configuration would end at."""
-    if id(node) in above:
-        raise UserError(f"config {path} has an anchor (&) that leads back to itself; write it out")
-    for part in (node.values() if isinstance(node, dict) else node) if isinstance(node, (dict, list)) else ():
-        _check_finite(part, path, (*above, id(node)))
-
-
-def _similar_configs(path: Path) -> str:
-    shipped = CLONE / "configs"
-    # beside it or among ours; the nearest folder that exists may be a home folder or a whole disk: no search below it
-    files = [*path.parent.glob("*.yaml"), *(shipped.rglob("*.yaml") if shipped.is_dir() else ())]
-    known = {file.stem: file for file in reversed(files)}
-    near = difflib.get_close_matches(path.stem, list(known), n=3)
-    return f"; did you mean {' or '.join(str(known[n]) for n in near)}?" if near else "; give the path of a YAML file"
-
-
-def _over(base: Dict[str, Any], change: Dict[str, Any]) -> Dict[str, Any]:
-    merged = dict(base)
-    for key, value in change.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _over(merged[key], value) if both else value
-    return merged
-
-
 def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: str = "") -> Iterator[Fault]:
     """Change `cfg` where that can be, and yield what cannot."""
     for key, value in change.items():
         name = f"{prefix}{key}"
         if key not in cfg and not cfg.is_new_allowed():
-            yield name, f"{UNKNOWN} {name} in {source}{did_you_mean(name, _leaves(CFG))}"
+            yield name, f"{UNKNOWN} {name} in {source}{did_you_mean(name, dict(leaves(CFG)))}"
         elif key in cfg and isinstance(cfg[key], CN):
             if isinstance(value, dict):
                 yield from _merge(cfg[key], defaults.get(key, cfg[key]), value, source, f"{name}.")
             else:
                 yield name, f"{name} in {source} is a section, given {value!r}; set its keys, {name}.KEY VALUE"
         elif key not in defaults:
-            cfg[key] = _undeclared(value)
+            cfg[key] = undeclared(value)
         else:
             try:
-                cfg[key] = _typed(value, defaults[key], name, source)
+                cfg[key] = typed(value, defaults[key], name, source)
             except UserError as error:
                 yield name, str(error)
-
-
-def _leaves(cfg: CN, prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        if isinstance(value, CN):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _typed(value: Any, default: Any, name: str, source: str) -> Any:
-    """Return `value` in the type of `default`: an int or `1e-4` (a string to YAML 1.1) serve where a float stands."""
-    if default is None:
-        return list(value) if isinstance(value, tuple) else value
-    if isinstance(default, float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        return list(value)
-    elif isinstance(default, str) and isinstance(value, (str, int, float, bool)):
-        # YAML 1.1 reads `off` and `no` as false, `yes` as true; 32 may well be a name
-        return value if isinstance(value, str) else _SPOKEN.get((name, value), str(value))
-    elif type(value) is type(default):
-        return value
-    kind = _TYPE_NAMES[type(default)]
-    raise UserError(f"{name} in {source} is {value!r}; expected a {kind}, for example {default!r}")
-
-
-def _undeclared(value: Any) -> Any:
-    """Return what a key without a default takes: any value; a text such as `1e-4` is read as Python, as yacs does."""
-    if isinstance(value, dict):
-        section = CN(new_allowed=True)
-        section.update({str(key): _undeclared(entry) for key, entry in value.items()})
-        return section
-    try:
-        return ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError):
-        return value
-
-
-_TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
-_SPOKEN: Dict[Tuple[str, Any], str] = {
-    ("SOLVER.AMP", False): "off",
-    ("SOLVER.COMPILE", False): "off",
-    ("SOLVER.COMPILE", True): "default",
-    ("TEACHER_CACHE", False): "off",
-    ("TEACHER_CACHE", True): "memory",
-    ("DATASET.IN_MEMORY", False): "no",
-    ("DATASET.IN_MEMORY", True): "yes",
-}
 
 
 def resolved(cfg: CN, **dataset: Any) -> CN:

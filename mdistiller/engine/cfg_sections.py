@@ -11,6 +11,7 @@ from ..distillers import Distiller, distiller_dict
 from ..distillers._plugins import own_defaults
 from ..errors import UserError
 from ..registry import origin
+from .cfg_values import to_dict
 
 
 def add_sections(defaults: CN, reserved: Collection[str]) -> None:
@@ -62,10 +63,3 @@ def complete(section: CN, defaults: CN) -> None:
     for key, value in defaults.items():
         if isinstance(value, CN):
             complete(section[key], value)
-
-
-def to_dict(node: Any) -> Any:
-    """Return a configuration as plain nested dictionaries, lists and scalars."""
-    if isinstance(node, dict):
-        return {key: to_dict(value) for key, value in node.items()}
-    return [to_dict(value) for value in node] if isinstance(node, (list, tuple)) else node

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List
 
 from .. import processes
 from ..dataset.options import option_faults
 from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..errors import UserError, refuse
+from .cfg_values import leaves
 from .optim import OPTIMIZERS, SCHEDULES
 from .precision import pick_device, pick_precision
 from .schedule import SaveSchedule
@@ -123,7 +124,7 @@ def check_resumable(saved: Any, given: Dict[str, Any], path: str) -> None:
         saved: the configuration in the state at `path`, nested dictionaries.
         given: the present one.
     """
-    before, now = dict(_leaves(saved or {})), dict(_leaves(given))
+    before, now = dict(leaves(saved or {})), dict(leaves(given))
     changed = [
         f"{key} was {before[key]!r}, now {now[key]!r}"
         for key in before
@@ -131,11 +132,3 @@ def check_resumable(saved: Any, given: Dict[str, Any], path: str) -> None:
     ]
     if changed:
         raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")
-
-
-def _leaves(node: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
+from one_step import PAIRS, batch, build, check_cross_entropy, check_step, check_student_deploys_alone
 
 from mdistiller.distillers.AT import at_loss, attention
 from mdistiller.errors import UserError
@@ -68,14 +67,8 @@ def test_a_dead_map_is_differentiable():
 
 def test_total_loss_is_the_sum_of_its_definition():
     distiller = build("AT", "AT.LOSS.CE_WEIGHT", "0.5", "AT.LOSS.FEAT_WEIGHT", "3", "AT.P", "1")
-    image, target = batch()
-    logits, losses = distiller(image=image, target=target)
-    logits_student, student = distiller.student(image)
-    _, teacher = distiller.teacher(image)
-    assert set(losses) == {"loss_ce", "loss_kd"}
-    torch.testing.assert_close(logits, logits_student)
-    torch.testing.assert_close(losses["loss_ce"], 0.5 * F.cross_entropy(logits_student, target))
-    torch.testing.assert_close(losses["loss_kd"], 3 * at_loss(student["feats"][1:], teacher["feats"][1:], 1.0))
+    loss_kd, student, teacher = check_cross_entropy(distiller, 0.5)
+    torch.testing.assert_close(loss_kd, 3 * at_loss(student["feats"][1:], teacher["feats"][1:], 1.0))
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)

@@ -8,8 +8,9 @@ import torch
 
 from mdistiller.dataset.info import DatasetInfo
 from mdistiller.distillers import DeployedStudent, Distiller, distiller_dict
-from mdistiller.engine import check, checkpoint, compare
+from mdistiller.engine import checkpoint, compare
 from mdistiller.engine.cfg import CFG, load_cfg
+from mdistiller.engine.cfg_values import leaves
 from mdistiller.engine.watch import Watched, used_outputs
 from mdistiller.models import build_model
 
@@ -119,13 +120,13 @@ def test_which_methods_deploy_a_head():
 def test_ranges(method):
     """Each key that has a range is there, each number has one, and the defaults lie within."""
     distiller_class, section = distiller_dict[method], CFG.get(method, {})
-    leaves = dict(check._leaves(section))
-    assert set(distiller_class.RANGES) <= set(leaves)
+    defaults = dict(leaves(section))
+    assert set(distiller_class.RANGES) <= set(defaults)
     assert list(distiller_class.faults(section, method)) == []
     free = {"INIT_PRED_VAR", "LAMBDA_MIN", "LAMBDA_MAX"}  # judged with another key; of either sign
-    assert {key for key, value in leaves.items() if type(value) in (int, float)} - set(distiller_class.RANGES) <= free
+    assert {key for key, value in defaults.items() if type(value) in (int, float)} - set(distiller_class.RANGES) <= free
     for key in distiller_class.RANGES:
-        bad = load_cfg(None, [f"{method}.{key}", "[-1]" if isinstance(leaves[key], list) else "-1"])
+        bad = load_cfg(None, [f"{method}.{key}", "[-1]" if isinstance(defaults[key], list) else "-1"])
         (line,) = distiller_class.faults(bad[method], method)
         assert re.match(rf"{method}\.{key} is .*; expected ", line)
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
+from one_step import PAIRS, batch, build, check_cross_entropy, check_step, check_student_deploys_alone
 from torch import nn
 
 from mdistiller.distillers._common import ConvReg, match_size, settled_input_size, stage_shapes
@@ -109,15 +108,9 @@ def test_total_loss_is_the_sum_of_its_definition():
     distiller = build(
         "FITNET", "FITNET.LOSS.CE_WEIGHT", "0.5", "FITNET.LOSS.FEAT_WEIGHT", "3", "FITNET.HINT_LAYER", "1"
     )
-    image, target = batch()
-    logits, losses = distiller(image=image, target=target)
-    logits_student, student = distiller.student(image)
-    _, teacher = distiller.teacher(image)
-    assert set(losses) == {"loss_ce", "loss_kd"}
-    torch.testing.assert_close(logits, logits_student)
-    torch.testing.assert_close(losses["loss_ce"], 0.5 * F.cross_entropy(logits_student, target))
+    loss_kd, student, teacher = check_cross_entropy(distiller, 0.5)
     error = (distiller.conv_reg(student["feats"][1]) - teacher["feats"][1]).square().mean()
-    torch.testing.assert_close(losses["loss_kd"], 3 * error)
+    torch.testing.assert_close(loss_kd, 3 * error)
 
 
 @pytest.mark.parametrize("layer", ["2", "3"])

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
+from one_step import PAIRS, batch, build, check_cross_entropy, check_step, check_student_deploys_alone
 
 from mdistiller.distillers.OFD import make_connector, negative_mean, ofd_loss
 from mdistiller.errors import UserError
@@ -92,13 +91,7 @@ def test_connectors_start_at_the_fan_out_scale():
 )
 def test_total_loss_is_the_sum_of_its_definition(teacher, student, stages):
     distiller = build("OFD", "OFD.LOSS.CE_WEIGHT", "0.5", "OFD.LOSS.FEAT_WEIGHT", "3", teacher=teacher, student=student)
-    image, target = batch()
-    logits, losses = distiller(image=image, target=target)
-    logits_student, feats_student = distiller.student(image)
-    _, feats_teacher = distiller.teacher(image)
-    assert set(losses) == {"loss_ce", "loss_kd"}
-    torch.testing.assert_close(logits, logits_student)
-    torch.testing.assert_close(losses["loss_ce"], 0.5 * F.cross_entropy(logits_student, target))
+    loss_kd, feats_student, feats_teacher = check_cross_entropy(distiller, 0.5)
     norms = distiller.teacher.get_bn_before_relu()
     assert len(distiller.connectors) == stages
     expected = 0.0
@@ -106,7 +99,7 @@ def test_total_loss_is_the_sum_of_its_definition(teacher, student, stages):
         margin = negative_mean(norms[-back].bias, norms[-back].weight).detach().view(1, -1, 1, 1)
         connected = distiller.connectors[-back](feats_student["preact_feats"][-back])
         expected += ofd_loss(connected, feats_teacher["preact_feats"][-back], margin) / 2 ** (back - 1)
-    torch.testing.assert_close(losses["loss_kd"], 3 * expected)
+    torch.testing.assert_close(loss_kd, 3 * expected)
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
+from one_step import PAIRS, batch, build, check_cross_entropy, check_step, check_student_deploys_alone
 
 from mdistiller.distillers.RKD import angles, relative_distances, rkd_loss
 from mdistiller.errors import UserError
@@ -103,15 +103,9 @@ def test_total_loss_is_the_sum_of_its_definition():
     overrides = {"LOSS.CE_WEIGHT": "0.5", "LOSS.FEAT_WEIGHT": "3", "DISTANCE_WEIGHT": "2", "ANGLE_WEIGHT": "5"}
     overrides["PDIST.SQUARED"] = "True"
     distiller = build("RKD", *(part for key, value in overrides.items() for part in (f"RKD.{key}", value)))
-    image, target = batch()
-    logits, losses = distiller(image=image, target=target)
-    logits_student, student = distiller.student(image)
-    _, teacher = distiller.teacher(image)
-    assert set(losses) == {"loss_ce", "loss_kd"}
-    torch.testing.assert_close(logits, logits_student)
-    torch.testing.assert_close(losses["loss_ce"], 0.5 * F.cross_entropy(logits_student, target))
+    loss_kd, student, teacher = check_cross_entropy(distiller, 0.5)
     expected = 3 * rkd_loss(student["pooled_feat"], teacher["pooled_feat"], True, 1e-12, 2.0, 5.0)
-    torch.testing.assert_close(losses["loss_kd"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss_kd, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)

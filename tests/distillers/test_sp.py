@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
+from one_step import PAIRS, batch, build, check_cross_entropy, check_step, check_student_deploys_alone
 
 from mdistiller.distillers.SP import sp_loss
 
@@ -59,14 +58,8 @@ def test_autocast_changes_nothing():
 
 def test_total_loss_is_the_sum_of_its_definition():
     distiller = build("SP", "SP.LOSS.CE_WEIGHT", "0.5", "SP.LOSS.FEAT_WEIGHT", "3")
-    image, target = batch()
-    logits, losses = distiller(image=image, target=target)
-    logits_student, student = distiller.student(image)
-    _, teacher = distiller.teacher(image)
-    assert set(losses) == {"loss_ce", "loss_kd"}
-    torch.testing.assert_close(logits, logits_student)
-    torch.testing.assert_close(losses["loss_ce"], 0.5 * F.cross_entropy(logits_student, target))
-    torch.testing.assert_close(losses["loss_kd"], 3 * sp_loss([student["feats"][-1]], [teacher["feats"][-1]]))
+    loss_kd, student, teacher = check_cross_entropy(distiller, 0.5)
+    torch.testing.assert_close(loss_kd, 3 * sp_loss([student["feats"][-1]], [teacher["feats"][-1]]))
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
+from one_step import PAIRS, batch, build, check_cross_entropy, check_step, check_student_deploys_alone
 
 from mdistiller.distillers._common import match_size
 from mdistiller.distillers.VID import vid_loss
@@ -63,19 +63,13 @@ def test_variances_start_as_configured_and_are_saved():
 
 def test_total_loss_is_the_sum_of_its_definition():
     distiller = build("VID", "VID.LOSS.CE_WEIGHT", "0.5", "VID.LOSS.FEAT_WEIGHT", "3", student="MobileNetV2")
-    image, target = batch()
-    logits, losses = distiller(image=image, target=target)
-    logits_student, student = distiller.student(image)
-    _, teacher = distiller.teacher(image)
-    assert set(losses) == {"loss_ce", "loss_kd"}
-    torch.testing.assert_close(logits, logits_student)
-    torch.testing.assert_close(losses["loss_ce"], 0.5 * F.cross_entropy(logits_student, target))
+    loss_kd, student, teacher = check_cross_entropy(distiller, 0.5)
     expected = 0.0
     for stage, regressor in enumerate(distiller.regressors):
         feat_student, feat_teacher = match_size(student["feats"][stage + 1], teacher["feats"][stage + 1])
         error = (regressor(feat_student) - feat_teacher).square().mean()
         expected += 0.5 * (error / 5.0 + math.log(5.0))
-    torch.testing.assert_close(losses["loss_kd"], 3 * expected)
+    torch.testing.assert_close(loss_kd, 3 * expected)
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)

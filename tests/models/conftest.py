@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, TypeVar
 
 import pytest
 import torch
@@ -10,10 +10,11 @@ from torch import nn
 
 from mdistiller.models import ClassifierModel, cifar_model_dict
 
+_Model = TypeVar("_Model", bound=nn.Module)
 
-def _vivid_model(name: str, num_classes: int = 7) -> ClassifierModel:
-    torch.manual_seed(0)
-    model = cifar_model_dict[name][0](num_classes=num_classes)
+
+def make_vivid(model: _Model) -> _Model:
+    """Give `model` random BatchNorm parameters and statistics, and return it."""
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -21,6 +22,11 @@ def _vivid_model(name: str, num_classes: int = 7) -> ClassifierModel:
             nn.init.normal_(norm.running_mean, std=0.3)
             nn.init.uniform_(norm.running_var, 0.5, 1.5)
     return model
+
+
+def _vivid_model(name: str, num_classes: int = 7) -> ClassifierModel:
+    torch.manual_seed(0)
+    return make_vivid(cifar_model_dict[name][0](num_classes=num_classes))
 
 
 @pytest.fixture(scope="session")

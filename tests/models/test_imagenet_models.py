@@ -14,6 +14,7 @@ from torch import hub, nn
 from mdistiller.errors import UserError
 from mdistiller.models import imagenet_model_dict, load_weights
 from mdistiller.models.imagenet import mobilenetv1, resnet
+from tests.models.conftest import make_vivid
 
 RESNETS = ["ResNet18", "ResNet34", "ResNet50", "ResNet101"]
 SIDES = {"ResNet18": [16, 16, 8, 4, 2], "ResNet50": [16, 16, 8, 4, 2], "MobileNetV1": [32, 16, 8, 4, 2]}
@@ -24,17 +25,6 @@ CHANNELS = {
     "ResNet101": [64, 256, 512, 1024, 2048],
     "MobileNetV1": [32, 128, 256, 512, 1024],
 }
-
-
-def make_vivid(model):
-    """Move BatchNorms away from their trivial start."""
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.3)
-            nn.init.normal_(norm.running_mean, std=0.3)
-            nn.init.uniform_(norm.running_var, 0.5, 1.5)
-    return model
 
 
 @pytest.fixture(scope="module", params=list(SIDES))

@@ -1,0 +1,54 @@
+import pytest
+
+from mdistiller.engine.cfg import CFG, load_cfg
+from mdistiller.errors import UserError
+from tests.conftest import REPO
+
+
+def test_base_files_chain_and_are_relative_to_the_file(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/a.yaml").write_text("SOLVER: {LR: 0.3, EPOCHS: 7}\n")
+    (tmp_path / "base/b.yaml").write_text("_BASE_: a.yaml\nSOLVER: {EPOCHS: 8}\n")
+    (tmp_path / "c.yaml").write_text("_BASE_: base/b.yaml\nDISTILLER: {TYPE: KD}\n")
+    cfg = load_cfg(str(tmp_path / "c.yaml"), ["SOLVER.LR", "1e-2"])
+    assert (cfg.SOLVER.LR, cfg.SOLVER.EPOCHS, cfg.DISTILLER.TYPE) == (0.01, 8, "KD")
+    assert CFG.SOLVER.LR == 0.05  # the defaults stay what they are
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- 1\n", "holds a list; expected sections"),
+        ("SOLVER: {LR: 0.1\n", "is not valid YAML"),
+        ("SOLVER: 3\n", "SOLVER in .* is a section"),
+        ("SOLVER: {LRR: 3}\n", "unknown config key SOLVER.LRR in .*bad.yaml"),
+        ("_BASE_: bad.yaml\n", "leads back to the file itself"),
+        ("_BASE_: gone.yaml\n", "gone.yaml cannot be read"),
+        ("SOLVER: !!python/object/apply:os.system ['touch owned']\n", "is not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path, content, message):
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_cfg(str(tmp_path / "bad.yaml"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_missing_file_offers_its_neighbours():
+    with pytest.raises(UserError, match="did you mean .*res32x4_res8x4.yaml"):
+        load_cfg(str(REPO / "configs/cifar100/sfakd/res32x4_res8x.yaml"))
+
+
+def test_a_path_far_off_is_not_searched_for():
+    with pytest.raises(UserError, match="did you mean .*res32x4_res8x4"):
+        load_cfg("/no/such/folder/res32x4_res8x4.yml")
+    with pytest.raises(UserError, match="config  cannot be read|config . cannot be read"):
+        load_cfg("")
+
+
+def test_an_anchor_in_itself_is_refused(tmp_path):
+    (tmp_path / "loop.yaml").write_text("SOLVER: &a {LR: *a}\n")
+    with pytest.raises(UserError, match="loop.yaml has an anchor .* that leads back to itself"):
+        load_cfg(str(tmp_path / "loop.yaml"))
+    (tmp_path / "twice.yaml").write_text("SOLVER: {EPOCHS: &n 7, BATCH_SIZE: *n}\n")
+    assert load_cfg(str(tmp_path / "twice.yaml")).SOLVER.BATCH_SIZE == 7
