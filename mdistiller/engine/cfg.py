@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -18,8 +19,9 @@ from yacs.config import CfgNode as CN
 from ..distillers import distiller_dict
 from ..distillers._plugins import load, plugin_list
 from ..errors import UserError, did_you_mean, refuse
-from ..paths import CLONE, find_file
+from ..paths import CLONE, find_file, text_of, usable
 from .cfg_sections import add_sections, complete, to_dict
+from .plain_yaml import parse
 
 
 class Config(CN):
@@ -185,8 +187,8 @@ def _default(key: str) -> Any:
 def _parsed(text: str) -> Any:
     try:
         # an empty word is an empty text, and None is Python's null; YAML has it the other way round
-        return {"": "", "None": None}[text] if text in ("", "None") else yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+        return {"": "", "None": None}[text] if text in ("", "None") else parse(text)
+    except yaml.YAMLError:
         return text
 
 
@@ -199,16 +201,16 @@ def _plug_in(cfg: CN, plugins: List[str]) -> None:
 
 def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
     """Return the YAML file as a dictionary, merged over the files that `_BASE_` names."""
-    if path.resolve() in seen:
+    real = Path(os.path.realpath(path))
+    if real in seen:
         raise UserError(f"{path}: _BASE_ leads back to the file itself; break the circle")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(text_of(path))
     except OSError as error:
         raise UserError(f"config {path} cannot be read ({error.strerror}){_similar_configs(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
-    _check_finite(content, path)
     if not isinstance(content, dict):
         raise UserError(f"config {path} holds a {type(content).__name__}; expected sections such as SOLVER:")
     if "PLUGINS" in content:
@@ -216,22 +218,14 @@ def _read(path: Path, seen: Tuple[Path, ...]) -> Dict[str, Any]:
     base = content.pop("_BASE_", None)
     if base is None:
         return content
-    return _over(_read(path.parent / str(base), (*seen, path.resolve())), content)
-
-
-def _check_finite(node: Any, path: Path, above: Tuple[int, ...] = ()) -> None:
-    """Refuse a YAML anchor that contains itself, which no walk through the configuration would end at."""
-    if id(node) in above:
-        raise UserError(f"config {path} has an anchor (&) that leads back to itself; write it out")
-    for part in (node.values() if isinstance(node, dict) else node) if isinstance(node, (dict, list)) else ():
-        _check_finite(part, path, (*above, id(node)))
+    return _over(_read(usable(path.parent / str(base)), (*seen, real)), content)
 
 
 def _similar_configs(path: Path) -> str:
     shipped = CLONE / "configs"
     # beside it or among ours; the nearest folder that exists may be a home folder or a whole disk: no search below it
     files = [*path.parent.glob("*.yaml"), *(shipped.rglob("*.yaml") if shipped.is_dir() else ())]
-    known = {file.stem: file for file in reversed(files)}
+    known = {file.stem: file for file in reversed(files) if file != path}
     near = difflib.get_close_matches(path.stem, list(known), n=3)
     return f"; did you mean {' or '.join(str(known[n]) for n in near)}?" if near else "; give the path of a YAML file"
 
