@@ -18,6 +18,7 @@ from typing import Any, List, Optional, Tuple
 from tqdm import tqdm
 
 from .errors import UserError
+from .paths import check_ends
 
 TIMEOUT = 30  # seconds without an answer from the server
 CHUNK = 1 << 20  # bytes
@@ -110,6 +111,7 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     try:
+        check_ends(path)
         with path.open("rb") as file:
             for chunk in iter(lambda: file.read(CHUNK), b""):
                 digest.update(chunk)
@@ -146,7 +148,7 @@ def unpack(archive: Path, folder: Path) -> Tuple[List[Path], List[Path]]:
         raise BadArchive(
             f"{archive} is damaged, truncated or no tar archive ({_reason(error)}); get it again"
         ) from None
-    except OSError as error:
+    except (OSError, RecursionError) as error:  # hundreds of folders within one another
         raise UserError(f"{archive} cannot be unpacked into {folder} ({_reason(error)})") from None
     return written, kept
 

@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Iterable
+
+LONGEST_LINE = 2000  # characters
+MOST_NAMES = 50  # that are listed where none is near
+_NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
 
 
 class UserError(ValueError):
     """Something the user gave cannot work.
 
     The message says, in one line, what was given, what was expected and what to do; several faults have a line each.
+
+    Args:
+        faults: a line each; what they quote may hold line breaks and control characters, which are taken out.
+
+    Attributes:
+        faults: the lines.
     """
+
+    def __init__(self, *faults: str) -> None:
+        self.faults = [_plain(fault) for fault in faults]
+        super().__init__("\n".join(self.faults))
+
+
+def _plain(text: str) -> str:
+    """Return `text` as one line that any terminal shows, without the middle of a very long one."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
 
 
 def refuse(faults: Iterable[str]) -> None:
     """Raise one UserError with all of these lines, if there are any."""
     lines = list(faults)
     if lines:
-        raise UserError("\n".join(lines))
+        raise UserError(*lines)
+
+
+def memory_shortage(error: BaseException) -> str:
+    """Return what to do, in one line, if memory ran out for Python, NumPy or PyTorch, else nothing."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(reason):
+        return (
+            f"memory does not suffice ({reason[:160] or type(error).__name__}); set SOLVER.BATCH_SIZE,"
+            " DATASET.TEST.BATCH_SIZE, DATASET.INPUT_SIZE or the sizes of the method lower"
+        )
+    return ""
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
@@ -27,4 +59,5 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=limit, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(by_lower[c] for c in close)}?"
-    return f"; known: {', '.join(names) or 'none'}"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"; known: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple
 
+LARGEST = 1e18  # of a number: its square, too, is a float32
+
 
 class Range(NamedTuple):
     """A condition on one value.
@@ -26,12 +28,18 @@ class Range(NamedTuple):
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite int or float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # compared, because an int may be too large for isfinite
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def above(bound: float, what: str = "a number", example: str = "") -> Range:
     """Greater than `bound`."""
     return Range(lambda value: is_number(value) and value > bound, f"{what} above {bound}{example}")
+
+
+def whole(least: int, most: int, what: str = "a whole number") -> Range:
+    """A whole number within bounds, both included."""
+    return Range(lambda value: type(value) is int and least <= value <= most, f"{what} from {least} to {most}")
 
 
 def at_least(bound: float, what: str = "", example: str = "") -> Range:
@@ -63,7 +71,9 @@ def out_of_range(options: Any, ranges: Mapping[str, Range], section: str) -> Ite
         value = options
         for part in key.split("."):
             value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
-        if value is not _ABSENT and value not in allowed:
+        if is_number(value) and abs(value) > LARGEST:
+            yield f"{section}.{key} is {value!r}; expected at most {LARGEST:g}"
+        elif value is not _ABSENT and value not in allowed:
             yield f"{section}.{key} is {value!r}; expected {allowed.expected}"
 
 

@@ -14,7 +14,7 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from mdistiller.cli import OneLineParser, add_overrides, run
+from mdistiller.cli import OneLineParser, add_overrides, check_new_file, run
 
 
 def main() -> None:
@@ -42,10 +42,7 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"--{name} is {value}; give a number above 0")
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        parser.error(f"--json {args.json}: there is no such folder")
-    if args.json and Path(args.json).is_dir():
-        parser.error(f"--json {args.json} is a folder; give the name of a file")
+    check_new_file(parser, "--json", args.json)
     for first, second in (("pair", "cfg"), ("seconds", "steps")):
         if getattr(args, first) and getattr(args, second):
             parser.error(f"--{first} and --{second} exclude each other; give one of them")

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from mdistiller.cli import OneLineParser, add_overrides, run
+from mdistiller.cli import OneLineParser, add_overrides, check_new_file, run
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if min(args.rounds, args.steps, args.epochs) < 1:
         parser.error("--rounds, --steps and --epochs must be at least 1")
+    check_new_file(parser, "--json", args.json)
 
     from mdistiller.engine import compare
     from mdistiller.engine.cfg import load_cfg

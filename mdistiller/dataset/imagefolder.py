@@ -86,7 +86,7 @@ def _with_statistics(
             generator = torch.Generator().manual_seed(mix("statistics"))
             indices = torch.randperm(len(train), generator=generator)[:SAMPLE].sort().values.tolist()
         mean, std = measure(decode_chunks(train, view, indices, options.num_workers, findings))
-        if findings.unusable and options.corrupt != "skip":
+        if findings.unusable and (options.corrupt != "skip" or len(findings.unusable) == len(indices)):
             raise refusal(list(findings.unusable.values()), len(indices))
     memory.store(mean=mean, std=std)
     log.info("measured over %s training images: DATASET.MEAN %s DATASET.STD %s", len(split), list(mean), list(std))

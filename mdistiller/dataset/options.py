@@ -8,21 +8,21 @@ from typing import Any, Iterator, Optional, Sequence, Tuple
 from yacs.config import CfgNode
 
 from ..errors import did_you_mean, refuse
-from ..ranges import Range, at_least, out_of_range
+from ..ranges import LARGEST, Range, at_least, is_number, out_of_range, whole
 
 CHOICES = {
     "AUGMENT": ("auto", "pad_crop", "resized_crop", "none"),
     "IN_MEMORY": ("auto", "yes", "no"),
     "CORRUPT": ("refuse", "skip", "unchecked"),
 }
-SIZE = Range(lambda value: type(value) is int and value >= 1, "the side in pixels, a whole number from 1 on")
-COUNT = Range(lambda value: type(value) is int and value >= 1, "a whole number from 1 on")
+SIZE = whole(1, 4096, "the side in pixels, a whole number")
+COUNT = whole(1, 10**6)
 RANGES = {
     "INPUT_SIZE": Range(lambda value: value is None or value in SIZE, SIZE.expected),
     "TRAIN_FRACTION": Range(lambda value: 0 < value <= 1, "a number above 0 and up to 1 (1 = all)"),
     "TEST.BATCH_SIZE": Range(lambda value: value is None or value in COUNT, COUNT.expected),
     "PADDING": at_least(0),
-    "NUM_WORKERS": at_least(0),
+    "NUM_WORKERS": whole(0, 512),
     "MEMORY_GB": at_least(0),
 }
 LARGEST_PAD_CROP = 64  # px: above, "auto" means the ImageNet recipe
@@ -88,6 +88,8 @@ def option_faults(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
             "DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop, which needs the whole pictures;"
             " set IN_MEMORY to no or AUGMENT to pad_crop"
         )
+    if size in SIZE and _augment(data.AUGMENT, size) == "pad_crop" and size <= data.PADDING <= LARGEST:
+        yield f"DATASET.PADDING is {data.PADDING!r}; expected less than the image's side, {size} pixels"
 
 
 def read_options(cfg: CfgNode, own_size: int) -> Options:
@@ -139,7 +141,7 @@ def _statistics_faults(mean: Any, std: Any) -> Iterator[str]:
     for key, given, least in (("MEAN", mean, 0.0), ("STD", std, 1e-6)):
         try:
             channels = None if given is None else _channels(given)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             yield f"DATASET.{key} is {given!r}; give three numbers, one each for red, green and blue"
         else:
             if channels and not all(least <= value <= 1 for value in channels):
@@ -150,5 +152,7 @@ def _statistics_faults(mean: Any, std: Any) -> Iterator[str]:
 
 
 def _channels(given: Sequence[Any]) -> Channels:
-    red, green, blue = (float(value) for value in given)
+    if not (isinstance(given, (list, tuple)) and all(map(is_number, given))):
+        raise TypeError("no list of numbers")  # a text of three digits, a set in any order
+    red, green, blue = map(float, given)
     return red, green, blue

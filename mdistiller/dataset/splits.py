@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from .info import DatasetInfo
 
 # what Pillow warns of, and reads nevertheless, is refused below
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 MOST_PIXELS = 89_478_485  # Pillow's limit, 268 MB as RGB
 LONGEST = 100  # sides that differ more: resizing the shorter one would take gigabytes
 
@@ -110,9 +112,13 @@ class FileSplit:
         """
         path = self.path(index)
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # the end of a pipe may never come
+                raise OSError("not a regular file")
             with Image.open(path) as image:
                 _check(image)
                 return look(image)
+        except MemoryError:  # not the picture's fault
+            raise
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             name = "".join(c if c.isprintable() else "?" for c in str(path))  # it may be no text in any encoding

@@ -29,7 +29,7 @@ def measure(chunks: Iterable[np.ndarray]) -> Tuple[Channels, Channels]:
         for images in np.array_split(chunk, 1 + chunk.size // PIECE):
             for channel in range(3):
                 histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
-    share = histogram / histogram.sum(axis=1, keepdims=True)
+    share = histogram / np.maximum(histogram.sum(axis=1, keepdims=True), 1)
     levels = np.arange(256) / 255
     mean = share @ levels
     std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))

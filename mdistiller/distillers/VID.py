@@ -16,6 +16,8 @@ from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import IMAGE_SIZE, match_size, settled_input_size, stage_shapes
 
+MOST_VARIANCE = 700.0  # the exponential of more is no float
+
 
 def vid_loss(predicted_mean: Tensor, log_scale: Tensor, feat_teacher: Tensor, eps: float = 1e-5) -> Tensor:
     """Return the scalar mean negative log-likelihood of the teacher's map under Gaussians, up to a constant.
@@ -74,10 +76,11 @@ class VID(Distiller):
     @classmethod
     def faults(cls, options: Any, section: str) -> Iterator[str]:
         yield from super().faults(options, section)
-        if not math.inf > options.INIT_PRED_VAR > options.EPS:
+        if not MOST_VARIANCE > options.INIT_PRED_VAR > options.EPS:
             yield (
                 f"{section}.INIT_PRED_VAR is {options.INIT_PRED_VAR} and {section}.EPS {options.EPS}; expected the"
-                " variance to start above EPS, the least it can be (5.0 and 1e-5 are the defaults)"
+                f" variance to start above EPS, the least it can be, and below {MOST_VARIANCE:g} (5.0 and 1e-5 are the"
+                " defaults)"
             )
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:

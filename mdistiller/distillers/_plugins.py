@@ -121,7 +121,7 @@ def _is_file(plugin: str) -> bool:
 
 def _load_file(given: Path) -> None:
     """Import a file as if it lay in this folder, with the files beside it in reach of its relative imports."""
-    path = given.resolve()
+    path = Path(os.path.realpath(given))
     if not path.is_file():
         raise UserError(
             f"PLUGINS: there is no file {given}; give it relative to the configuration or to the working directory"

@@ -20,7 +20,7 @@ from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..distillers._common import probe
 from ..distillers._plugins import build_distiller
-from ..errors import UserError, refuse
+from ..errors import UserError, memory_shortage, refuse
 from ..models import build_model, find_model, load_weights, released_teacher
 from ..paths import find_file
 from .cfg import experiment_name, read_cfg, resolved
@@ -197,6 +197,8 @@ def _check_input_size(name: str, model: nn.Module, input_size: int) -> None:
     try:
         probe(model, input_size)
     except RuntimeError as error:
+        if memory_shortage(error):
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{name} cannot take images of {input_size} px ({reason}); set a larger DATASET.INPUT_SIZE"

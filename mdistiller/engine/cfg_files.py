@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -10,7 +11,8 @@ import yaml
 
 from ..distillers._plugins import plugin_list
 from ..errors import UserError
-from ..paths import CLONE
+from ..paths import CLONE, text_of, usable
+from .plain_yaml import parse
 
 
 def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
@@ -23,16 +25,16 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
     Raises:
         UserError: a missing or malformed file.
     """
-    if path.resolve() in seen:
+    real = Path(os.path.realpath(path))
+    if real in seen:
         raise UserError(f"{path}: _BASE_ leads back to the file itself; break the circle")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(text_of(path))
     except OSError as error:
         raise UserError(f"config {path} cannot be read ({error.strerror}){_similar_configs(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
-    _check_finite(content, path)
     if not isinstance(content, dict):
         raise UserError(f"config {path} holds a {type(content).__name__}; expected sections such as SOLVER:")
     if "PLUGINS" in content:
@@ -40,22 +42,14 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
     base = content.pop("_BASE_", None)
     if base is None:
         return content
-    return _over(read_file(path.parent / str(base), (*seen, path.resolve())), content)
-
-
-def _check_finite(node: Any, path: Path, above: Tuple[int, ...] = ()) -> None:
-    """Refuse a YAML anchor that contains itself, which no walk through the configuration would end at."""
-    if id(node) in above:
-        raise UserError(f"config {path} has an anchor (&) that leads back to itself; write it out")
-    for part in (node.values() if isinstance(node, dict) else node) if isinstance(node, (dict, list)) else ():
-        _check_finite(part, path, (*above, id(node)))
+    return _over(read_file(usable(path.parent / str(base)), (*seen, real)), content)
 
 
 def _similar_configs(path: Path) -> str:
     shipped = CLONE / "configs"
     # beside it or among ours; the nearest folder that exists may be a home folder or a whole disk: no search below it
     files = [*path.parent.glob("*.yaml"), *(shipped.rglob("*.yaml") if shipped.is_dir() else ())]
-    known = {file.stem: file for file in reversed(files)}
+    known = {file.stem: file for file in reversed(files) if file != path}
     near = difflib.get_close_matches(path.stem, list(known), n=3)
     return f"; did you mean {' or '.join(str(known[n]) for n in near)}?" if near else "; give the path of a YAML file"
 

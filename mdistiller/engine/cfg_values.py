@@ -9,6 +9,7 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from ..errors import UserError
+from .plain_yaml import parse
 
 TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
 
@@ -36,8 +37,8 @@ def from_word(text: str, default: Any, name: str) -> Any:
 def _parsed(text: str) -> Any:
     try:
         # an empty word is an empty text, and None is Python's null; YAML has it the other way round
-        return {"": "", "None": None}[text] if text in ("", "None") else yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+        return {"": "", "None": None}[text] if text in ("", "None") else parse(text)
+    except yaml.YAMLError:
         return text
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-from typing import Any, Dict, List
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
 
 from .. import processes
 from ..dataset.options import option_faults
 from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..errors import UserError, refuse
+from ..paths import usable
+from ..ranges import LARGEST
+from .cfg import experiment_name
 from .cfg_values import leaves
 from .optim import OPTIMIZERS, SCHEDULES
 from .precision import pick_device, pick_precision
 from .schedule import SaveSchedule
 
 CACHES = ("off", "memory")
+MOST = 10**6  # epochs, or images a batch: more are a slip
+LONGEST_NAME = 255  # characters
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 
@@ -44,8 +49,9 @@ def setting_faults(cfg: Any) -> List[str]:
     each = f" in each of {processes.count()} processes" if processes.count() > 1 else ""
     enough = f"at least {least}, BatchNorm cannot train on one image{each}"
     expect(least <= solver.BATCH_SIZE, "SOLVER.BATCH_SIZE", enough)
-    expect(solver.EPOCHS >= 1, "SOLVER.EPOCHS", "at least 1")
-    expect(0 < solver.LR < math.inf, "SOLVER.LR", "a number above 0")
+    expect(solver.BATCH_SIZE <= MOST, "SOLVER.BATCH_SIZE", f"at most {MOST} images")
+    expect(1 <= solver.EPOCHS <= MOST, "SOLVER.EPOCHS", f"at least 1 and at most {MOST}")
+    expect(0 < solver.LR <= LARGEST, "SOLVER.LR", f"a number above 0, at most {LARGEST:g}")
     expect(solver.SCHEDULE in SCHEDULES, "SOLVER.SCHEDULE", f"one of {', '.join(SCHEDULES)}")
     stages = solver.LR_DECAY_STAGES
     numbers = all(isinstance(stage, (int, float)) and not isinstance(stage, bool) and stage > 0 for stage in stages)
@@ -63,7 +69,7 @@ def setting_faults(cfg: Any) -> List[str]:
     expect(
         0 <= solver.WARMUP_EPOCHS <= max(solver.EPOCHS, 0), "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"
     )
-    expect(0 <= solver.WEIGHT_DECAY < math.inf, "SOLVER.WEIGHT_DECAY", "a number from 0 on")
+    expect(0 <= solver.WEIGHT_DECAY <= LARGEST, "SOLVER.WEIGHT_DECAY", f"a number from 0 on, at most {LARGEST:g}")
     expect(0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1")
     expect(not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0")
     expect(solver.COMPILE in COMPILE_MODES, "SOLVER.COMPILE", f"one of {', '.join(COMPILE_MODES)}")
@@ -85,6 +91,7 @@ def setting_faults(cfg: Any) -> List[str]:
         "EXPERIMENT.NAME",
         "a name for the output folder, or PROJECT and TAG to make one of",
     )
+    faults += _place_faults(cfg)
     # a word misspelt would otherwise become a folder of that name
     if not (cfg.TEACHER_CACHE in CACHES or "/" in cfg.TEACHER_CACHE or os.path.isdir(cfg.TEACHER_CACHE)):
         faults.append(f"TEACHER_CACHE is {cfg.TEACHER_CACHE!r}; expected off, memory, or a folder such as ./cache")
@@ -97,6 +104,24 @@ def setting_faults(cfg: Any) -> List[str]:
     if distiller is not None and knows(distiller, "faults", section):
         faults += distiller.faults(section, name)
     return faults
+
+
+def _place_faults(cfg: Any) -> Iterator[str]:
+    """Yield a line if the output folder cannot be, or is not below LOG.PREFIX."""
+    name = experiment_name(cfg)
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or len(name) > LONGEST_NAME:
+        yield (
+            f"EXPERIMENT.NAME (or PROJECT/TAG) is {name!r:.80}; expected a folder below LOG.PREFIX, of at most"
+            f" {LONGEST_NAME} characters: set LOG.PREFIX to write elsewhere"
+        )
+        return
+    try:
+        f"{cfg.LOG.PREFIX}/{name}".encode()  # it is written to worklog.txt
+        usable(Path(cfg.LOG.PREFIX) / name)
+    except UnicodeEncodeError:
+        yield "EXPERIMENT.NAME or LOG.PREFIX is no text (UTF-8); give another name"
+    except UserError as error:
+        yield f"EXPERIMENT.NAME or LOG.PREFIX: {error}"
 
 
 def _is_interval(text: str) -> bool:

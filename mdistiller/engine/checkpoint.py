@@ -14,7 +14,7 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 
@@ -156,13 +156,23 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
     head = checkpoint.get("head")
     whole = not lacking and (
         isinstance(checkpoint["config"].get("DATASET"), dict)
+        and all(isinstance(name, str) for name in plugins_of(checkpoint))
         and "deployed_top1" in checkpoint["accuracy"]
+        and all(isinstance(value, (int, float)) for value in checkpoint["accuracy"].values())
+        and checkpoint["input_size"] >= 1
         and (head is None or (isinstance(head, dict) and {"kind", "options", "state"} <= set(head)))
+        and (head is None or isinstance(head["kind"], str))
     )
     if not whole:
         parts = ", ".join(lacking or ["config, accuracy or head"])
         raise UserError(f"the checkpoint's description is damaged ({parts}); get the file again")
     return True
+
+
+def plugins_of(checkpoint: Dict[str, Any]) -> List[Any]:
+    """Return what the configuration of a described checkpoint names as PLUGINS; `[None]` if that is no list."""
+    given = checkpoint["config"].get("PLUGINS", [])
+    return given if isinstance(given, list) else [None]
 
 
 def load_student(
@@ -194,7 +204,7 @@ def load_student(
         return DeployedStudent(backbone)
     if saved["kind"] not in head_dict:
         # never loaded unasked: a checkpoint is data, it does not say what is run
-        plugins = ", ".join(checkpoint["config"].get("PLUGINS", []))
+        plugins = ", ".join(plugins_of(checkpoint))
         remedy = f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else "install it"
         raise UserError(f"checkpoint {path} needs the head {saved['kind']!r}, which no distiller here has; {remedy}")
     try:

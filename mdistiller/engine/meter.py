@@ -93,6 +93,11 @@ class EpochMeter:
         """Go on from a `state`."""
         correct = state["correct"]
         self.names, self.images, self._sums = tuple(state["names"]), state["images"], dict(state["sums"])
+        counts = [self.images, *([0, 0] if correct is None else correct)]
+        if len(counts) != 3 or not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"images and correct are {counts!r:.60}")
+        if not all(isinstance(value, float) and name in self.names for name, value in self._sums.items()):
+            raise ValueError(f"sums are {self._sums!r:.60}")
         if correct is not None:
             self._correct = torch.tensor(correct if processes.is_first() else [0, 0], device=device)
 

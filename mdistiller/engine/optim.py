@@ -48,5 +48,5 @@ def learning_rate(cfg: Any, step: int, steps_per_epoch: int) -> float:
     factor = SCHEDULES[cfg.SOLVER.SCHEDULE](cfg, step / steps_per_epoch)
     warmup_steps = cfg.SOLVER.WARMUP_EPOCHS * steps_per_epoch
     if step < warmup_steps:
-        factor *= (step + 1) / warmup_steps
+        factor *= min(1.0, (step + 1) / warmup_steps)  # less than a step is left of a fractional one
     return cfg.SOLVER.LR * factor

@@ -9,7 +9,7 @@ import torch
 
 from .. import processes
 from ..errors import UserError
-from ..paths import find_file
+from ..paths import find_file, text_of
 from .memory import memory_figures
 
 if TYPE_CHECKING:
@@ -76,11 +76,15 @@ def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
     summaries = {}
     for path in paths:
         try:
-            content = json.loads(find_file(path).read_text(encoding="utf-8"))
+            content = json.loads(text_of(find_file(path)))
             for part, key in (("last", "deployed_top1"), ("last", "deployed_top5"), ("best", "deployed_top1")):
-                float(content[part][key])
-            content["student"], content["method"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                content[part][key] = float(content[part][key])
+            for key in ("student", "method"):
+                if not (isinstance(content[key], str) and content[key].isprintable()):
+                    raise TypeError(f"{key} is no name")
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"EXPERIMENT.REFERENCE {path} is not the summary.json of a run ({type(error).__name__}: {error})"
             ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Any, Callable, Dict, List
 
 import numpy as np
 import torch
@@ -26,11 +26,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mdistiller")
 
-# attributes of a trainer that are plain values
-PLAIN = (
-    *("epoch", "step", "best", "last", "train_seconds", "total_seconds", "epoch_seconds", "images"),
-    "wandb_id",
-)
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
+
+
+def _are_accuracies(value: Any) -> bool:
+    # none before the first epoch's end
+    return isinstance(value, dict) and (not value or "deployed_top1" in value) and all(map(_is_seconds, value.values()))
+
+
+def _are_dicts(values: List[Any]) -> bool:
+    return bool(values) and all(isinstance(value, dict) for value in values)
+
+
+MOST = 2**53  # images, or steps
+
+# attributes of a trainer that are plain values, and what they may be
+PLAIN: Dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("epoch", "step", "images"), _is_count),
+    **dict.fromkeys(("train_seconds", "total_seconds", "epoch_seconds"), _is_seconds),
+    **dict.fromkeys(("best", "last"), _are_accuracies),
+    "wandb_id": lambda value: value is None or isinstance(value, str),
+}
+# what a state says besides, where it does: older ones lack some
+ABOUT: Dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("num_images", "num_steps"), lambda value: value is None or _is_count(value)),
+    **dict.fromkeys(("distiller", "optimizer", "scaler", "meter", "config"), lambda value: isinstance(value, dict)),
+    "random": lambda value: _are_dicts(value if isinstance(value, list) else [value]),  # one, before there were more
+}
 
 
 def capture(trainer: Trainer) -> Dict[str, Any]:
@@ -75,6 +103,12 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
         UserError: the state is of another configuration, other data, or not one.
     """
     path = trainer.folder.latest
+    for name, fits in {**PLAIN, **ABOUT}.items():
+        if name in state and not fits(state[name]):
+            raise UserError(
+                f"--resume: {path} is no state of a run, its {name} is {state[name]!r:.60}; copy"
+                f" {trainer.folder.best.name} or an epoch_N.pth to {path.name}, or start again with --overwrite"
+            )
     check_resumable(state.get("config"), to_dict(trainer.cfg), str(path))
     before, now = state.get("num_images"), _num_images(trainer)
     if before != now and before is not None:
@@ -98,13 +132,15 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
         trainer.scaler.load_state_dict(state["scaler"])
         for name in PLAIN:
             setattr(trainer, name, state[name])
+        if steps is not None and trainer.step > steps:
+            raise ValueError(f"step is {trainer.step}, an epoch has {steps}")
         trainer.meter = EpochMeter(trainer.epoch + 1)
         trainer.meter.load(state["meter"], trainer.device)
         # a state of before there were several processes has one; what is drawn for a process that was not there then
         # follows no plan anyway
         states = state["random"] if isinstance(state["random"], list) else [state["random"]]
         set_random_state(states[min(processes.rank(), len(states) - 1)], trainer.device)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--resume: {path} is not a state of this configuration ({type(error).__name__}:"

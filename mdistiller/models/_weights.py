@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -22,10 +23,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
         source: where the weights come from, for the message.
 
     Raises:
-        UserError: keys are missing or unexpected, or shapes differ; the message names the first few.
+        UserError: keys are missing or unexpected, shapes differ, or values are no finite numbers; the message names
+            the first few.
     """
     expected = model.state_dict()
-    given = {_own_key(key, expected): value for key, value in state_dict.items()}
+    given = {_own_key(str(key), expected): value for key, value in state_dict.items()}
     missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in expected]
     misshapen = [
@@ -33,7 +35,12 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
         for key, value in expected.items()
         if key in given and _shape(given[key]) != _shape(value)
     ]
-    kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
+    foreign = [
+        f"{key} {_kind(given[key])}"
+        for key, value in expected.items()
+        if value.is_floating_point() and isinstance(given.get(key), Tensor) and _kind(given[key]) != "numbers"
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen, "not usable": foreign}
     problems = [f"{kind}: {_first_few(keys)}" for kind, keys in kinds.items() if keys]
     if problems:
         raise UserError(
@@ -49,6 +56,15 @@ def _own_key(key: str, expected: Mapping[str, Tensor]) -> str:
 
 def _shape(value: object) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _kind(value: Tensor) -> str:
+    """What a tensor's numbers are; half precision is as good as single, whole numbers for weights are not."""
+    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+        return "sparse, quantized or without values"
+    if not value.is_floating_point():
+        return "complex" if value.is_complex() else "whole numbers"
+    return "numbers" if value.isfinite().all() else "NaN or infinite"
 
 
 def _first_few(keys: List[str]) -> str:

@@ -233,8 +233,12 @@ def test_a_link_to_nowhere(load: Make, root: Path) -> None:
 
 
 def test_more_than_memory_holds(load: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="18 images do not fit in memory .*; set DATASET.IN_MEMORY no"):
-        load(INPUT_SIZE=10_000_000, IN_MEMORY="yes", AUGMENT="none")
+    def full(*arguments: Any, **keys: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(np, "empty", full)
+    with pytest.raises(UserError, match="18 images do not fit in memory .no room.; set DATASET.IN_MEMORY no"):
+        load(INPUT_SIZE=4096, IN_MEMORY="yes", AUGMENT="none")
 
 
 # --- worker processes
