@@ -86,11 +86,6 @@ def setting_faults(cfg: Any) -> List[str]:
     expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
     expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
     expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
-    expect(
-        bool(cfg.EXPERIMENT.NAME or (cfg.EXPERIMENT.PROJECT and cfg.EXPERIMENT.TAG)),
-        "EXPERIMENT.NAME",
-        "a name for the output folder, or PROJECT and TAG to make one of",
-    )
     faults += _place_faults(cfg)
     # a word misspelt would otherwise become a folder of that name
     if not (cfg.TEACHER_CACHE in CACHES or "/" in cfg.TEACHER_CACHE or os.path.isdir(cfg.TEACHER_CACHE)):
@@ -109,6 +104,12 @@ def setting_faults(cfg: Any) -> List[str]:
 def _place_faults(cfg: Any) -> Iterator[str]:
     """Yield a line if the output folder cannot be, or is not below LOG.PREFIX."""
     name = experiment_name(cfg)
+    if not (cfg.EXPERIMENT.NAME or (cfg.EXPERIMENT.PROJECT and cfg.EXPERIMENT.TAG)):
+        yield (
+            f"EXPERIMENT.NAME is {cfg.EXPERIMENT.NAME!r}; expected a name for the output folder, or PROJECT and TAG to"
+            " make one of"
+        )
+        return
     if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or len(name) > LONGEST_NAME:
         yield (
             f"EXPERIMENT.NAME (or PROJECT/TAG) is {name!r:.80}; expected a folder below LOG.PREFIX, of at most"

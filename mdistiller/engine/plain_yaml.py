@@ -41,7 +41,7 @@ def parse(text: str) -> Any:
             written out, as one that leads back to itself has.
     """
     try:
-        content = yaml.load(text, _Loader)
+        content = _Loader(text).get_single_data()
     except (ValueError, RecursionError) as error:  # thousands of digits or brackets
         raise yaml.YAMLError(str(error)) from None
     left, parts = [content], 0

@@ -128,7 +128,10 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
         if missing or unexpected:
             raise ValueError(f"weights differ, first {(missing + unexpected)[0]}")
         trainer.distiller.load_state_dict(_statistics(state.get("statistics", [{}])), strict=False)
+        options = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
         trainer.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(trainer.optimizer.param_groups, options):
+            group.update(own)  # they follow from the configuration, which is known to be the same
         trainer.scaler.load_state_dict(state["scaler"])
         for name in PLAIN:
             setattr(trainer, name, state[name])

@@ -115,7 +115,10 @@ BAD = [
     (("eval", "-m", "vgg13"), "no checkpoint at .*vgg13_vanilla"),
     ((*EVAL, CKPT, "DATASET.ROOT", "four"), "trained on 3 classes, the data set imagefolder has 4"),
     ((*EVAL, "output/t/latest.pth"), "is a training state, to resume from; give the student_latest.pth"),
-    ((*TRAIN, "DISTILLER.STUDENT", "vgg8", "DATASET.INPUT_SIZE", "2"), "vgg8 cannot take images of 2 px"),
+    (
+        (*TRAIN, "DISTILLER.STUDENT", "vgg8", "DATASET.INPUT_SIZE", "2", "DATASET.PADDING", "1"),
+        "vgg8 cannot take images of 2 px",
+    ),
     ((*TRAIN, "DATASET.INPUT_SIZE", "true"), "DATASET.INPUT_SIZE is True"),
     ((*TRAIN, "SOLVER.LR", "-1"), "SOLVER.LR is -1.0; expected a number above 0"),
     ((*EVAL, CKPT, "-bs", "0"), "DATASET.TEST.BATCH_SIZE is 0"),

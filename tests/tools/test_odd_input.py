@@ -147,6 +147,10 @@ def test_a_state_whose_fields_are_damaged(command, place):
     within = [("meter", "images"), ("meter", "sums"), ("meter", "correct"), ("best", "deployed_top1")]
     changes = [(key, {**good, key: junk}) for key in good if key != "scaler" for junk in JUNK]
     changes += [(f"{a}.{b}", {**good, a: {**good[a], b: junk}}) for a, b in within for junk in JUNK]
+    options = good["optimizer"]["param_groups"][0]
+    for key in ("momentum", "weight_decay"):
+        groups = [{**options, key: "x"}]
+        changes.append((key, {**good, "optimizer": {**good["optimizer"], "param_groups": groups}}))
     metrics = (folder / "metrics.jsonl").read_bytes()
     refusals = 0
     for key, state in changes:
