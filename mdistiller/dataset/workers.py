@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import weakref
+from multiprocessing import queues
 from multiprocessing.context import BaseContext
 from typing import Any, Iterable, Iterator, TypeVar
 
@@ -38,11 +39,22 @@ def deaths_explained(batches: Iterable[T]) -> Iterator[T]:
         raise UserError(line) from error
 
 
+class _Queue(queues.Queue):
+    """A queue of a process that ends when it cannot send what it read, which would be waited for without end."""
+
+    @staticmethod
+    def _on_queue_feeder_error(error: Exception, item: Any) -> None:
+        if multiprocessing.parent_process() is None:
+            raise error
+        os.write(2, f"a process that reads images cannot hand them over: {' '.join(str(error).split())}\n".encode())
+        os._exit(1)
+
+
 _enduring: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # process: the one that started it
 
 
 def enduring() -> BaseContext:
-    """Return what starts processes for a `DataLoader` that may `leave_signals`.
+    """Return what starts processes for a `DataLoader` that may `leave_signals`, and queues that never fall silent.
 
     Python would have them end by SIGTERM, and wait for them, before this program ends; they are killed instead.
     """
@@ -53,6 +65,9 @@ def enduring() -> BaseContext:
             process = super().Process(*args, **kwargs)
             _enduring[process] = os.getpid()
             return process
+
+        def Queue(self, maxsize: int = 0) -> Any:
+            return _Queue(maxsize, ctx=self.get_context())
 
     return Noting()
 

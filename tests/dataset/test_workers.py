@@ -15,7 +15,7 @@ from tests.conftest import REPO, make_image_folder
 
 # streams, with processes, from an image folder; those that read may be made to hang, without a look at signals
 SCRIPT = """
-import sys, time
+import resource, sys, time
 from mdistiller.cli import run
 from mdistiller.dataset import FileSplit, get_dataset
 from mdistiller.engine.cfg import load_cfg
@@ -28,6 +28,9 @@ def slow(self, index, look):
 
 train, *_ = get_dataset(load_cfg(None, [*"DATASET.TYPE imagefolder DATASET.ROOT images".split(),
     *"DATASET.INPUT_SIZE 16 DATASET.IN_MEMORY no SOLVER.BATCH_SIZE 4".split()]))
+if sys.argv[1] == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # of files in /dev/shm too
+    run(lambda: [batch for batch in train])
 if sys.argv[1] == "hang":
     FileSplit.load = slow
     run(lambda: [batch for batch in train], "stopped here")
@@ -70,3 +73,14 @@ def test_ctrl_c_ends_a_pass_whose_workers_hang(started: subprocess.Popen) -> Non
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=30)
     assert (started.returncode, said) == (130, "interrupted; stopped here\n")
+
+
+@pytest.mark.parametrize("started", ["full"], indirect=True)
+def test_batches_that_cannot_be_handed_over_are_no_silence(started: subprocess.Popen) -> None:
+    _, said = started.communicate(timeout=60)
+    *reasons, line = said.splitlines()
+    assert started.returncode == 2
+    assert line.startswith("error: a process that reads images died (")
+    assert "(--shm-size)" in line
+    assert reasons[0].startswith("a process that reads images cannot hand them over: unable to ")
+    assert not any("Traceback" in reason for reason in reasons)
