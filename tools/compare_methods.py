@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, "nothing was kept; start again")
+    run(main, interrupted="nothing was kept; start again")

@@ -12,6 +12,22 @@ from ..errors import UserError
 from .splits import FileSplit
 
 
+def entries(folder: Path) -> List[Path]:
+    """Return what lies in `folder`.
+
+    Raises:
+        UserError: it may not be read.
+    """
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except OSError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(f"the folder {error.filename} cannot be read ({error.strerror}); mend its permissions")
+
+
 def class_folders(folder: Path, layout: str) -> List[str]:
     """Return the sorted names of the folders in `folder`, but for hidden ones; a link to a folder is one.
 
@@ -20,7 +36,7 @@ def class_folders(folder: Path, layout: str) -> List[str]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; {layout}")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in entries(folder) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UserError(f"{folder} holds no class folders; {layout}")
     return names
@@ -63,8 +79,12 @@ def find_images(folder: Path, classes: Sequence[str]) -> FileSplit:
 
 def _images(folder: Path) -> List[str]:
     """Return the images at any depth below `folder`, sorted, each linked folder once; hidden ones are no images."""
+
+    def refuse(error: OSError) -> None:  # by itself, os.walk passes over what it may not read
+        raise _unreadable(error)
+
     seen, found = set(), []
-    for place, below, names in os.walk(folder, followlinks=True):
+    for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             below.clear()

@@ -13,7 +13,7 @@ from .. import paths
 from ..errors import UserError
 from .corrupt import Findings, refusal
 from .draws import mix
-from .folders import check_same_classes, class_folders, find_images
+from .folders import check_same_classes, class_folders, entries, find_images
 from .images import View, decode_all, decode_chunks
 from .info import DatasetInfo
 from .options import Channels, Options, read_options
@@ -41,7 +41,7 @@ def imagefolder(cfg: CfgNode) -> Splits:
     if not cfg.DATASET.ROOT:
         raise UserError(f"DATASET.ROOT is not set; {LAYOUT}")
     root = paths.find_file(cfg.DATASET.ROOT)
-    if not root.is_dir() or not any(root.iterdir()):
+    if not root.is_dir() or not entries(root):
         raise UserError(f"DATASET.ROOT {root} is {'empty' if root.is_dir() else 'not a folder'}; {LAYOUT}")
     classes = class_folders(root / "val", LAYOUT)
 

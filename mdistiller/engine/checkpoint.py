@@ -46,6 +46,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
             warnings.simplefilter("ignore")  # on unusual pickle protocols: what matters here is whether it loads
             _check_sums(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}); mend its permissions") from None
     except zipfile.BadZipFile as error:
         raise UserError(f"checkpoint {path} is damaged ({_reason(error)}); get it again") from None
     except pickle.UnpicklingError as error:

@@ -1,5 +1,8 @@
 """What only a hostile or a clumsy hand makes: files, paths, checkpoints, states, streams; one line and status 2."""
 
+import builtins
+import errno
+import io
 import json
 import os
 import subprocess
@@ -186,6 +189,34 @@ def test_the_other_command_lines(command, place, arguments, expected):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert expected in err
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ("images", "the folder images cannot be read (Permission denied); mend its permissions"),
+        ("images/train", "the folder images/train cannot be read (Permission denied); mend its permissions"),
+        ("images/train/class_0", "the folder images/train/class_0 cannot be read (Permission denied); mend its"),
+        ("teacher.pth", "checkpoint teacher.pth cannot be read (Permission denied); mend its permissions"),
+        ("run.yaml", "config run.yaml cannot be read (Permission denied)"),
+    ],
+)
+def test_what_may_not_be_read(command, place, monkeypatch, kept, expected):
+    def denied(call):
+        def asked(path, *arguments, **keys):
+            if not isinstance(path, int) and os.path.normpath(os.fspath(path)) in (kept, str(place / kept)):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return call(path, *arguments, **keys)
+
+        return asked
+
+    # as for a user: root, whom tests may run as, may read anything
+    for module, name in ((os, "listdir"), (os, "scandir"), (io, "open"), (builtins, "open")):
+        monkeypatch.setattr(module, name, denied(getattr(module, name)))
+    status, out, err = command("train", "--cfg", "run.yaml")
+    assert (status, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") == 1
 
 
 def test_closed_streams(place):
