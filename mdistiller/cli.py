@@ -7,7 +7,9 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+from contextlib import suppress
 from typing import Callable, NoReturn
 
 from .errors import UserError, memory_shortage
@@ -92,4 +94,7 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near, and has its status
     sys.exit(0)

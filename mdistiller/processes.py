@@ -157,7 +157,7 @@ def _started(process: int) -> str:
 
 def is_restart() -> bool:
     """Whether torchrun has started its workers before."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def share(part: slice) -> slice:
@@ -173,6 +173,22 @@ def all_of(value: Any) -> List[Any]:
     values: List[Any] = [None] * count()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def first_here_first() -> Iterator[None]:
+    """Have one process of each machine go through a `with` block before the others there do.
+
+    For what it leaves on the disk: files that it downloads, and what it finds out of files and remembers.
+    """
+    waits = bool(_joined) and int(os.environ["LOCAL_RANK"]) > 0
+    if waits:
+        wait_for_all()
+    try:
+        yield
+    finally:  # the others meet the same error
+        if not waits:
+            wait_for_all()
 
 
 def check_alike(what: str, seen: str) -> None:
@@ -225,7 +241,7 @@ def by_first(action: Callable[[], Any]) -> Any:
 def _portable(error: Exception) -> Exception:
     """An error that can be sent: one that is not the user's gets its traceback from the first process alone."""
     if isinstance(error, UserError):
-        return UserError(str(error))
+        return UserError(*error.faults)
     return OSError(*error.args) if isinstance(error, OSError) else UserError(f"{type(error).__name__}: {error}")
 
 

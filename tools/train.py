@@ -21,8 +21,8 @@ def main() -> None:
     with processes.joined():
         cfg = load_checked(args.cfg, args.overrides + dataset)
         folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
-        resume, overwrite = processes.by_first(lambda: folder.checked(args.resume, args.overwrite))
-        build_trainer(cfg).train(resume, overwrite)
+        processes.by_first(lambda: folder.checked(args.resume, args.overwrite))  # before anything is built
+        build_trainer(cfg).train(args.resume, args.overwrite)
 
 
 if __name__ == "__main__":

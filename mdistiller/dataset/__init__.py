@@ -8,6 +8,7 @@ from typing import Tuple, Union
 import torch
 from yacs.config import CfgNode
 
+from .. import processes
 from . import cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (they register themselves)
 from .corrupt import checked
 from .device_loader import DeviceLoader
@@ -70,7 +71,8 @@ def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
 
 
 def _read(cfg: CfgNode) -> Tuple[Splits, Options]:
-    splits = dataset_dict[cfg.DATASET.TYPE](cfg)
+    with processes.first_here_first():
+        splits = dataset_dict[cfg.DATASET.TYPE](cfg)
     return splits, read_options(cfg, splits.info.input_size)
 
 
@@ -80,8 +82,9 @@ def _loader(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     view = View(info.input_size, margin=options.augment == "resized_crop")
     role = "training" if train else "validation"
+    with processes.first_here_first():  # all of them, though machines may differ in what they find
+        usable = split if in_memory else checked(split, options.corrupt, options.num_workers, role)
     if in_memory:
-        decoded = decode_all(split, view, options.num_workers, options.corrupt, role)
+        decoded = decode_all(usable, view, options.num_workers, options.corrupt, role)
         return DeviceLoader(decoded, info, options, place, train)
-    usable = checked(split, options.corrupt, options.num_workers, role)
     return StreamLoader(usable, view, info, options, place, train)

@@ -20,7 +20,7 @@ from .info import DatasetInfo
 from .loader import Batch, Loader
 from .options import Options
 from .splits import ImageSplit, UnusableImage
-from .workers import deaths_explained, end_all, enduring, leave_signals
+from .workers import deaths_explained, end_all, enduring, leave_signals, signals_held
 
 Step = Tuple[List[int], List[int], int]  # indices and variants of a batch, and the epoch's seed
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: part of the area, width / height
@@ -66,7 +66,9 @@ class StreamLoader(Loader):
         assert workers is not None and isinstance(workers.sampler, _Steps)
         try:
             workers.sampler.steps = ((order[part].tolist(), variant[part].tolist(), seed) for part in slices)
-            for batch in deaths_explained(workers):
+            with signals_held():
+                batches = iter(workers)
+            for batch in deaths_explained(batches):
                 if "faults" in batch:
                     raise refusal(batch["faults"], self.num_images)
                 batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import weakref
+from contextlib import contextmanager
 from multiprocessing import queues
 from multiprocessing.context import BaseContext
 from typing import Any, Iterable, Iterator, TypeVar
@@ -76,6 +77,19 @@ def leave_signals(worker: int) -> None:
     """Ctrl-C and schedulers signal every process, but what the trainer does then needs the batches of its step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while processes start, who inherit that, until they `leave_signals`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @atexit.register

@@ -24,7 +24,7 @@ from ..errors import UserError, memory_shortage, refuse
 from ..models import build_model, find_model, load_weights, released_teacher
 from ..paths import find_file
 from .cfg import experiment_name, read_cfg, resolved
-from .check import setting_faults
+from .check import check_same_settings, setting_faults
 from .checkpoint import is_described, read_checkpoint, weights_of
 from .precision import pick_device, prepare_device
 from .report import read_references
@@ -160,6 +160,7 @@ def build_trainer(cfg: Any) -> Trainer:
         UserError: a configuration that cannot work, missing data or weights, parts that do not fit each other.
     """
     refuse(config_faults(cfg))
+    check_same_settings(cfg)
     distiller_class: Any = distiller_dict[cfg.DISTILLER.TYPE]
     trainer_class = trainer_dict[cfg.SOLVER.TRAINER]
     device = pick_device()

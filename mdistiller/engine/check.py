@@ -15,7 +15,7 @@ from ..errors import UserError, refuse
 from ..paths import usable
 from ..ranges import LARGEST
 from .cfg import experiment_name
-from .cfg_values import leaves
+from .cfg_values import leaves, to_dict
 from .optim import OPTIMIZERS, SCHEDULES
 from .precision import pick_device, pick_precision
 from .schedule import SaveSchedule
@@ -131,6 +131,26 @@ def _is_interval(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+# what each process may have otherwise: where it finds things, and what the first alone does
+FREE_IN_PROCESSES = (
+    *("LOG.", "PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS"),
+    "DISTILLER.TEACHER_WEIGHTS",
+)
+
+
+def check_same_settings(cfg: Any) -> None:
+    """Refuse to train in several processes, perhaps on several machines, that were given different settings."""
+    of_all = processes.all_of(dict(leaves(to_dict(cfg))))
+    differing = [
+        f"{key} is {value!r} for process 0, {other.get(key)!r} for process {number}"
+        for number, other in enumerate(of_all)
+        for key, value in of_all[0].items()
+        if other.get(key) != value and not key.startswith(FREE_IN_PROCESSES)
+    ]
+    if differing:
+        raise UserError(f"the processes have different settings ({'; '.join(differing[:3])}); give all the same")
 
 
 # what a resumed run may have otherwise: its length, where it runs, what is written about it; and the trainer, which

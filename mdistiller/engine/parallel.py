@@ -149,6 +149,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Tuple[Any, ...]:
         x, weight, mean, var, size = ctx.saved_tensors
+        kind, x, grad = x.dtype, x.to(mean.dtype), grad.to(mean.dtype)  # two terms that may nearly cancel out
         # as if mean and variance were constants
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
@@ -158,6 +159,7 @@ class _Normalise(torch.autograd.Function):
         if weight is not None:
             scale = scale * weight
         grad_x = grad_x - F.batch_norm(x, mean, var, scale * products, scale * sums, False, 0.0, ctx.eps)
+        grad_x = grad_x.to(kind)
         return (grad_x, None, None, None) if weight is None else (grad_x, grad_weight, grad_bias, None)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, List, Tuple
 
 from .. import processes
 from ..errors import UserError
+from ..paths import check_ends
 from .lock import check_free, lock_file, locked
-from .safe_files import replace_text
-
-log = logging.getLogger("mdistiller")
+from .safe_files import replace_text, writing_to
 
 LAUNCHER = ".launcher"  # whose run it is, for a torchrun that restarts its workers
 
@@ -59,6 +57,9 @@ class RunFolder:
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other; give one of them")
         check_free(self.path)
+        for path in (self.metrics, self.worklog, self.config):
+            with writing_to(path):
+                check_ends(path)
         present = self._present()
         if resume and not (self.latest.is_file() or self.previous.is_file()):
             remedy = "start again with --overwrite" if present else "start without --resume"
@@ -80,11 +81,14 @@ class RunFolder:
         Where torchrun has restarted its workers, their own run goes on; that of another torchrun, or of none, is left
         to what the user gave. A run to resume that was killed before it saved anything starts from its beginning.
         """
+        if processes.launcher() and not processes.is_restart():
+            check_free(self.path)
+            with suppress(OSError):  # a name that was given to another torchrun too
+                (self.path / LAUNCHER).unlink()
         if processes.is_restart() and self._launcher() == processes.launcher():
             resume = self.latest.is_file() or self.previous.is_file()
             overwrite = not resume
         elif resume and not overwrite and lock_file(self.path).is_file() and not any(self.path.glob("*.pth")):
-            log.info(f"note: nothing is saved in {self.path} yet; starting from the beginning")
             resume, overwrite = False, True
         self.check(resume, overwrite)
         return resume, overwrite

@@ -139,10 +139,10 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
             raise ValueError(f"step is {trainer.step}, an epoch has {steps}")
         trainer.meter = EpochMeter(trainer.epoch + 1)
         trainer.meter.load(state["meter"], trainer.device)
-        # a state of before there were several processes has one; what is drawn for a process that was not there then
-        # follows no plan anyway
+        # a state of before there were several processes has one; a process that was not there then has its seed's
         states = state["random"] if isinstance(state["random"], list) else [state["random"]]
-        set_random_state(states[min(processes.rank(), len(states) - 1)], trainer.device)
+        if processes.rank() < len(states):
+            set_random_state(states[processes.rank()], trainer.device)
     except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -95,8 +95,9 @@ class Trainer:
             UserError: the folder is another run's, cannot be written to, or has nothing to resume from.
             RunStopped: SIGINT or SIGTERM came, and the state is saved.
         """
-        resume, overwrite = processes.by_first(lambda: self.folder.checked(resume, overwrite))
         self._check_losses()
+        given = resume
+        resume, overwrite = processes.by_first(lambda: self.folder.checked(resume, overwrite))
         with ExitStack() as claim:
             processes.by_first(lambda: claim.enter_context(self.folder.claimed(resume, overwrite)))
             if resume:
@@ -111,6 +112,8 @@ class Trainer:
                 logger = RunLogger(self.folder, self.cfg, self.epoch, steps_done, self.wandb_id)
 
             processes.by_first(start)
+            if given and not resume:
+                logger.say(f"note: nothing was saved in {self.folder.path} yet; starting from the beginning")
             self.wandb_id = logger.wandb_id
             try:
                 with self.stop:

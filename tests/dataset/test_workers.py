@@ -15,7 +15,7 @@ from tests.conftest import REPO, make_image_folder
 
 # streams, with processes, from an image folder; those that read may be made to hang, without a look at signals
 SCRIPT = """
-import resource, sys, time
+import multiprocessing.process, os, resource, signal, sys, time
 from mdistiller.cli import run
 from mdistiller.dataset import FileSplit, get_dataset
 from mdistiller.engine.cfg import load_cfg
@@ -28,6 +28,12 @@ def slow(self, index, look):
 
 train, *_ = get_dataset(load_cfg(None, [*"DATASET.TYPE imagefolder DATASET.ROOT images".split(),
     *"DATASET.INPUT_SIZE 16 DATASET.IN_MEMORY no SOLVER.BATCH_SIZE 4".split()]))
+if sys.argv[1] == "early":  # a signal to every process while they start
+    def started(self, *args, start=multiprocessing.process.BaseProcess.start, **kwargs):
+        start(self, *args, **kwargs)
+        os.kill(self.pid, signal.SIGTERM)
+
+    multiprocessing.process.BaseProcess.start = started
 if sys.argv[1] == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # of files in /dev/shm too
     run(lambda: [batch for batch in train])
@@ -57,7 +63,7 @@ def started(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subproce
 
 @pytest.mark.parametrize(
     ("started", "status", "out", "err"),
-    [("pass", 0, "done 9\n", ""), ("fail", 1, "", "a fault of the script's\n")],
+    [("pass", 0, "done 9\n", ""), ("early", 0, "done 9\n", ""), ("fail", 1, "", "a fault of the script's\n")],
     indirect=["started"],
 )
 def test_a_script_that_still_holds_its_loader_ends(started: subprocess.Popen, status: int, out: str, err: str) -> None:

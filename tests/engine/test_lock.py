@@ -106,6 +106,19 @@ def test_a_lock_alone_is_no_run(tmp_path):
     folder.check(False, True)
 
 
+def test_a_name_of_an_earlier_launch_is_no_longer_that_of_its_run(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path), "run")
+    monkeypatch.setattr(run_folder.processes, "launcher", lambda: "job 17")
+    with folder.claimed(False, False):
+        folder.create(False)
+    folder.latest.write_text("of the first launch")
+    for _ in range(2):
+        with pytest.raises(UserError, match="already holds a run"):
+            folder.checked(False, False)  # the second launch, which was given the same name, then its restart
+        monkeypatch.setattr(run_folder.processes, "is_restart", lambda: True)
+    assert folder.checked(False, True) == (False, True)
+
+
 def test_a_restart_tells_its_own_run_from_the_one_that_it_was_to_replace(tmp_path, monkeypatch):
     folder = RunFolder(str(tmp_path), "run")
     folder.path.mkdir()

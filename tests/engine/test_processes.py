@@ -228,6 +228,11 @@ def test_errors_are_told_once(run):
         "error: SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base",
     ]
 
+    status, output = run("wrong", "DATASET.ROOT", "nowhere")  # which the first process looks for before the other
+    assert status != 0
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: DATASET.ROOT nowhere is not a folder; expected ")
+
 
 def test_a_restart_takes_over_no_run_of_another(run, tmp_path):
     folder = tmp_path / "output/other"
@@ -249,11 +254,24 @@ def test_shares_are_consecutive_and_nearly_equal(monkeypatch):
 
 
 def test_what_differs_between_processes_is_refused(monkeypatch, image_folder):
-    monkeypatch.setattr(processes, "all_of", lambda value: [value, value, "9 images", value])
+    # of what is compared, the settings are dictionaries
+    monkeypatch.setattr(
+        processes, "all_of", lambda value: [value, value, value if isinstance(value, dict) else "9 images", value]
+    )
     with pytest.raises(UserError, match="^the data set is not the same for all processes: 36 images .* 9 images for"):
         build_trainer(settings(image_folder))
     monkeypatch.setattr(processes, "all_of", lambda value: [value, value])
     processes.check_alike("the data set", "36 images")
+
+
+def test_settings_that_differ_between_processes_are_refused(monkeypatch, image_folder):
+    def all_of(settings):
+        return [settings, {**settings, "LOG.PREFIX": "elsewhere"}, {**settings, "SOLVER.LR": 3.0}]
+
+    monkeypatch.setattr(processes, "all_of", all_of)
+    line = r"^the processes have different settings \(SOLVER.LR is 0.02 for process 0, 3.0 for process 2\);"
+    with pytest.raises(UserError, match=line):
+        build_trainer(settings(image_folder))
 
 
 def test_a_meeting_that_does_not_come_about_is_told(monkeypatch):
