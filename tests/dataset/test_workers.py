@@ -23,7 +23,7 @@ from mdistiller.engine.cfg import load_cfg
 load = FileSplit.load
 
 def slow(self, index, look):
-    print("reading", flush=True)
+    os.write(1, b"reading\\n")  # whole, though two processes write
     time.sleep(600)
 
 train, *_ = get_dataset(load_cfg(None, [*"DATASET.TYPE imagefolder DATASET.ROOT images".split(),
