@@ -28,6 +28,7 @@ from .safe_files import replace
 
 FORMAT = "mdistiller.student"
 VERSION = 1
+MOST_PICKLED = 256 * 2**20  # bytes; what is not tensors is far less, but a few bytes may unpack to any number
 
 allow_numpy_scalars()
 
@@ -66,6 +67,10 @@ def _check_sums(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
+                if entry.filename.endswith("data.pkl") and entry.file_size > MOST_PICKLED:
+                    raise zipfile.BadZipFile(
+                        f"{entry.file_size} bytes of plain values, at most {MOST_PICKLED} are read"
+                    )
                 if entry.CRC != 0:
                     with archive.open(entry) as file:
                         while file.read(1 << 20):

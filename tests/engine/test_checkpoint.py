@@ -79,6 +79,16 @@ def rewrite(path, change):
             new.writestr(name, change(old.read(name)) if name.endswith("data.pkl") else old.read(name))
 
 
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ck, "MOST_PICKLED", 10**6)
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", pickle.dumps("0" * 10**7))
+    assert path.stat().st_size < 10**5
+    with pytest.raises(UserError, match=r"bomb.pth is damaged \(100000\d\d bytes of plain values, at most 1000000 are"):
+        ck.read_checkpoint(path)
+
+
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_scalars_of_numpy_1_and_2_load(tmp_path, module, zipped):
