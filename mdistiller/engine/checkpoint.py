@@ -69,7 +69,7 @@ def _check_sums(path: Path) -> None:
             for entry in archive.infolist():
                 if entry.filename.endswith("data.pkl") and entry.file_size > MOST_PICKLED:
                     raise zipfile.BadZipFile(
-                        f"{entry.file_size} bytes of plain values, at most {MOST_PICKLED} are read"
+                        f"{entry.file_size} bytes of values, at most {MOST_PICKLED} are read"
                     )
                 if entry.CRC != 0:
                     with archive.open(entry) as file:

@@ -85,7 +85,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, monkeypat
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", pickle.dumps("0" * 10**7))
     assert path.stat().st_size < 10**5
-    with pytest.raises(UserError, match=r"bomb.pth is damaged \(100000\d\d bytes of plain values, at most 1000000 are"):
+    with pytest.raises(UserError, match=r"bomb.pth is damaged \(100000\d\d bytes of values, at most 1000000 are"):
         ck.read_checkpoint(path)
 
 
