@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import io
 import logging
 import os
 import signal
 import sys
-from contextlib import suppress
 from typing import Callable, NoReturn
 
 from .errors import UserError, memory_shortage
@@ -65,6 +65,7 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
         interrupted: what to do after Ctrl-C.
     """
     _open_streams()
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # by then the status is settled
     notes = logging.getLogger("mdistiller")
     notes.setLevel(logging.INFO)
     if not notes.handlers:
@@ -94,7 +95,4 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(130)
-    finally:
-        with suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near, and has its status
     sys.exit(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import signal
 import sys
 from pathlib import Path
 
@@ -56,10 +55,8 @@ def command(monkeypatch, capsys):
         spec.loader.exec_module(module)
         monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
         capsys.readouterr()
-        interrupts = signal.getsignal(signal.SIGINT)
         with pytest.raises(SystemExit) as exit_info:
             cli.run(module.main)
-        signal.signal(signal.SIGINT, interrupts)
         out, err = capsys.readouterr()
         return exit_info.value.code, out, err
 

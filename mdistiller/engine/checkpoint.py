@@ -68,9 +68,7 @@ def _check_sums(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if entry.filename.endswith("data.pkl") and entry.file_size > MOST_PICKLED:
-                    raise zipfile.BadZipFile(
-                        f"{entry.file_size} bytes of values, at most {MOST_PICKLED} are read"
-                    )
+                    raise zipfile.BadZipFile(f"{entry.file_size} bytes of values, at most {MOST_PICKLED} are read")
                 if entry.CRC != 0:
                     with archive.open(entry) as file:
                         while file.read(1 << 20):
