@@ -46,7 +46,9 @@ class _Queue(queues.Queue):
     @staticmethod
     def _on_queue_feeder_error(error: Exception, item: Any) -> None:
         if multiprocessing.parent_process() is None:
-            raise error
+            if not isinstance(error, BrokenPipeError):  # else the reader has died, which is told where its batch lacks
+                queues.Queue._on_queue_feeder_error(error, item)  # type: ignore[attr-defined]
+            return
         os.write(2, f"a process that reads images cannot hand them over: {' '.join(str(error).split())}\n".encode())
         os._exit(1)
 
