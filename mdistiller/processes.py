@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Callable, Iterator, List, Optional, Tuple
@@ -133,31 +132,6 @@ def _told_by_the_first(store: Any, message: str) -> bool:
 
 def _is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, getattr(dist, "DistError", ())) or "gloo" in str(error)
-
-
-def launcher() -> str:
-    """Return a name of the torchrun that started this process, the same after it restarts its workers; else empty.
-
-    That is its `--rdzv-id`, which several nodes have in common; without one, the process itself.
-    """
-    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
-        return ""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return name if name != "none" else f"{socket.gethostname()} {os.getppid()} {_started(os.getppid())}"
-
-
-def _started(process: int) -> str:
-    """When a process was started, so that a later one with its number is not taken for it."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
-def is_restart() -> bool:
-    """Whether torchrun has started its workers before."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def share(part: slice) -> slice:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, List, Tuple
 
-from .. import processes
+from .. import launcher
 from ..errors import UserError
 from ..paths import check_ends
 from .lock import check_free, lock_file, locked
@@ -81,11 +81,11 @@ class RunFolder:
         Where torchrun has restarted its workers, their own run goes on; that of another torchrun, or of none, is left
         to what the user gave. A run to resume that was killed before it saved anything starts from its beginning.
         """
-        if processes.launcher() and not processes.is_restart():
+        if launcher.name() and not launcher.is_restart():
             check_free(self.path)
             with suppress(OSError):  # a name that was given to another torchrun too
                 (self.path / LAUNCHER).unlink()
-        if processes.is_restart() and self._launcher() == processes.launcher():
+        if launcher.is_restart() and self._launcher() == launcher.name():
             resume = self.latest.is_file() or self.previous.is_file()
             overwrite = not resume
         elif resume and not overwrite and lock_file(self.path).is_file() and not any(self.path.glob("*.pth")):
@@ -117,10 +117,10 @@ class RunFolder:
                 else:
                     path.unlink()
             self.path.mkdir(parents=True, exist_ok=True)
-            if not processes.launcher():
+            if not launcher.name():
                 (self.path / LAUNCHER).unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot write to {self.path} ({reason}); set LOG.PREFIX to another folder") from None
-        if processes.launcher():
-            replace_text(self.path / LAUNCHER, processes.launcher())
+        if launcher.name():
+            replace_text(self.path / LAUNCHER, launcher.name())

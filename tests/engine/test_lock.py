@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from mdistiller.engine import lock, run_folder
+from mdistiller import launcher
+from mdistiller.engine import lock
 from mdistiller.engine.lock import check_free, locked
 from mdistiller.engine.run_folder import RunFolder
 from mdistiller.errors import UserError
@@ -108,14 +109,14 @@ def test_a_lock_alone_is_no_run(tmp_path):
 
 def test_a_name_of_an_earlier_launch_is_no_longer_that_of_its_run(tmp_path, monkeypatch):
     folder = RunFolder(str(tmp_path), "run")
-    monkeypatch.setattr(run_folder.processes, "launcher", lambda: "job 17")
+    monkeypatch.setattr(launcher, "name", lambda: "job 17")
     with folder.claimed(False, False):
         folder.create(False)
     folder.latest.write_text("of the first launch")
     for _ in range(2):
         with pytest.raises(UserError, match="already holds a run"):
             folder.checked(False, False)  # the second launch, which was given the same name, then its restart
-        monkeypatch.setattr(run_folder.processes, "is_restart", lambda: True)
+        monkeypatch.setattr(launcher, "is_restart", lambda: True)
     assert folder.checked(False, True) == (False, True)
 
 
@@ -125,10 +126,10 @@ def test_a_restart_tells_its_own_run_from_the_one_that_it_was_to_replace(tmp_pat
     folder.latest.write_text("of another run")
     folder.config.write_text("")
     folder.worklog.write_text("")
-    monkeypatch.setattr(run_folder.processes, "launcher", lambda: "job 17")
+    monkeypatch.setattr(launcher, "name", lambda: "job 17")
     with folder.claimed(False, True):
         pass  # killed before anything was removed
-    monkeypatch.setattr(run_folder.processes, "is_restart", lambda: True)
+    monkeypatch.setattr(launcher, "is_restart", lambda: True)
     assert folder.checked(False, True) == (False, True)
     with folder.claimed(False, True):
         folder.create(False)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mdistiller.models import build_model
-from tests.conftest import REPO, make_image_folder
-from tests.tools.test_faults import YAML, refused
+from tests.conftest import REPO
+from tests.tools.test_faults import refused
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n" for before, name in zip("abcdefghi", "bcdefghij")
@@ -53,14 +53,6 @@ CONFIGS = {
     "a\nb": "config a b cannot be read",
     "": "config . cannot be read (Is a directory)",
 }
-
-
-@pytest.fixture
-def place(tmp_path):
-    make_image_folder(tmp_path / "images")
-    torch.save({"model": build_model("resnet14", 3).state_dict()}, tmp_path / "teacher.pth")
-    (tmp_path / "run.yaml").write_text(YAML)
-    return tmp_path
 
 
 @pytest.mark.parametrize("kind", list(YAMLS))
