@@ -17,8 +17,8 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.update_rules import DistillationOriented
 
 CASES = {case["name"]: case for case in golden("authors_losses.json")}
-# A singular vector's sign is arbitrary: it differs between versions of PyTorch, and KDSVD's loss depends on it. These are
-# the signs behind the golden values: of the sum of the teacher's first vector, for each stage and image.
+# A singular vector's sign is arbitrary and differs between versions of PyTorch, but KDSVD's loss depends on it. These
+# are the signs behind the golden values: of the sum of the teacher's first vector, for each stage and image.
 SIGNS = {
     "kdsvd_repdistiller_k1": [[-1, -1, -1, -1], [1, 1, 1, 1], [1, 1, 1, 1]],
     "kdsvd_mdistiller_k1": [[-1, -1, -1, -1], [1, -1, -1, -1], [-1, -1, -1, -1]],

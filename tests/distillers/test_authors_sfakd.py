@@ -89,9 +89,10 @@ def teacher_channels():
 def test_the_presets_are_the_authors_settings(pair, teacher_channels):
     text, code = (load_cfg(f"configs/cifar100/{folder}/{pair}.yaml") for folder in ("sfakd", "sfakd_code"))
     assert (code.SFAKD.ALIGN, code.SFAKD.FILTER_INIT, code.SFAKD.CE_WEIGHT) == ("map", "uniform", 0)
-    assert code.SFAKD.FEAT_WEIGHT == 1 / teacher_channels[code.DISTILLER.TEACHER]
+    channels = teacher_channels[code.DISTILLER.TEACHER]
+    assert code.SFAKD.FEAT_WEIGHT * channels == 1
+    assert f"sfakd_code_{pair}" == code.EXPERIMENT.NAME
     assert (code.SOLVER.EPOCHS, code.SOLVER.BATCH_SIZE, code.SOLVER.WEIGHT_DECAY) == (240, 64, 0.0005)
-    assert code.EXPERIMENT.NAME == f"sfakd_code_{pair}"
     assert (code.DISTILLER, code.SOLVER, code.DATASET) == (text.DISTILLER, text.SOLVER, text.DATASET)
 
 
