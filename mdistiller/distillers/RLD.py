@@ -95,8 +95,8 @@ class RLD(Distiller):
         self.alpha = options.ALPHA
         self.beta = options.BETA
         self.temperature = options.TEMPERATURE
-        alone = options.ALPHA_TEMPERATURE
-        self.confidence_temperature = self.temperature if alone is None else alone
+        own = options.ALPHA_TEMPERATURE
+        self.alpha_temperature = self.temperature if own is None else own
         self.warmup_epochs = options.WARMUP
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
@@ -104,7 +104,7 @@ class RLD(Distiller):
         with torch.no_grad():
             logits_teacher, _ = self.teacher(image)
         warmup = warmup_factor(kwargs["epoch"], self.warmup_epochs)
-        confidence = sample_confidence_loss(logits_student, logits_teacher, target, self.confidence_temperature)
+        confidence = sample_confidence_loss(logits_student, logits_teacher, target, self.alpha_temperature)
         correlation = masked_correlation_loss(logits_student, logits_teacher, target, self.temperature)
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),

@@ -4,8 +4,8 @@ The temperature softens the teacher alone: the student's plain prediction `q` is
 teacher's, `p_T ∝ p^γ` with `γ = 1 / T`, hence there is no factor `T²`. Each image counts by the power sum `U = Σ p^γ`,
 which is large where the teacher is unsure.
 
-The authors choose temperature and weight for each pair. Their repository has them for VGG13 → VGG8 only: `T = 10` and
-weight 45 for TTM, and, beside CRD, `T = 5` and weight 4 for WTTM. The defaults below are ours, and to be tuned.
+The authors choose temperature and weight for each pair; their values were not at hand when this was written, so the
+defaults below are ours, and to be tuned.
 
 Shapes: `B` batch, `N` classes.
 """
