@@ -1,11 +1,15 @@
 """KDSVD: "Self-supervised Knowledge Distillation Using Singular Value Decomposition" (2018).
 
-The relation of two neighbouring stages is that of their strongest directions in channel space, the right singular
-vectors. MDistiller compares them entry by entry, so it serves only pairs with as many channels in the student's stages
-as in the teacher's; its values are kept for those. Where they differ, a learnable linear map turns the student's
-directions into the teacher's space (an addition).
+The relation of two neighbouring stages is that of their strongest directions, the right singular vectors of the stages'
+maps. A map is decomposed as a matrix whose rows are pixels and whose columns are channels, as in the paper and in the
+authors' code, so the directions are those of channel space. Where the student's stage has another number of channels
+than the teacher's, a learnable linear map turns its directions into the teacher's space (an addition).
 
-Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map, `D` positions, `K` singular vectors.
+MDistiller differs: it takes `[C · H, W]` for the matrix, so that the directions lie along the width of the map, and its
+losses have other values. `LAYOUT: mdistiller` computes those; it needs stages of equal widths, whatever their channels.
+
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map, `R` rows and `C` columns of its matrix, `K`
+singular vectors.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..ranges import at_least, weights
+from ..ranges import at_least, one_of, weights
 from ._base import Distiller, register
 from ._common import stage_shapes
 
@@ -27,11 +31,12 @@ RBF_SCALE = 8.0
 
 
 class RightSingularVectors(torch.autograd.Function):
-    """The first right singular vectors `[B, C, K]` and singular values `[B, K]` of `[B, D, C]`, the largest first.
+    """The first right singular vectors `[B, C, K]` and singular values `[B, K]` of `[B, R, C]`, the largest first.
 
     Autograd's own gradient divides by the gaps between all singular values and is NaN where two of them are equal, as
     they are in a map with two dead channels. This one divides only by the gaps to the K vectors that are used, and by
-    `LEAST_GAP` at least; elsewhere both agree. The values carry no gradient. The signs are those of the SVD routine.
+    `LEAST_GAP` at least; elsewhere both agree. The values carry no gradient. The signs are those of the SVD routine:
+    they differ between versions of PyTorch, and so does the loss, in the published code as well.
     """
 
     @staticmethod
@@ -60,10 +65,18 @@ class RightSingularVectors(torch.autograd.Function):
         return (scaled @ mixed) @ used.transpose(1, 2) + scaled[:, :, :num_vectors] @ turned.transpose(1, 2), None
 
 
-def right_singular_vectors(feat: Tensor, num_vectors: int) -> Tuple[Tensor, Tensor]:
-    """Return `([B, C, K], [B, K])` of a map `[B, C, H, W]`, float32; K is `num_vectors`, less where the rank is."""
+def right_singular_vectors(feat: Tensor, num_vectors: int, layout: str = "pixels") -> Tuple[Tensor, Tensor]:
+    """Return the first right singular vectors and singular values of a map, float32.
+
+    Args:
+        feat: `[B, C, H, W]`, floating point.
+        num_vectors: `K`; fewer are returned where the rank is lower.
+        layout: "pixels": of `[B, H · W, C]`; returns `([B, C, K], [B, K])`. "mdistiller": of `[B, C · H, W]`; returns
+            `([B, W, K], [B, K])`.
+    """
     # a map that is not finite stops the run by its other loss, which names the step; the SVD would only fail
-    matrix = torch.nan_to_num(feat.float(), nan=0.0, posinf=0.0, neginf=0.0).flatten(2).transpose(1, 2)
+    feat = torch.nan_to_num(feat.float(), nan=0.0, posinf=0.0, neginf=0.0)
+    matrix = feat.flatten(1, 2) if layout == "mdistiller" else feat.flatten(2).transpose(1, 2)
     return RightSingularVectors.apply(matrix, num_vectors)
 
 
@@ -84,6 +97,7 @@ def kdsvd_loss(
     feats_teacher: Sequence[Tensor],
     k: int,
     translations: Optional[Sequence[Optional[Tensor]]] = None,
+    layout: str = "pixels",
 ) -> Tensor:
     """Return the scalar squared difference of the stages' relations, summed over all but the batch, which is averaged.
 
@@ -92,13 +106,14 @@ def kdsvd_loss(
         feats_teacher: the same of the teacher, `[B, C_t, H_t, W_t]`; where one list is longer, its rest is left out.
         k: singular vectors of each stage.
         translations: for each stage `[C_t, C_s]`, or `None` where the channels agree; `None`: they agree everywhere.
+        layout: see `right_singular_vectors`; with "mdistiller" both maps of a stage are equally wide.
     """
     losses: List[Tensor] = []
     last: Optional[Tuple[Tensor, Tensor]] = None
     for stage, (feat_student, feat_teacher) in enumerate(zip(feats_student, feats_teacher)):
         with torch.autocast(feat_student.device.type, enabled=False):
-            teacher, values = right_singular_vectors(feat_teacher, k)
-            student, _ = right_singular_vectors(feat_student, k + SPARE_VECTORS)
+            teacher, values = right_singular_vectors(feat_teacher, k, layout)
+            student, _ = right_singular_vectors(feat_student, k + SPARE_VECTORS, layout)
             translation = None if translations is None else translations[stage]
             if translation is not None:
                 student = F.normalize(translation.float() @ student, dim=1)
@@ -120,21 +135,27 @@ class KDSVD(Distiller):
 
     DEFAULTS = {
         "K": 1,
+        "LAYOUT": "pixels",  # of the matrix: "pixels" [H · W, C] | "mdistiller" [C · H, W]
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }
-    RANGES = {"K": at_least(1), **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
+    RANGES = {
+        "K": at_least(1),
+        "LAYOUT": one_of("pixels", "mdistiller"),
+        **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
+    }
     teacher_needs = ("maps",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
         options = KDSVD.checked(cfg, "KDSVD")
         self.k = options.K
+        self.layout = options.LAYOUT
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
         shapes = list(zip(*(stage_shapes(model, cfg.DATASET.INPUT_SIZE)[1:] for model in (student, teacher))))
         self._check(shapes)
         self.translations = nn.ParameterList()
-        self.translated = [s[1] != t[1] for s, t in shapes]
+        self.translated = [self.layout == "pixels" and s[1] != t[1] for s, t in shapes]
         for (s, t), differs in zip(shapes, self.translated):
             if differs:
                 self.translations.append(nn.Parameter(nn.init.orthogonal_(torch.empty(t[1], s[1]))))
@@ -142,9 +163,18 @@ class KDSVD(Distiller):
     def _check(self, shapes: List[Tuple[torch.Size, torch.Size]]) -> None:
         if len(shapes) < 2:
             raise UserError("KDSVD relates neighbouring stages, this pair shares only one; use AT or SP")
-        most = min(min(shape[1], shape[2] * shape[3]) for pair in shapes for shape in pair)
+        widths = [[shape[3] for shape in shapes_of_one] for shapes_of_one in zip(*shapes)]
+        if self.layout == "mdistiller" and widths[0] != widths[1]:
+            raise UserError(
+                f"KDSVD.LAYOUT mdistiller needs stages of equal widths, the student's are {widths[0]} and the teacher's"
+                f" {widths[1]} pixels wide; use KDSVD.LAYOUT pixels"
+            )
+        most = min(self._rank(*shape[1:]) for pair in shapes for shape in pair)
         if not 1 <= self.k <= most:
             raise UserError(f"KDSVD.K is {self.k}; expected 1 to {most}, the least rank of this pair's stages")
+
+    def _rank(self, channels: int, height: int, width: int) -> int:
+        return min(channels * height, width) if self.layout == "mdistiller" else min(height * width, channels)
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.translations)
@@ -158,7 +188,8 @@ class KDSVD(Distiller):
             _, feats_teacher = self.teacher(image)
         remaining = iter(self.translations)
         translations = [next(remaining) if differs else None for differs in self.translated]
-        loss_feat = kdsvd_loss(feats_student["feats"][1:], feats_teacher["feats"][1:], self.k, translations)
+        stages_student, stages_teacher = feats_student["feats"][1:], feats_teacher["feats"][1:]
+        loss_feat = kdsvd_loss(stages_student, stages_teacher, self.k, translations, self.layout)
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
             "loss_kd": self.feat_weight * loss_feat,

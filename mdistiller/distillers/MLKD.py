@@ -1,24 +1,26 @@
 """MLKD: "Multi-Level Logit Distillation" (2023).
 
-Predictions at several temperatures are matched on three levels: for each image, between images of the batch, and
-between classes.
+Predictions at several temperatures are matched on three levels: each image, the images of a batch among each other, and
+the classes among each other.
 
-Paper and published code: the paper sums over all images and classes. The code keeps, for the weakly augmented view,
-only the images of which the teacher is less sure than of the median one, and only the classes that get at most the
-median of its probability; and it averages the relation matrices that are left, over their entries, where the paper
-sums. `CONFIDENCE_MASK: False` is the paper's form. The code is followed by default, as far as we know it: it could not
-be consulted when this was written. It also trains on two views of each image, a weakly and a strongly augmented one
-(the strong one without masks, and without relation losses), and reads its weights from the section `KD`.
+Paper and published code: the paper has no masks. The code masks the losses of the weakly augmented view: of the images
+it means to keep those of which the teacher is at most as sure as of the median one, of the classes those that get at
+most the median of the teacher's probability. But it multiplies each mask with a loss that is already averaged, and
+averages again. So a loss is only multiplied by the share of images, or classes, that its mask keeps, about one half.
+`CONFIDENCE_MASK: False`, the default, is the paper's form; `True` is the code's.
 
-Two views: a batch may hold `image_strong` beside `image`, or a pair `[weak, strong]` as `image`. With the one view
-that the data sets here give, the terms of the strong view are left out, and the masks leave half of the images.
+Views: the code trains on two views of each image, a weakly augmented one and one by RandAugment with 2 operations of
+magnitude 10. The second adds its cross-entropy and the loss of each image, without a mask. Two of the five
+temperatures of that loss, 2 and 6, are computed from the first view, in the code and with `CONFIDENCE_MASK: True`
+here. The data sets of this library give one view, and the losses of the second are then left out. A loader of your own
+may give two: `image_strong` beside `image` in the batch, or a pair `[weak, strong]` as `image`.
 
 Shapes: `B` batch, `N` classes, `K` temperatures.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -28,51 +30,50 @@ from ..processes import gathered
 from ..ranges import Range, above, weights
 from ._base import Distiller, register
 
+# extra temperatures of the strong view's loss that the published code takes from the weak view
+FROM_WEAK_VIEW = (2.0, 6.0)
 
-def instance_loss(
-    logits_student: Tensor, logits_teacher: Tensor, temperatures: Sequence[float], mask: Optional[Tensor] = None
-) -> Tensor:
+
+def instance_loss(logits_student: Tensor, logits_teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
     """Return the scalar `Σ_T T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, averaged over the batch.
 
     Args:
         logits_student: `[B, N]`, floating point.
         logits_teacher: `[B, N]`, floating point.
-        temperatures: `K` numbers above 0.
-        mask: `[B]`, bool; images outside it count as 0.
+        temperatures: `K` numbers above 0, at least one.
     """
     log_student, log_teacher = (_log_predictions(logits, temperatures) for logits in (logits_student, logits_teacher))
-    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(2)
-    per_image = sum((t**2 * row for t, row in zip(temperatures, divergence)), torch.zeros_like(divergence[0]))
-    return per_image.mean() if mask is None else (per_image * mask).mean()
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(2).mean(1)
+    return torch.stack([t**2 * value for t, value in zip(temperatures, divergence)]).sum()
 
 
-def batch_relation_loss(
-    logits_student: Tensor, logits_teacher: Tensor, temperatures: Sequence[float], mask: Optional[Tensor] = None
-) -> Tensor:
+def batch_relation_loss(logits_student: Tensor, logits_teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
     """Return the scalar `Σ_T ‖P_t P_tᵀ − P_s P_sᵀ‖² / B`, `P` the predictions `[B, N]` at temperature `T`.
 
-    With `mask [B]`, the mean of the matrices' entries instead of their sum; columns outside the mask count as 0.
+    Arguments as in `instance_loss`.
     """
     student, teacher = (_log_predictions(logits, temperatures).exp() for logits in (logits_student, logits_teacher))
-    return _gram_distance(student, teacher, mask)
+    return _gram_distance(student, teacher)
 
 
-def class_relation_loss(
-    logits_student: Tensor, logits_teacher: Tensor, temperatures: Sequence[float], mask: Optional[Tensor] = None
-) -> Tensor:
-    """Return the scalar `Σ_T ‖P_tᵀ P_t − P_sᵀ P_s‖² / N`; as `batch_relation_loss`, between classes, `mask [N]`."""
+def class_relation_loss(logits_student: Tensor, logits_teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Return the scalar `Σ_T ‖P_tᵀ P_t − P_sᵀ P_s‖² / N`: as `batch_relation_loss`, between the classes."""
     student, teacher = (_log_predictions(logits, temperatures).exp() for logits in (logits_student, logits_teacher))
-    return _gram_distance(student.mT, teacher.mT, mask)
+    return _gram_distance(student.mT, teacher.mT)
 
 
-def low_confidence_masks(logits_teacher: Tensor) -> Tuple[Tensor, Tensor]:
-    """Return bool masks `[B]` of images and `[N]` of classes: those at or below the median of the teacher's confidence.
+def low_confidence_shares(logits_teacher: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return which share of the images, and of the classes, is at or below the median of the teacher's confidence.
 
-    An image's confidence is its highest probability, a class's the sum of its probability over the batch.
+    Two scalars in (0, 1]: one half, or more where the number is odd or values are equal. An image's confidence is its
+    highest probability, a class's the sum of its probability over the batch.
+
+    Args:
+        logits_teacher: `[B, N]`, floating point.
     """
     prediction = torch.softmax(logits_teacher.float(), dim=1)
-    images, classes = prediction.amax(1), prediction.sum(0)
-    return images <= torch.quantile(images, 0.5), classes <= torch.quantile(classes, 0.5)
+    images, classes = ((c <= torch.quantile(c, 0.5)).float().mean() for c in (prediction.amax(1), prediction.sum(0)))
+    return images, classes
 
 
 def _log_predictions(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -80,11 +81,10 @@ def _log_predictions(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
     return F.log_softmax(torch.stack([logits.float() / t for t in temperatures]), dim=2)
 
 
-def _gram_distance(student: Tensor, teacher: Tensor, mask: Optional[Tensor]) -> Tensor:
+def _gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Compare the products of rows of `[K, R, L]`, each with each, summed over `K` and divided by `R`."""
     with torch.autocast(student.device.type, enabled=False):  # it would multiply matrices in half precision
-        squared = (teacher @ teacher.mT - student @ student.mT).square().sum(0) / student.shape[1]
-    return squared.sum() if mask is None else (squared * mask).mean()
+        return (teacher @ teacher.mT - student @ student.mT).square().sum() / student.shape[1]
 
 
 @register("MLKD")
@@ -94,7 +94,7 @@ class MLKD(Distiller):
     DEFAULTS = {
         "TEMPERATURE": 4.0,
         "EXTRA_TEMPERATURES": [2.0, 3.0, 5.0, 6.0],
-        "CONFIDENCE_MASK": False,  # the paper's form; True: the authors' code's, of the weak view beside a strong one
+        "CONFIDENCE_MASK": False,  # False: the paper's form; True: the published code's
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},  # KD_WEIGHT of each of the three levels
     }
     RANGES = {
@@ -109,6 +109,11 @@ class MLKD(Distiller):
         options = MLKD.checked(cfg, "MLKD")
         self.temperatures: List[float] = [options.TEMPERATURE, *options.EXTRA_TEMPERATURES]
         self.confidence_mask = options.CONFIDENCE_MASK
+        self.from_weak_view = [t for t in options.EXTRA_TEMPERATURES if self.confidence_mask and t in FROM_WEAK_VIEW]
+        self.strong_temperatures = [
+            options.TEMPERATURE,
+            *(t for t in options.EXTRA_TEMPERATURES if t not in self.from_weak_view),
+        ]
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.kd_weight = options.LOSS.KD_WEIGHT
 
@@ -125,18 +130,20 @@ class MLKD(Distiller):
         weak, strong = (image, kwargs.get("image_strong")) if isinstance(image, Tensor) else image
         own, own_teacher = self._logits(weak)
         student, teacher = gathered(own, own_teacher)
-        images, classes = low_confidence_masks(teacher) if self.confidence_mask else (None, None)
+        images, classes = low_confidence_shares(teacher) if self.confidence_mask else (1.0, 1.0)
         loss_ce = F.cross_entropy(own.float(), target)
-        loss_kd = instance_loss(student, teacher, self.temperatures, images)
+        loss_kd = images * instance_loss(student, teacher, self.temperatures)
         if strong is not None:
             student_strong, teacher_strong = self._logits(strong)
             loss_ce = loss_ce + F.cross_entropy(student_strong.float(), target)
-            loss_kd = loss_kd + instance_loss(student_strong, teacher_strong, self.temperatures)
+            loss_kd = loss_kd + instance_loss(student_strong, teacher_strong, self.strong_temperatures)
+            if self.from_weak_view:
+                loss_kd = loss_kd + instance_loss(student, teacher, self.from_weak_view)
         return own, {
             "loss_ce": self.ce_weight * loss_ce,
             "loss_kd": self.kd_weight * loss_kd,
-            "loss_batch": self.kd_weight * batch_relation_loss(student, teacher, self.temperatures, images),
-            "loss_class": self.kd_weight * class_relation_loss(student, teacher, self.temperatures, classes),
+            "loss_batch": self.kd_weight * images * batch_relation_loss(student, teacher, self.temperatures),
+            "loss_class": self.kd_weight * classes * class_relation_loss(student, teacher, self.temperatures),
         }
 
     def _logits(self, image: Tensor) -> Tuple[Tensor, Tensor]:

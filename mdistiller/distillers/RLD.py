@@ -5,8 +5,9 @@ of the *label* as the teacher is of *its own* most probable class. Masked correl
 rates below the label are distilled among themselves; the label and every class rated at or above it are left out.
 Where the teacher is right these are the two parts of DKD, "Decoupled Knowledge Distillation" (2022).
 
-The authors' weights for each pair were not at hand when this was written: the defaults are DKD's, whose published
-code RLD builds on, warm-up included, and are to be tuned.
+Paper and published code: the code gives the sample confidence a temperature of its own, 1 by default, and equal to the
+other one in the authors' example. `ALPHA_TEMPERATURE` is that temperature; `None`, the default, means `TEMPERATURE`, as
+in that example. The other defaults are the code's.
 
 Shapes: `B` batch, `N` classes.
 """
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ranges import above, at_least, weights
+from ..ranges import Range, above, at_least, weights
 from ._base import Distiller, register
 from ._common import warmup_factor
 
@@ -76,9 +77,15 @@ class RLD(Distiller):
         "ALPHA": 1.0,  # of the sample confidence
         "BETA": 8.0,  # of the masked correlation
         "TEMPERATURE": 4.0,
+        "ALPHA_TEMPERATURE": None,  # of the sample confidence; None: TEMPERATURE
         "WARMUP": 20.0,  # epochs in which both weights rise from 0; 0: none
     }
-    RANGES = {"TEMPERATURE": above(0), "WARMUP": at_least(0), **weights("CE_WEIGHT", "ALPHA", "BETA")}
+    RANGES = {
+        "TEMPERATURE": above(0),
+        "ALPHA_TEMPERATURE": Range(lambda t: t is None or t in above(0), "a number above 0, or None for TEMPERATURE"),
+        "WARMUP": at_least(0),
+        **weights("CE_WEIGHT", "ALPHA", "BETA"),
+    }
     teacher_needs = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
@@ -88,6 +95,8 @@ class RLD(Distiller):
         self.alpha = options.ALPHA
         self.beta = options.BETA
         self.temperature = options.TEMPERATURE
+        own = options.ALPHA_TEMPERATURE
+        self.alpha_temperature = self.temperature if own is None else own
         self.warmup_epochs = options.WARMUP
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
@@ -95,7 +104,7 @@ class RLD(Distiller):
         with torch.no_grad():
             logits_teacher, _ = self.teacher(image)
         warmup = warmup_factor(kwargs["epoch"], self.warmup_epochs)
-        confidence = sample_confidence_loss(logits_student, logits_teacher, target, self.temperature)
+        confidence = sample_confidence_loss(logits_student, logits_teacher, target, self.alpha_temperature)
         correlation = masked_correlation_loss(logits_student, logits_teacher, target, self.temperature)
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),

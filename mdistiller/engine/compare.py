@@ -67,7 +67,7 @@ OPTIONS = (
     ),
     Method("DOT", "DOT: A Distillation-Oriented Trainer (2023)", "KD", ("SOLVER.TRAINER", "dot")),
     Method(
-        "FAM's hard cut",
+        "hard cut after the idea of FAM",
         "Frequency Attention for Knowledge Distillation (2024)",
         "SFAKD",
         ("SFAKD.MASK.TYPE", "hard"),

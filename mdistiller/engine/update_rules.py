@@ -77,10 +77,13 @@ class SummedLosses(UpdateRule):
 class DistillationOriented(UpdateRule):
     """DOT: gradients and momenta of their own for `loss_ce` and for all other losses together.
 
-    With learning rate `γ`, momentum `μ` and `Δ = SOLVER.DOT.DELTA`: `v_ce ← g_ce + (μ − Δ) v_ce`,
-    `v_kd ← g_kd + (μ + Δ) v_kd`, `θ ← θ − γ (v_ce + v_kd)`. The paper's algorithm leaves weight decay out. It belongs
-    to the task here, as in the authors' code, but acts on every parameter that any loss reaches (there: that `loss_ce`
-    reaches), so that `Δ = 0` is SGD on the sum of the losses.
+    With learning rate `γ`, momentum `μ`, weight decay `λ` and `Δ = SOLVER.DOT.DELTA`, a parameter that both reach takes
+    `v_ce ← g_ce + λθ + (μ − Δ) v_ce`, `v_kd ← g_kd + (μ + Δ) v_kd`, `θ ← θ − γ (v_ce + v_kd)`. A parameter that one of
+    them alone reaches takes plain SGD, `v ← g + λθ + μv`, `θ ← θ − γv`.
+
+    The paper's algorithm has no weight decay and does not mention parameters that one loss alone reaches. Both follow
+    the authors' code, down to one detail: what the distillation losses alone reach does not decay in its first step.
+    Apart from that step, `Δ = 0` is SGD on the sum of the losses.
 
     Source: "DOT: A Distillation-Oriented Trainer" (2023).
     """
@@ -90,11 +93,15 @@ class DistillationOriented(UpdateRule):
         refuse(self.faults(cfg))
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
         self.task = parameters
-        # the same weights under a second name, for which the optimizer keeps a second gradient and momentum
-        self.distillation = [nn.Parameter(p.detach()) for p in parameters]
+        # the same weights under other names, for which the optimizer keeps gradients and momenta of their own
+        names = ([nn.Parameter(p.detach()) for p in parameters] for _ in range(3))
+        self.distillation, self.task_alone, self.distillation_alone = names
         for group in self.optimizer.param_groups:
             group["momentum"] = momentum - delta
         self.optimizer.add_param_group({"params": self.distillation, "momentum": momentum + delta, "weight_decay": 0.0})
+        self.optimizer.add_param_group({"params": self.task_alone, "momentum": momentum})
+        self.optimizer.add_param_group({"params": self.distillation_alone, "momentum": momentum})
+        self.weight_decay = cfg.SOLVER.WEIGHT_DECAY
 
     @classmethod
     def faults(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
@@ -127,6 +134,12 @@ class DistillationOriented(UpdateRule):
         for task, distillation in zip(self.task, self.distillation):
             distillation.grad, task.grad = task.grad, None
         self.scaler.scale(losses["loss_ce"]).backward()
-        for task, distillation in zip(self.task, self.distillation):
-            if task.grad is None and distillation.grad is not None:
-                task.grad = torch.zeros_like(task)
+        for task, distillation, task_alone, distillation_alone in zip(
+            self.task, self.distillation, self.task_alone, self.distillation_alone
+        ):
+            if distillation.grad is None:
+                task_alone.grad, task.grad = task.grad, None
+            elif task.grad is None:
+                distillation_alone.grad, distillation.grad = distillation.grad, None
+        first = not any(p in self.optimizer.state for p in self.distillation_alone)
+        self.optimizer.param_groups[-1]["weight_decay"] = 0.0 if first else self.weight_decay

@@ -118,6 +118,17 @@ def test_loss_equals_an_independent_computation(k, translated):
     assert kdsvd_loss(student, teacher, k, translations).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_mdistillers_layout_equals_an_independent_computation(k):
+    torch.manual_seed(0)
+    teacher = [torch.rand(2, 5, 3, 4), torch.rand(2, 6, 2, 3), torch.randn(2, 7, 4, 2)]
+    student = [torch.rand(2, 3, 5, 4), torch.rand(2, 6, 2, 3), torch.randn(2, 4, 3, 2)]
+    # rows are channels and rows of pixels, columns are columns of pixels: maps of W channels, of C · H pixels
+    turned = [[feat.permute(0, 3, 1, 2).flatten(2)[..., None] for feat in feats] for feats in (student, teacher)]
+    expected = literal_loss(*turned, k, [None] * 3)
+    assert kdsvd_loss(student, teacher, k, layout="mdistiller").item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_same_maps_have_no_loss_and_no_gradient():
     torch.manual_seed(0)
     teacher = [torch.rand(2, 4, 4, 4), torch.rand(2, 6, 2, 2)]
@@ -155,6 +166,22 @@ def test_only_channels_that_differ_are_translated():
     mixed = build("KDSVD", teacher="wrn_16_2", student="wrn_16_1")
     assert [tuple(p.shape) for p in mixed.translations] == [(32, 16), (64, 32), (128, 64)]
     assert mixed.get_extra_parameters() == 32 * 16 + 64 * 32 + 128 * 64
+
+
+def test_mdistillers_layout_is_an_option():
+    distiller = build("KDSVD", "KDSVD.LAYOUT", "mdistiller", teacher="wrn_16_2", student="wrn_16_1")
+    assert distiller.get_extra_parameters() == 0  # other channels need no translation
+    loss_kd, student, teacher = check_cross_entropy(distiller, 1.0)
+    expected = kdsvd_loss(student["feats"][1:], teacher["feats"][1:], 1, layout="mdistiller")
+    torch.testing.assert_close(loss_kd, expected)
+    image, target = batch()
+    check_step(distiller, image=image, target=target)
+
+
+def test_mdistillers_layout_needs_equal_widths():
+    message = r"equal widths, the student's are \[.*2\] and the teacher's \[.*4\] pixels wide; use KDSVD.LAYOUT pixels"
+    with pytest.raises(UserError, match=message):
+        build("KDSVD", "KDSVD.LAYOUT", "mdistiller", teacher="vgg8", student="MobileNetV2")
 
 
 @pytest.mark.parametrize(("k", "expected"), [("0", "1 or more"), ("5", "1 to 4")])

@@ -1,4 +1,4 @@
-"""MLKD: images, batch and classes at several temperatures, with and without masks, with one view and two."""
+"""MLKD: images, batch and classes at several temperatures; the paper's and the code's form; one view and two."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
 
-from mdistiller.distillers.MLKD import batch_relation_loss, class_relation_loss, instance_loss, low_confidence_masks
+from mdistiller.distillers.MLKD import batch_relation_loss, class_relation_loss, instance_loss, low_confidence_shares
 from mdistiller.errors import UserError
 
 TEMPERATURES = [4.0, 2.0, 3.0, 5.0, 6.0]
@@ -29,8 +29,6 @@ def test_instance_literal_value():
     student = torch.zeros(2, 2)
     expected = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert instance_loss(student, teacher, [2.0]).item() == pytest.approx(expected / 2, rel=1e-4)
-    assert instance_loss(student, teacher, [2.0], torch.tensor([False, True])).item() == pytest.approx(0, abs=1e-6)
-    assert instance_loss(student, teacher, [2.0], torch.tensor([True, False])).item() == pytest.approx(expected / 2)
 
 
 def test_relation_literal_values():
@@ -38,24 +36,19 @@ def test_relation_literal_values():
     # student: Gram matrices of 1/2 everywhere; teacher: the identity; each entry differs by 1/2
     for loss in (batch_relation_loss, class_relation_loss):
         assert loss(student, teacher, [1.0]).item() == pytest.approx(4 * 0.25 / 2)
-        assert loss(student, teacher, [1.0], torch.tensor([True, False])).item() == pytest.approx(2 * 0.25 / 2 / 4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_instance_equals_a_loop(masked):
+def test_instance_equals_a_loop():
     student, teacher = logits()
-    mask = torch.tensor([True, False, False, True]) if masked else None
     total = 0.0
     for t in TEMPERATURES:
-        for i, (p, q) in enumerate(zip(predictions(teacher, t), predictions(student, t))):
-            if mask is None or mask[i]:
-                total += t * t * sum(a * math.log(a / b) for a, b in zip(p, q)) / 4
-    assert instance_loss(student, teacher, TEMPERATURES, mask).item() == pytest.approx(total, rel=1e-4)
+        for p, q in zip(predictions(teacher, t), predictions(student, t)):
+            total += t * t * sum(a * math.log(a / b) for a, b in zip(p, q)) / 4
+    assert instance_loss(student, teacher, TEMPERATURES).item() == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("loss", [batch_relation_loss, class_relation_loss])
-def test_relations_equal_a_loop(loss, masked):
+def test_relations_equal_a_loop(loss):
     student, teacher = logits()
     total = 0.0
     for t in TEMPERATURES:
@@ -63,11 +56,10 @@ def test_relations_equal_a_loop(loss, masked):
         if loss is class_relation_loss:
             p, q = [list(column) for column in zip(*p)], [list(column) for column in zip(*q)]
         for i in range(len(p)):
-            for j in range(0, len(p), 2 if masked else 1):
+            for j in range(len(p)):
                 error = sum(a * b for a, b in zip(p[i], p[j])) - sum(a * b for a, b in zip(q[i], q[j]))
-                total += error**2 / len(p) / (len(p) ** 2 if masked else 1)
-    mask = torch.arange(len(p)) % 2 == 0 if masked else None
-    assert loss(student, teacher, TEMPERATURES, mask).item() == pytest.approx(total, rel=1e-4)
+                total += error**2 / len(p)
+    assert loss(student, teacher, TEMPERATURES).item() == pytest.approx(total, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -94,11 +86,12 @@ def test_losses_are_float32_under_autocast(loss):
         torch.testing.assert_close(loss(student, teacher, TEMPERATURES), expected)
 
 
-def test_masks_keep_the_lower_half():
+def test_shares_of_low_confidence_literal_values():
     probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.4, 0.3, 0.3], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5]])
-    images, classes = low_confidence_masks(torch.log(probabilities))
-    assert images.tolist() == [False, True, False, True]  # highest: 0.9, 0.4, 0.8, 0.5; the median is 0.65
-    assert classes.tolist() == [False, True, True]  # sums: 1.6, 1.45, 0.95
+    images, classes = low_confidence_shares(torch.log(probabilities))
+    assert images.item() == pytest.approx(2 / 4)  # highest: 0.9, 0.4, 0.8, 0.5; the median is 0.65
+    assert classes.item() == pytest.approx(2 / 3)  # sums: 1.6, 1.45, 0.95
+    assert [share.item() for share in low_confidence_shares(torch.zeros(4, 6))] == [1, 1]  # all equal the median
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -117,17 +110,20 @@ def test_total_loss_is_the_sum_of_its_definition(views, masked):
     out, losses = distiller(**given, target=target, epoch=1)
 
     student, teacher = distiller.student(weak)[0], distiller.teacher(weak)[0]
-    images, classes = low_confidence_masks(teacher) if masked else (None, None)
-    ce, kd = F.cross_entropy(student, target), instance_loss(student, teacher, TEMPERATURES, images)
+    images, classes = (2 / 4, 4 / 7) if masked else (1, 1)
+    ce, kd = F.cross_entropy(student, target), images * instance_loss(student, teacher, TEMPERATURES)
     if views != "one":
         second = distiller.student(strong)[0]
         ce = ce + F.cross_entropy(second, target)
-        kd = kd + instance_loss(second, distiller.teacher(strong)[0], TEMPERATURES)
+        for t in TEMPERATURES:
+            of_weak = masked and t in (2, 6)
+            pair = (student, teacher) if of_weak else (second, distiller.teacher(strong)[0])
+            kd = kd + instance_loss(*pair, [t])
     expected = {
         "loss_ce": 0.3 * ce,
         "loss_kd": 0.7 * kd,
-        "loss_batch": 0.7 * batch_relation_loss(student, teacher, TEMPERATURES, images),
-        "loss_class": 0.7 * class_relation_loss(student, teacher, TEMPERATURES, classes),
+        "loss_batch": 0.7 * images * batch_relation_loss(student, teacher, TEMPERATURES),
+        "loss_class": 0.7 * classes * class_relation_loss(student, teacher, TEMPERATURES),
     }
     assert set(losses) == set(expected)
     for name, value in expected.items():
@@ -146,6 +142,19 @@ def test_a_step(teacher, student):
 def test_a_step_on_two_views():
     weak, target = batch()
     check_step(build("MLKD"), image=[weak, batch(seed=2)[0]], target=target, epoch=1)
+
+
+def test_other_temperatures_of_the_codes_form():
+    """The temperature itself is always taken from the strong view, and no extra one need be 2 or 6."""
+    options = "MLKD.CONFIDENCE_MASK", "True", "MLKD.TEMPERATURE", "2", "MLKD.EXTRA_TEMPERATURES", "[7.0]"
+    distiller = build("MLKD", *options)
+    (weak, target), (strong, _) = batch(), batch(seed=2)
+    _, losses = distiller(image=[weak, strong], target=target, epoch=1)
+    expected = sum(
+        factor * instance_loss(distiller.student(image)[0], distiller.teacher(image)[0], [2.0, 7.0])
+        for factor, image in ((0.5, weak), (1, strong))
+    )
+    torch.testing.assert_close(losses["loss_kd"], 0.9 * expected)
 
 
 def test_the_student_deploys_alone():

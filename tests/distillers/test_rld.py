@@ -103,6 +103,16 @@ def test_total_loss_is_the_sum_of_its_definition():
         torch.testing.assert_close(losses["loss_mcd"], warmup * 3 * expected[1])
 
 
+@pytest.mark.parametrize(("key", "expected"), [("None", 3.0), ("1", 1.0), ("2.5", 2.5)])
+def test_the_sample_confidence_has_a_temperature_of_its_own(key, expected):
+    distiller = build("RLD", "RLD.TEMPERATURE", "3", "RLD.ALPHA_TEMPERATURE", key)
+    image, target = batch()
+    logits, losses = distiller(image=image, target=target, epoch=20)
+    teacher = distiller.teacher(image)[0]
+    torch.testing.assert_close(losses["loss_scd"], sample_confidence_loss(logits, teacher, target, expected))
+    torch.testing.assert_close(losses["loss_mcd"], 8 * masked_correlation_loss(logits, teacher, target, 3.0))
+
+
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
 def test_a_step(teacher, student):
     distiller = build("RLD", teacher=teacher, student=student)
@@ -118,3 +128,5 @@ def test_the_student_deploys_alone():
 def test_bad_options():
     with pytest.raises(UserError, match=r"RLD\.TEMPERATURE is 0\.0; expected a number above 0"):
         build("RLD", "RLD.TEMPERATURE", "0")
+    with pytest.raises(UserError, match=r"RLD\.ALPHA_TEMPERATURE is 0; expected a number above 0, or None for"):
+        build("RLD", "RLD.ALPHA_TEMPERATURE", "0")

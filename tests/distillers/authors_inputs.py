@@ -1,0 +1,52 @@
+"""Inputs and float64 arithmetic for the golden values in tests/golden/."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+from tests.conftest import REPO
+
+
+def golden(name):
+    """Return the cases of a file in tests/golden/."""
+    return json.loads((REPO / "tests/golden" / name).read_text(encoding="utf-8"))["cases"]
+
+
+def in_float64(monkeypatch):
+    """Have the losses compute in float64: they convert to float32, which would cost the values their digits."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def rounded(array):
+    """Return a NumPy array as a float64 tensor of float32 values; whole numbers stay what they are."""
+    return torch.from_numpy(array.astype(np.float32)).double() if array.dtype.kind == "f" else torch.from_numpy(array)
+
+
+def drawn(random, how, shape, scale=1.0, relu=False, low=None, high=None):
+    """Draw an array from a NumPy `RandomState`, as the golden file says."""
+    if how == "randint":
+        return random.randint(low, high, shape)
+    if how == "permutation":
+        return random.permutation(high)[: shape[0]]
+    values = random.standard_normal(shape)
+    if how == "unit_rows":
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+    assert how == "normal"
+    return np.maximum(values * scale, 0) if relu else values * scale
+
+
+def inputs_of(case):
+    """Return the inputs of a case of authors_losses.json by name; those with a gradient are leaves."""
+    random = np.random.RandomState(case["inputs"]["seed"])
+    arrays = {}
+    for draw in case["inputs"]["draws"]:
+        arrays[draw["name"]] = drawn(random, **{key: value for key, value in draw.items() if key != "name"})
+    for name, (rows, boost) in case["inputs"].get("right_for_first", {}).items():
+        arrays[name][np.arange(rows), arrays["target"][:rows]] += boost
+    tensors = {name: rounded(array) for name, array in arrays.items()}
+    for name in case["gradients"]:
+        tensors[name].requires_grad_()
+    return tensors
