@@ -1,6 +1,6 @@
 """A training step of every method on ImageNet's pairs, as the shipped configurations set them up.
 
-SFAKD takes its steps in tests/tools/test_imagenet_commands.py. Methods that read logits alone do not depend on the pair:
+SFAKD takes its steps in tests/tools/test_imagenet_commands.py. Methods that read only logits do not depend on the pair;
 KD and DKD stand for them.
 """
 
