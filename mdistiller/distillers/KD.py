@@ -44,7 +44,7 @@ class KD(Distiller):
     DEFAULTS = {
         "TEMPERATURE": 4.0,
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
-        "LOGIT_STAND": False,  # LSKD: standardised logits; published with TEMPERATURE 2.0 and KD_WEIGHT 9.0
+        "LOGIT_STAND": False,  # LSKD: standardised logits; published values: configs/cifar100/kd_lskd
     }
     RANGES = {"TEMPERATURE": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
     teacher_needs = ("logits",)
