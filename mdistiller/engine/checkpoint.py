@@ -53,7 +53,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
             if is_safetensors(path):
                 return read_safetensors(path)
             _check_sums(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with open(path, "rb") as file:  # its name would choose the format
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except PermissionError as error:

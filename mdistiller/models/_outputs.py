@@ -55,8 +55,9 @@ def standard(output: Any, name: str) -> Tuple[Tensor, Dict[str, Any]]:
     if not (pair and isinstance(output[0], Tensor) and isinstance(output[1], dict)):
         raise UserError(f"{name} returns {_in_words(output)}; expected {EXPECTED}")
     logits, feats = output
-    if "final_map" not in feats and feats.get("feats"):
-        feats = {**feats, "final_map": feats["feats"][-1]}
+    maps = feats.get("feats")
+    if "final_map" not in feats and isinstance(maps, (list, tuple)) and maps:
+        feats = {**feats, "final_map": maps[-1]}
     return logits, feats if OUTPUTS.keys() <= feats.keys() else _Incomplete(feats, name)
 
 
@@ -71,7 +72,7 @@ def check_outputs(name: str, logits: Tensor, feats: Dict[str, Any], num_classes:
             f"{name} gives logits {list(logits.shape)} for two images; expected [2, {num_classes}]: its constructor is"
             f" called with num_classes={num_classes}"
         )
-    for key in OUTPUTS.keys() & feats.keys():
+    for key in filter(feats.__contains__, OUTPUTS):
         entries = feats[key] if key in ("feats", "preact_feats") else [feats[key]]
         if not (
             isinstance(entries, (list, tuple))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-# attributes in which a model is held, by nn.DataParallel and averages, torch.compile, Lightning, MDistiller's distillers
+# attributes that hold a model: of nn.DataParallel and averages, of torch.compile, Lightning, MDistiller's distillers
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "student")
 COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm, of averaged models
 NAMED_KEYS = 3
