@@ -28,6 +28,7 @@ setup(
         "tqdm>=4.60",
         "tensorboardX>=2.6",
         "wandb>=0.16",
+        "safetensors>=0.4",
     ],
     extras_require={"test": ["pytest>=7", "ruff>=0.5", "mypy>=1.8", "types-PyYAML"]},
     classifiers=[

@@ -11,7 +11,9 @@ T = TypeVar("T")
 
 
 def origin(entry: Any) -> str:
-    """Return the file that defines a class or a function, else what it prints as."""
+    """Return the file that defines a class or a function, alone or first in a tuple, else what it prints as."""
+    if isinstance(entry, tuple) and entry:
+        entry = entry[0]
     try:
         return inspect.getfile(entry)
     except (TypeError, OSError):
@@ -37,10 +39,14 @@ class Registry(Dict[str, T]):
         self.kind = kind
 
     def __setitem__(self, name: str, entry: T) -> None:
+        self.check_new(name, entry)
+        super().__setitem__(name, entry)
+
+    def check_new(self, name: str, entry: Any) -> None:
+        """Raise a UserError if there is an entry of that name; `entry` is the new one."""
         if name in self:
             places = f"{origin(self[name])} and {origin(entry)}"
             raise UserError(f"{self.kind} {name!r} is defined twice, in {places}; rename one of them")
-        super().__setitem__(name, entry)
 
     def __missing__(self, name: str) -> T:
         raise UnknownName(f"unknown {self.kind} {name!r}{did_you_mean(name, self)}")

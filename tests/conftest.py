@@ -68,8 +68,9 @@ def registries_as_before(tmp_path):
     """A plug-in stays for the life of a process; here it is taken out after the test."""
     from mdistiller.distillers import _plugins, distiller_dict, head_dict
     from mdistiller.engine.cfg import CFG
+    from mdistiller.models import FAMILIES
 
-    registries = [distiller_dict, head_dict, _plugins._adopted, CFG]
+    registries = [distiller_dict, head_dict, *FAMILIES, _plugins._adopted, CFG]
     before = [dict(registry) for registry in registries]
     modules, defaults, path = set(sys.modules), copy.deepcopy(before[-1]), list(sys.path)
     yield

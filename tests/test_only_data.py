@@ -21,6 +21,8 @@ from mdistiller.errors import UserError
 from mdistiller.models.imagenet import _pretrained
 from tests.conftest import REPO
 
+PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")  # read as texts
+
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 ATTRIBUTES = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "joblib.load"),
@@ -118,6 +120,8 @@ def test_the_allow_list_is_numbers_of_numpy_and_what_torch_itself_allows():
         *(f"{module}.scalar" for module in numpy_scalars.MODULES),
         "_codecs.encode",
         "numpy.dtype",
+        "argparse.Namespace",
+        *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in PATHS),
     }
     assert set(kinds) == {type(np.dtype(kind)) for kind in numpy_scalars.KINDS}
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models._adapt import averages_final_map
 from ..models._contract import ClassifierModel
 from ..ranges import above, weights
 from ._base import Distiller, register
@@ -109,4 +110,9 @@ def _check_map(role: str, model: Any, input_size: int) -> None:
             f"CAT_KD needs the map that is pooled for the classifier; the {role}'s last map has {feature_map.shape[1]}"
             f" channels, its classifier consumes {consumed}; derive the model from ClassifierModel and implement"
             " forward_map, or choose a method that needs no such map (KD, DIST)"
+        )
+    if not averages_final_map(model):
+        raise UserError(
+            f"CAT_KD needs the map that is pooled for the classifier; the {role}'s 'pooled_feat' is not the average of"
+            " its last map: have it return that map as 'final_map', or choose a method that needs none (KD, DIST)"
         )

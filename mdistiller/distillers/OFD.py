@@ -104,7 +104,8 @@ class OFD(Distiller):
         if [norm.num_features for norm in norms] != channels_teacher:
             raise UserError(
                 f"OFD needs a BatchNorm for each of the teacher's stages, of {channels_teacher} channels;"
-                f" get_bn_before_relu() of this {type(teacher).__name__} gives {[norm.num_features for norm in norms]}"
+                f" get_bn_before_relu() of this {type(teacher).__name__} gives {[norm.num_features for norm in norms]};"
+                " give it that method, or use a method that reads maps alone (AT, FITNET)"
             )
         self.num_stages = min(len(channels_student), len(channels_teacher))
         pairs = zip(channels_student[-self.num_stages :], channels_teacher[-self.num_stages :])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models._adapt import require_output
 from ..processes import gathered
 from ..ranges import above, weights
 from ._base import Distiller, register
@@ -86,6 +87,7 @@ class RKD(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
         options = RKD.checked(cfg, "RKD")
+        require_output("pooled_feat", student, teacher)
         self.distance_weight = options.DISTANCE_WEIGHT
         self.angle_weight = options.ANGLE_WEIGHT
         self.squared = options.PDIST.SQUARED

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models._adapt import require_output
 from ..processes import gathered
 from ..ranges import weights
 from ._base import Distiller, register
@@ -48,6 +49,7 @@ class SP(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
         options = SP.checked(cfg, "SP")
+        require_output("feats", student, teacher)
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
 

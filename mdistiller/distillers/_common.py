@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models._adapt import evaluating
 from ..ranges import Range
 
 InputSize = Union[int, Sequence[int]]  # pixels: a side, or (height, width) as MDistiller has it
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode without gradients, and every submodule back into its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def probe(model: nn.Module, input_size: InputSize) -> Tuple[Tensor, Dict[str, Any]]:

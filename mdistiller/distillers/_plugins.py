@@ -1,5 +1,7 @@
 """Distillers from elsewhere: pasted into this folder, named in a configuration's `PLUGINS`, or installed.
 
+Such a file may as well register models (`mdistiller.models.register_model`).
+
 A file written for MDistiller or one of its forks runs as it is. Its classes need not register themselves, and its
 relative imports (`from ._base import Distiller`, `from .KD import kd_loss`) mean this folder wherever it lies.
 """
@@ -23,10 +25,11 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ..errors import UserError
+from ..models import FAMILIES
 from ..paths import find_file
-from ..registry import origin
+from ..registry import Registry, origin
 from ._base import Distiller, distiller_dict
-from .heads import head_dict
+from .heads import Head, head_dict
 
 GROUP = "mdistiller.distillers"  # of entry points
 PACKAGE = __name__.rpartition(".")[0]
@@ -174,14 +177,16 @@ def _import(name: str) -> ModuleType:
 @contextmanager
 def _registering(module: str, what: str, remedy: str) -> Iterator[None]:
     """Turn what an import raises into one line, and take back what the module had registered by then."""
-    before = {*distiller_dict, *head_dict}
+    registries: Tuple[Registry[Any], ...] = (distiller_dict, head_dict, *FAMILIES)
+    before = [set(registry) for registry in registries]
     try:
         yield
     except (Exception, SystemExit) as error:
         sys.modules.pop(module, None)
-        for registry in (distiller_dict, head_dict):
-            for name in set(registry) - before:
-                if registry[name].__module__ == module:
+        for registry, known in zip(registries, before):
+            for name in set(registry) - known:
+                # a model's constructor may be anybody's function
+                if registry in FAMILIES or registry[name].__module__ == module:
                     del registry[name]
         if isinstance(error, UserError):
             raise
@@ -210,7 +215,7 @@ def build_distiller(name: str, student: nn.Module, teacher: Optional[nn.Module],
     asked = inspect.signature(distiller_class).parameters.get("num_data")
     needs_count = asked is not None and asked.default is inspect.Parameter.empty
     try:
-        return distiller_class(student, teacher, cfg, *([num_data] if needs_count else []))
+        distiller = distiller_class(student, teacher, cfg, *([num_data] if needs_count else []))
     except AttributeError as error:
         frames = list(traceback.walk_tb(error.__traceback__))
         # yacs' own miss, not one of the code's: its last frame looks a key up
@@ -226,3 +231,6 @@ def build_distiller(name: str, student: nn.Module, teacher: Optional[nn.Module],
             f"distiller {name} reads the config key {error}, which nothing defines; give it a value in the"
             f" configuration, or a default in {file}"
         ) from error
+    if isinstance(distiller.head, Head):
+        distiller.student.get_classifier()  # evaluation asks the student's own classifier too
+    return distiller

@@ -11,6 +11,7 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple, Type
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models._adapt import averages_final_map
 from ..models._contract import ClassifierModel
 from ..registry import Registry
 from ._common import InputSize, probe
@@ -77,7 +78,7 @@ def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: 
     """Return the shape `[C, H, W]` of the teacher's final map, once it can stand before the teacher's own classifier.
 
     Raises:
-        UserError: it has other channels than the classifier, because more than a pooling lies between them.
+        UserError: more than a pooling lies between the two, such as layers that change the channels.
     """
     channels, height, width = probe(teacher, input_size)[1]["final_map"].shape[1:]
     in_features = teacher.get_classifier().in_features
@@ -85,6 +86,11 @@ def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: 
         raise UserError(
             f"{method} needs a teacher's final map with the {in_features} channels that its classifier consumes,"
             f" this teacher's has {channels}; {remedy}"
+        )
+    if not averages_final_map(teacher):
+        raise UserError(
+            f"{method} needs a teacher whose classifier consumes the average of the final map; the 'pooled_feat' of"
+            f" this {type(teacher).__name__} is not that average; {remedy}"
         )
     return channels, height, width
 

@@ -21,11 +21,12 @@ from ..distillers._base import knows
 from ..distillers._common import probe
 from ..distillers._plugins import build_distiller
 from ..errors import UserError, memory_shortage, refuse
-from ..models import build_model, find_model, load_weights, released_teacher
+from ..models import build_model, find_model, released_teacher
 from ..paths import find_file
 from .cfg import experiment_name, read_cfg, resolved
 from .check import check_same_settings, setting_faults
-from .checkpoint import is_described, read_checkpoint, weights_of
+from .checkpoint import is_described, read_checkpoint
+from .foreign_weights import load_checkpoint
 from .precision import pick_device, prepare_device
 from .report import read_references
 from .teacher_cache import weights_digest
@@ -83,7 +84,7 @@ def build_teacher(cfg: Any, info: DatasetInfo) -> nn.Module:
             )
         trained_on = (checkpoint["dataset"], checkpoint["input_size"])
     teacher = build_model(arch, info.num_classes, *trained_on)
-    load_weights(teacher, weights_of(checkpoint, path), str(path))
+    load_checkpoint(teacher, checkpoint, path)
     return teacher
 
 

@@ -21,8 +21,10 @@ import torch
 from ..dataset.info import DatasetInfo
 from ..distillers import DeployedStudent, head_dict
 from ..errors import UserError
-from ..models import build_model, load_weights
+from ..models import build_model, find_model
 from ..paths import find_file
+from ..registry import UnknownName
+from .foreign_weights import allow_arguments, is_safetensors, load_checkpoint, read_safetensors
 from .numpy_scalars import allow_numpy_scalars
 from .safe_files import replace
 
@@ -31,10 +33,13 @@ VERSION = 1
 MOST_PICKLED = 256 * 2**20  # bytes; what is not tensors is far less, but a few bytes may unpack to any number
 
 allow_numpy_scalars()
+allow_arguments()
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
-    """Load a checkpoint onto the CPU; only tensors and plain values are accepted, nothing in it is executed.
+    """Load a checkpoint, of PyTorch or safetensors, onto the CPU.
+
+    Only tensors and plain values are accepted, nothing in it is executed.
 
     Raises:
         UserError: no such file, a truncated, damaged or foreign file, or one that wants to run code.
@@ -45,8 +50,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on unusual pickle protocols: what matters here is whether it loads
+            if is_safetensors(path):
+                return read_safetensors(path)
             _check_sums(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with open(path, "rb") as file:  # its name would choose the format
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except PermissionError as error:
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror}); mend its permissions") from None
     except zipfile.BadZipFile as error:
@@ -80,21 +90,6 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line] or lines or [type(error).__name__]
     return telling[0].split(". ")[0].rstrip(".")[:160]
-
-
-def weights_of(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Dict[str, torch.Tensor]:
-    """Return the model's state_dict of a checkpoint: below `model` or `state_dict`, or the dictionary itself."""
-    if "distiller" in checkpoint and "optimizer" in checkpoint:
-        raise UserError(
-            f"{path} is a training state, to resume from; give the student_latest.pth or _best.pth beside it"
-        )
-    state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
-    if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
-        raise UserError(
-            f"checkpoint {path} holds no model weights (keys: {', '.join(map(str, list(checkpoint)[:6]))});"
-            " expected a state_dict below the key 'model'"
-        )
-    return state
 
 
 def save(content: Dict[str, Any], path: Path, previous: Optional[Path] = None) -> None:
@@ -180,6 +175,27 @@ def plugins_of(checkpoint: Dict[str, Any]) -> List[Any]:
     return given if isinstance(given, list) else [None]
 
 
+def check_known(checkpoint: Dict[str, Any], arch: str, dataset: str, input_size: Optional[int]) -> None:
+    """Check that a model `arch` is registered for a data set; see `find_model`.
+
+    Raises:
+        UserError: it is not; the message names the plug-ins with which the checkpoint was trained, if there were any.
+    """
+    try:
+        find_model(arch, dataset, input_size)
+    except UnknownName as error:
+        remedy = _plugins_to_load(checkpoint) if is_described(checkpoint) and checkpoint["arch"] == arch else ""
+        if not remedy:
+            raise
+        raise UserError(f"the checkpoint's model {arch!r} is not known here; {remedy}") from error
+
+
+def _plugins_to_load(checkpoint: Dict[str, Any]) -> str:
+    """Return what to do where a plug-in is missing: nothing is loaded unasked, since a checkpoint is data."""
+    plugins = ", ".join(plugins_of(checkpoint))
+    return f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else ""
+
+
 def load_student(
     checkpoint: Dict[str, Any],
     arch: str,
@@ -202,15 +218,14 @@ def load_student(
         raise UserError(f"checkpoint {path} holds a {checkpoint['arch']}, not a {arch}; give -m {checkpoint['arch']}")
     if described:
         dataset, input_size = checkpoint["dataset"], checkpoint["input_size"]
+    check_known(checkpoint, arch, dataset, input_size)
     backbone = build_model(arch, num_classes, dataset, input_size)
-    load_weights(backbone, weights_of(checkpoint, path), str(path))
+    load_checkpoint(backbone, checkpoint, path)
     saved = checkpoint.get("head") if described else None
     if saved is None:
         return DeployedStudent(backbone)
     if saved["kind"] not in head_dict:
-        # never loaded unasked: a checkpoint is data, it does not say what is run
-        plugins = ", ".join(plugins_of(checkpoint))
-        remedy = f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else "install it"
+        remedy = _plugins_to_load(checkpoint) or "install it"
         raise UserError(f"checkpoint {path} needs the head {saved['kind']!r}, which no distiller here has; {remedy}")
     try:
         head = head_dict[saved["kind"]](**saved["options"])

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from ..dataset import get_val_loader
-from ..models import find_model
 from .build import check_classes, released_weights
 from .cfg import CFG, merge_known, merge_overrides
-from .checkpoint import is_described, load_student, read_checkpoint, weights_of
+from .checkpoint import check_known, is_described, load_student, read_checkpoint
 from .evaluate import evaluate
+from .foreign_weights import weights_of
 from .precision import pick_device, prepare_device
 
 
@@ -40,7 +40,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
         keys = trained_on if asked == checkpoint["dataset"] else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
         merge_known(cfg, {"DATASET": {key: trained_on[key] for key in keys}}, str(source))
         merge_overrides(cfg, overrides)
-    find_model(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     device = pick_device()
     prepare_device(device)
     loader = get_val_loader(cfg, device)

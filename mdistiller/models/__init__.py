@@ -7,30 +7,62 @@ There are two families, of which `ResNet18`, `ResNet34` and `ResNet50` have a me
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Mapping, Optional, Tuple, TypeVar, Union
 
 from torch import nn
 
 from ..errors import UserError, did_you_mean
+from ..registry import Registry
+from ._adapt import adapt, own_code
 from ._contract import ClassifierModel, Stages
 from ._weights import load_weights
 from .cifar import cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict, released_file
 
+FAMILIES: Tuple[Registry[Any], ...] = (cifar_model_dict, tiny_imagenet_model_dict, imagenet_model_dict)
 LARGEST_SMALL_IMAGE = 64  # px: own images above are for the ImageNet family
+NATIVE_SIZE = {"imagenet": 224, "tiny_imagenet": 64}  # px, of the images of a data set; 32 of all others
 OWN_FAMILY = ("imagenet", "cifar100", "tiny_imagenet")  # data sets that have one family only
+
+Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
+
+
+def register_model(name: str) -> Callable[[Constructor], Constructor]:
+    """Decorator: a class or function `(num_classes=…) -> nn.Module` becomes the model `name`, for every data set.
+
+    Its `forward` returns `(logits, feats)`, as `ClassifierModel` does, or logits alone. Of `feats`, the keys `feats`,
+    `preact_feats` and `pooled_feat` serve all methods.
+
+    Raises:
+        UserError: another model has the name.
+    """
+
+    def add(constructor: Constructor) -> Constructor:
+        for family in FAMILIES:
+            family.check_new(name, constructor)
+        entry: Any = (constructor, None)
+        cifar_model_dict[name] = tiny_imagenet_model_dict[name] = entry
+        imagenet_model_dict[name] = entry[0]
+        return constructor
+
+    return add
 
 
 def build_model(name: str, num_classes: int, dataset: str = "cifar100", input_size: Optional[int] = None) -> nn.Module:
     """Return the model `name` with fresh weights; see `find_model`.
 
+    One that does not derive from `ClassifierModel` gets what the contract asks for, as far as that can be had.
+
     Args:
         num_classes: outputs of the classifier.
 
     Raises:
-        UserError: no such model; the message lists the nearest names.
+        UserError: no such model, the message lists the nearest names; or one that does not keep to the contract.
     """
-    return find_model(name, dataset, input_size)(num_classes=num_classes)
+    constructor = find_model(name, dataset, input_size)
+    with own_code(f"the constructor of {name} fails with num_classes={num_classes}", "or name another model"):
+        model = constructor(num_classes=num_classes)
+    return adapt(model, name, num_classes, input_size or NATIVE_SIZE.get(dataset, 32))
 
 
 def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] = None) -> Callable[..., nn.Module]:
@@ -47,6 +79,11 @@ def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] =
     Raises:
         UserError: no such model; the message lists the nearest names.
     """
+    return _entry(name, dataset, input_size)[0]
+
+
+def _entry(name: str, dataset: str, input_size: Optional[int]) -> Tuple[Callable[..., nn.Module], Any]:
+    """Return the constructor of a model, and where its released weights lie, `None` if that is not known."""
     own, other = _families(dataset, input_size)
     if name in other and name not in own:
         if dataset in OWN_FAMILY:
@@ -54,7 +91,12 @@ def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] =
             raise UserError(f"{name} is {kind} model, not one for DATASET.TYPE {dataset}{did_you_mean(name, own)}")
         own = other
     entry = own[name]
-    return entry[0] if isinstance(entry, tuple) else entry
+    constructor, teacher = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
+    if not callable(constructor):
+        raise UserError(
+            f"the model {name} is registered as {entry!r}; expected a constructor, or (constructor, checkpoint or None)"
+        )
+    return constructor, teacher
 
 
 def _families(dataset: str, input_size: Optional[int]) -> Tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -79,11 +121,10 @@ def released_teacher(
     Raises:
         UserError: no such model, or weights for ImageNet that cannot be had.
     """
-    constructor = find_model(name, dataset, input_size)
-    if dataset == "imagenet":
+    _, teacher = _entry(name, dataset, input_size)
+    if teacher is None and dataset == "imagenet":
         return released_file(name)
-    small, teacher = cifar_model_dict.get(name, (None, None))
-    return teacher if constructor is small and dataset != "tiny_imagenet" else None
+    return teacher
 
 
 __all__ = [
@@ -94,6 +135,7 @@ __all__ = [
     "find_model",
     "imagenet_model_dict",
     "load_weights",
+    "register_model",
     "released_teacher",
     "tiny_imagenet_model_dict",
 ]

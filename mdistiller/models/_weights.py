@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping
+import logging
+from typing import Any, List, Mapping, Set
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 
-PARALLEL_PREFIX = "module."  # of models saved inside nn.DataParallel
+# attributes that hold a model: of nn.DataParallel and averages, of torch.compile, Lightning, MDistiller's distillers
+WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "student")
+COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm, of averaged models
 NAMED_KEYS = 3
+
+log = logging.getLogger("mdistiller")
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -> None:
     """Load `state_dict` into `model`, all of it or nothing.
 
-    Keys may have the `module.` prefix of `nn.DataParallel`. The counters `num_batches_tracked`, which checkpoints older
-    than PyTorch 0.4.1 lack, may be missing and then start at 0.
+    Keys may have a prefix of `WRAPPERS`, in any order and number, as `module.student.`. What lies beside it is left
+    out, with a note. Counters may be missing, as in checkpoints older than PyTorch 0.4.1, and then start at 0; counters
+    that the model does not have are left out.
 
     Args:
         source: where the weights come from, for the message.
@@ -27,8 +33,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
             the first few.
     """
     expected = model.state_dict()
-    given = {_own_key(str(key), expected): value for key, value in state_dict.items()}
-    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    state = {str(key): value for key, value in state_dict.items()}
+    prefix = _prefix(state, expected, source)
+    given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    given = {key: value for key, value in given.items() if key in expected or not _is_counter(key)}
+    missing = [key for key in expected if key not in given and not _is_counter(key)]
     unexpected = [key for key in given if key not in expected]
     misshapen = [
         f"{key} {_shape(given[key])} (expected {_shape(value)})"
@@ -43,15 +52,41 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
     kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen, "not usable": foreign}
     problems = [f"{kind}: {_first_few(keys)}" for kind, keys in kinds.items() if keys]
     if problems:
+        place = f"{source}, below {prefix!r}," if prefix else source
         raise UserError(
-            f"the weights in {source} do not fit {type(model).__name__}; {'; '.join(problems)}; "
+            f"the weights in {place} do not fit {type(model).__name__}; {'; '.join(problems)}; "
             "give a checkpoint of the same model and number of classes, or name the model that it is of"
         )
+    beside = [key for key in state if not key.startswith(prefix) and not _is_counter(key)]
+    if beside:
+        log.info(f"note: of {source}, the weights below {prefix!r} are read; left out: {_first_few(beside)}")
     model.load_state_dict(given)
 
 
-def _own_key(key: str, expected: Mapping[str, Tensor]) -> str:
-    return key[len(PARALLEL_PREFIX) :] if key.startswith(PARALLEL_PREFIX) and key not in expected else key
+def _prefix(state: Mapping[str, Any], expected: Mapping[str, Tensor], source: str) -> str:
+    """Return the prefix, made of `WRAPPERS`, below which most of the expected keys lie."""
+    prefixes: Set[str] = {""}
+    for key in state:
+        prefix = ""
+        for part in key.split("."):
+            if part not in WRAPPERS:
+                break
+            prefix += f"{part}."
+            prefixes.add(prefix)
+    layers = [key for key in expected if not _is_counter(key)]
+    found = {prefix: sum(prefix + key in state for key in layers) for prefix in prefixes}
+    fitting = sorted(prefix for prefix in prefixes if found[prefix] == len(layers))
+    if len(fitting) > 1:
+        raise UserError(
+            f"{source} holds several models that fit, below {', '.join(map(repr, fitting))}; save the weights of one of"
+            ' them in a file of its own: torch.save({"model": state_dict}, file)'
+        )
+    # of prefixes under which equally much lies, one that all keys have is no part of the names
+    return max(prefixes, key=lambda p: (found[p], sum(key.startswith(p) for key in state), len(p)))
+
+
+def _is_counter(key: str) -> bool:
+    return key.rpartition(".")[2] in COUNTERS
 
 
 def _shape(value: object) -> str:

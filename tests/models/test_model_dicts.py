@@ -14,6 +14,7 @@ from mdistiller.models import (
     cifar_model_dict,
     find_model,
     imagenet_model_dict,
+    register_model,
     released_teacher,
     tiny_imagenet_model_dict,
 )
@@ -72,8 +73,11 @@ def test_build_model(dataset):
 
 
 def test_build_model_for_imagenet(monkeypatch):
-    monkeypatch.setattr(models, "imagenet_model_dict", {"tiny": lambda pretrained=False, num_classes=1000: num_classes})
-    assert models.build_model("tiny", num_classes=8, dataset="imagenet") == 8
+    large = imagenet_model_dict["MobileNetV1"]
+    monkeypatch.setattr(models, "imagenet_model_dict", {"resnet8": large})
+    model = models.build_model("resnet8", num_classes=8, dataset="imagenet")
+    assert type(model) is type(large())
+    assert model.get_classifier().out_features == 8
 
 
 def test_misses_name_the_nearest():
@@ -122,3 +126,34 @@ def test_released_teachers(monkeypatch, tmp_path):
         assert released_teacher(*case) is None
     monkeypatch.setattr(models, "released_file", lambda name: tmp_path / name)
     assert released_teacher("ResNet50", "imagenet", 224) == tmp_path / "ResNet50"
+
+
+@pytest.mark.usefixtures("registries_as_before")
+def test_models_of_ones_own_in_the_dictionaries():
+    own = resnet.resnet14
+    cifar_model_dict["mine"] = (own, "mine.pth")  # as in MDistiller
+    imagenet_model_dict["alone"] = own
+    tiny_imagenet_model_dict["pair"] = (own, None)
+    assert find_model("mine") is find_model("alone", "imagenet") is find_model("pair", "tiny_imagenet") is own
+    assert released_teacher("mine") == released_teacher("mine", "imagefolder", 32) == "mine.pth"
+    assert released_teacher("pair", "tiny_imagenet") is None
+    for dataset in ("imagenet", "tiny_imagenet"):
+        with pytest.raises(UserError, match="mine"):
+            find_model("mine", dataset)
+    for entry in ("resnet14", (own, None, None), None):
+        cifar_model_dict.pop("mine")
+        cifar_model_dict["mine"] = entry
+        with pytest.raises(UserError, match="the model mine is registered as .*; expected a constructor, or "):
+            find_model("mine")
+
+
+@pytest.mark.usefixtures("registries_as_before")
+def test_a_registered_model_is_one_of_every_data_set():
+    own = register_model("mine")(lambda num_classes: resnet.resnet8(num_classes=num_classes))
+    for dataset in ("cifar100", "tiny_imagenet", "imagenet", "imagefolder"):
+        assert find_model("mine", dataset, 224) is own
+    for taken in ("mine", "resnet8", "MobileNetV1"):
+        before = [dict(family) for family in models.FAMILIES]
+        with pytest.raises(UserError, match=f"model '{taken}' is defined twice, in .*py and .*test_model_dicts.py"):
+            register_model(taken)(own)
+        assert before == [dict(family) for family in models.FAMILIES]
