@@ -1,0 +1,144 @@
+"""The settings of a resumed run: those of the saved one; its length and its stages may change, on request.
+
+`SOLVER.EPOCHS` and `SOLVER.LR_DECAY_STAGES` are those of the saved run unless the command line gives others. Those may
+change the epochs to come, never the ones that are done. All other settings that change a result must be the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Dict, List, Sequence, Tuple
+
+from .. import processes
+from ..errors import UserError
+from .cfg import experiment_name, merge_known
+from .cfg_values import leaves, to_dict
+from .check import check_resumable
+from .checkpoint import read_checkpoint
+from .optim import learning_rate
+from .run_folder import RunFolder
+
+log = logging.getLogger("mdistiller")
+
+SCHEDULE = ("EPOCHS", "LR_DECAY_STAGES")  # of SOLVER: what may change
+SETTLED = ("INPUT_SIZE", "MEAN", "STD")  # of DATASET: what the data set says where they are None
+
+
+def find_latest(folder: RunFolder) -> Tuple[Dict[str, Any], str]:
+    """Return the last state in `folder` and an empty text; if it is damaged or missing, the one before and the reason.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    try:
+        if folder.latest.is_file():
+            return read_checkpoint(folder.latest), ""
+        fault = f"{folder.latest} is missing"  # stopped between the two renames of a save
+    except UserError as error:
+        fault = str(error).partition(";")[0]
+    try:
+        return read_checkpoint(folder.previous), fault
+    except UserError:
+        raise UserError(
+            f"--resume: {fault}, and {folder.previous.name} cannot be read either; copy {folder.best.name} or an"
+            f" epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
+        ) from None
+
+
+def saved_settings(cfg: Any, resume: bool, overwrite: bool) -> Dict[str, Any]:
+    """Return the configuration of the run that `cfg` continues, nested dictionaries; empty if it continues none.
+
+    Raises:
+        UserError: its state cannot be read.
+    """
+    folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
+
+    def read() -> Any:
+        return find_latest(folder)[0].get("config") if folder.continues(resume, overwrite) else None
+
+    saved = processes.by_first(read)
+    return saved if isinstance(saved, dict) else {}
+
+
+def keep_schedule(cfg: Any, saved: Dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change length and stages of `cfg`, in place, to those of the saved run, except where `overrides` give them.
+
+    Args:
+        saved: what `saved_settings` returned.
+        overrides: `KEY VALUE KEY VALUE …`, words of the command line.
+    """
+    before = dict(leaves(saved))
+    for name in SCHEDULE:
+        key, given = f"SOLVER.{name}", cfg.SOLVER[name]
+        if key in before and before[key] != given and key not in overrides[::2]:
+            merge_known(cfg, {"SOLVER": {name: before[key]}}, "the saved run")
+            log.info(
+                f"note: {key} stays {before[key]}, as in the saved run; the configuration has {given}, which has to be"
+                " given on the command line to take effect"
+            )
+
+
+def check_early(cfg: Any, saved: Dict[str, Any]) -> None:
+    """Compare the settings with those of the saved run, before data are read: all but what the data are to settle.
+
+    Raises:
+        UserError: settings differ.
+    """
+    open_keys = [f"DATASET.{name}" for name in SETTLED if cfg.DATASET[name] is None]
+    folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
+    check_resumable(saved, to_dict(cfg), str(folder.latest), open_keys)
+
+
+def schedule_changes(cfg: Any, saved: Any, epoch: int, step: int, steps: int, path: str) -> List[str]:
+    """Return a note on how the length or the stages of a resumed run differ from the saved ones; none if they do not.
+
+    Args:
+        cfg: the present configuration.
+        saved: that of the state at `path`, nested dictionaries.
+        epoch, step: epochs done, and steps of the next.
+        steps: of an epoch.
+
+    Raises:
+        UserError: more than the new length is done, or a stage that was passed has changed.
+    """
+    old = cfg.clone()
+    old.defrost()
+    before = dict(leaves(saved or {}))
+    merge_known(
+        old, {"SOLVER": {name: before[f"SOLVER.{name}"] for name in SCHEDULE if f"SOLVER.{name}" in before}}, path
+    )
+    changes = [
+        f"SOLVER.{name} was {old.SOLVER[name]}, is now {cfg.SOLVER[name]}"
+        for name in SCHEDULE
+        if old.SOLVER[name] != cfg.SOLVER[name]
+    ]
+    if not changes:
+        return []
+    done = epoch + step / steps
+    if done > cfg.SOLVER.EPOCHS:
+        within = f" and {step} of {steps} steps of the next" if step else ""
+        raise UserError(
+            f"--resume: SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS}, but {path} has {epoch} epochs{within} done; give at least"
+            f" {math.ceil(done)}, or leave it out to keep {old.SOLVER.EPOCHS}"
+        )
+    passed, now = ([s for s in each.SOLVER.LR_DECAY_STAGES if s <= done] for each in (old, cfg))
+    if cfg.SOLVER.SCHEDULE == "step" and passed != now:
+        raise UserError(
+            f"--resume: SOLVER.LR_DECAY_STAGES was {old.SOLVER.LR_DECAY_STAGES}, is now {cfg.SOLVER.LR_DECAY_STAGES},"
+            f" but {path} has {done:.4g} epochs done; only later stages can change, keep {passed} up to there"
+        )
+    return [f"note: {'; '.join(changes)}; {_rates(old, cfg, epoch * steps + step, steps)}"]
+
+
+def _rates(old: Any, new: Any, step: int, steps: int) -> str:
+    """Say what the change does to the learning rate of the run's step `step`, counted from 0."""
+    last, following = (
+        [learning_rate(cfg, number, steps) if 0 <= number < cfg.SOLVER.EPOCHS * steps else None for cfg in (old, new)]
+        for number in (step - 1, step)
+    )
+    if following[1] is None:
+        return "nothing is left to train"
+    if following[0] is None:
+        return f"the learning rate of the last step was {last[0]:.5g}, that of the next is {following[1]:.5g}"
+    return f"the learning rate of the next step was to be {following[0]:.5g}, is now {following[1]:.5g}"
