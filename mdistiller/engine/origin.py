@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Dict, Iterator
 
+from torch import nn
+
 from ..dataset import Loader
 from ..errors import UserError
 from .teacher_cache import weights_digest
@@ -24,10 +26,10 @@ GROUPS = (  # of what follows from what: where the number of images differs, so 
 WORDS = {
     "train_images": "the number of training images",
     "train_labels": "the digest of the training labels",
-    "train_content": "the training images'",
+    "train_content": "the digest of the training images'",
     "val_images": "the number of validation images",
     "val_labels": "the digest of the validation labels",
-    "val_content": "the validation images'",
+    "val_content": "the digest of the validation images'",
     "teacher": "the digest of the teacher's weights",
 }
 
@@ -40,22 +42,27 @@ def labels_digest(loader: Loader) -> str:
 def origin_of(trainer: Trainer) -> Dict[str, Any]:
     """Return what is compared when a run goes on, as plain values; to be called before the teacher is used.
 
-    `classes`, in label order; for `train` and `val` the number of images, `_images`, a digest of the labels, `_labels`,
-    and one of the images, `_content`, with what it was made of; `teacher`, a digest of its weights, or None.
+    Keys: `classes`, the names in label order; `train_images` and `val_images`, how many there are; `train_labels` and
+    `val_labels`, digests; `train_content` and `val_content`, `KIND: DIGEST` as `Loader.fingerprint` has them;
+    `teacher`, a digest of its weights, or None.
     """
     origin: Dict[str, Any] = {"classes": list(trainer.train_loader.info.classes)}
     for name, loader in (("train", trainer.train_loader), ("val", trainer.val_loader)):
         origin[f"{name}_images"] = loader.num_images
         origin[f"{name}_labels"] = labels_digest(loader)
-        origin[f"{name}_content"] = list(loader.fingerprint())
+        origin[f"{name}_content"] = ": ".join(loader.fingerprint())
     teacher = trainer.distiller.teacher
-    origin["teacher"] = None if teacher is None else weights_digest(teacher)
+    origin["teacher"] = weights_digest(teacher) if isinstance(teacher, nn.Module) else None
     return origin
 
 
 def is_origin(value: Any) -> bool:
-    """Whether a value read from a file can be what `origin_of` returned, perhaps of another version."""
-    return isinstance(value, dict) and all(isinstance(part, (str, int, list, type(None))) for part in value.values())
+    """Whether a value that was read from a file can be what `origin_of` returned, in this version or another."""
+    if not isinstance(value, dict):
+        return False
+    classes = value.get("classes", [])
+    others = [part for key, part in value.items() if key != "classes"]
+    return isinstance(classes, list) and all(part is None or isinstance(part, (str, int)) for part in others)
 
 
 def check_origin(saved: Dict[str, Any], now: Dict[str, Any], path: str) -> None:
@@ -92,8 +99,10 @@ def _difference(key: str, before: Any, now: Any) -> str:
             return f"the number of classes was {len(before)}, now {len(now)}"
         label = next(label for label, names in enumerate(zip(before, now)) if names[0] != names[1])
         return f"class {label} was {before[label]!r}, now {now[label]!r}"
+    what, before, now = WORDS[key], str(before), str(now)
     if key.endswith("content"):
-        if before[0] != now[0]:  # held in memory then, streamed now
+        (kind, _, before), (other, _, now) = before.partition(": "), now.partition(": ")
+        if kind != other:  # the images were held in memory and now are not, or the other way round
             return ""
-        return f"the digest of {WORDS[key]} {before[0]} was {before[1][:SHOWN]}, now {now[1][:SHOWN]}"
-    return f"{WORDS[key]} was {str(before)[:SHOWN]}, now {str(now)[:SHOWN]}"
+        what += f" {kind}"
+    return f"{what} was {before[:SHOWN]}, now {now[:SHOWN]}"

@@ -74,8 +74,8 @@ def keep_schedule(cfg: Any, saved: Dict[str, Any], overrides: Sequence[str]) -> 
         if key in before and before[key] != given and key not in overrides[::2]:
             merge_known(cfg, {"SOLVER": {name: before[key]}}, "the saved run")
             log.info(
-                f"note: {key} stays {before[key]}, as in the saved run; the configuration has {given}, which has to be"
-                " given on the command line to take effect"
+                f"note: {key} stays {before[key]}, that of the saved run; the configuration has {given}, give {key} on"
+                " the command line to change it"
             )
 
 
@@ -104,10 +104,9 @@ def schedule_changes(cfg: Any, saved: Any, epoch: int, step: int, steps: int, pa
     """
     old = cfg.clone()
     old.defrost()
-    before = dict(leaves(saved or {}))
-    merge_known(
-        old, {"SOLVER": {name: before[f"SOLVER.{name}"] for name in SCHEDULE if f"SOLVER.{name}" in before}}, path
-    )
+    for name in SCHEDULE:
+        before = dict(leaves(saved or {})).get(f"SOLVER.{name}", cfg.SOLVER[name])
+        merge_known(old, {"SOLVER": {name: before}}, path)
     changes = [
         f"SOLVER.{name} was {old.SOLVER[name]}, is now {cfg.SOLVER[name]}"
         for name in SCHEDULE
@@ -133,12 +132,9 @@ def schedule_changes(cfg: Any, saved: Any, epoch: int, step: int, steps: int, pa
 
 def _rates(old: Any, new: Any, step: int, steps: int) -> str:
     """Say what the change does to the learning rate of the run's step `step`, counted from 0."""
-    last, following = (
-        [learning_rate(cfg, number, steps) if 0 <= number < cfg.SOLVER.EPOCHS * steps else None for cfg in (old, new)]
-        for number in (step - 1, step)
-    )
-    if following[1] is None:
+    if step >= new.SOLVER.EPOCHS * steps:
         return "nothing is left to train"
-    if following[0] is None:
-        return f"the learning rate of the last step was {last[0]:.5g}, that of the next is {following[1]:.5g}"
-    return f"the learning rate of the next step was to be {following[0]:.5g}, is now {following[1]:.5g}"
+    after = f"{learning_rate(new, step, steps):.5g}"
+    if step >= old.SOLVER.EPOCHS * steps:
+        return f"the learning rate of the last step was {learning_rate(old, step - 1, steps):.5g}, the next has {after}"
+    return f"the learning rate of the next step was {learning_rate(old, step, steps):.5g}, is now {after}"
