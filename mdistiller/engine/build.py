@@ -28,7 +28,7 @@ from .checkpoint import is_described, read_checkpoint, weights_of
 from .origin import labels_digest
 from .precision import pick_device, prepare_device
 from .report import read_references
-from .resuming import check_early, keep_schedule, saved_settings
+from .resuming import check_early, keep_schedule, saved_run
 from .teacher_cache import digest, weights_digest
 from .trainer import Trainer, trainer_dict
 
@@ -120,13 +120,15 @@ def load_checked(
             range, each unknown name, and each combination that cannot work; else what differs from a run to resume.
     """
     cfg, faults = read_cfg(path, overrides)
-    saved = {} if faults or any(place_faults(cfg)) else saved_settings(cfg, resume, overwrite)
-    keep_schedule(cfg, saved, overrides)
+    saved = None if faults or any(place_faults(cfg)) else saved_run(cfg, resume, overwrite)
+    if saved is not None:
+        keep_schedule(cfg, saved, overrides)
     # what stands in place of a refused value is not the user's: no line on that
     refused = [re.compile(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)") for key, _ in faults]
     lines = [line for _, line in faults]
     refuse(lines + [line for line in config_faults(cfg) if not any(key.search(line) for key in refused)])
-    check_early(cfg, saved)
+    if saved is not None:
+        check_early(cfg, saved)
     return cfg
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from .. import processes
 from ..errors import UserError
@@ -46,8 +46,26 @@ def find_latest(folder: RunFolder) -> Tuple[Dict[str, Any], str]:
         ) from None
 
 
-def saved_settings(cfg: Any, resume: bool, overwrite: bool) -> Dict[str, Any]:
-    """Return the configuration of the run that `cfg` continues, nested dictionaries; empty if it continues none.
+class SavedRun(NamedTuple):
+    """What is known of a run that goes on before anything is built.
+
+    Attributes:
+        path: of its state, for messages.
+        config: its configuration, nested dictionaries.
+        epoch: how many epochs are done.
+    """
+
+    path: str
+    config: Dict[str, Any]
+    epoch: int
+
+
+def saved_run(cfg: Any, resume: bool, overwrite: bool) -> Optional[SavedRun]:
+    """Return the run that `cfg` continues, if it continues one.
+
+    Args:
+        cfg: names the run's folder.
+        resume, overwrite: as `Trainer.train` is to be called.
 
     Raises:
         UserError: its state cannot be read.
@@ -55,20 +73,27 @@ def saved_settings(cfg: Any, resume: bool, overwrite: bool) -> Dict[str, Any]:
     folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
 
     def read() -> Any:
-        return find_latest(folder)[0].get("config") if folder.continues(resume, overwrite) else None
+        if not folder.continues(resume, overwrite):
+            return None
+        state = find_latest(folder)[0]
+        return state.get("config"), state.get("epoch")
 
-    saved = processes.by_first(read)
-    return saved if isinstance(saved, dict) else {}
+    found = processes.by_first(read)
+    if found is None or not isinstance(found[0], dict) or type(found[1]) is not int:
+        return None  # nothing to continue, or a state that `run_state.restore` refuses
+    return SavedRun(str(folder.latest), *found)
 
 
-def keep_schedule(cfg: Any, saved: Dict[str, Any], overrides: Sequence[str]) -> None:
+def keep_schedule(cfg: Any, saved: SavedRun, overrides: Sequence[str]) -> None:
     """Change length and stages of `cfg`, in place, to those of the saved run, except where `overrides` give them.
 
     Args:
-        saved: what `saved_settings` returned.
         overrides: `KEY VALUE KEY VALUE …`, words of the command line.
+
+    Raises:
+        UserError: the length given there is less than what is done.
     """
-    before = dict(leaves(saved))
+    before = dict(leaves(saved.config))
     for name in SCHEDULE:
         key, given = f"SOLVER.{name}", cfg.SOLVER[name]
         if key in before and before[key] != given and key not in overrides[::2]:
@@ -77,17 +102,18 @@ def keep_schedule(cfg: Any, saved: Dict[str, Any], overrides: Sequence[str]) -> 
                 f"note: {key} stays {before[key]}, that of the saved run; the configuration has {given}, give {key} on"
                 " the command line to change it"
             )
+    if cfg.SOLVER.EPOCHS >= 1:  # else it is no length
+        _check_length(cfg, before.get("SOLVER.EPOCHS"), saved.epoch, saved.path)
 
 
-def check_early(cfg: Any, saved: Dict[str, Any]) -> None:
+def check_early(cfg: Any, saved: SavedRun) -> None:
     """Compare the settings with those of the saved run, before data are read: all but what the data are to settle.
 
     Raises:
         UserError: settings differ.
     """
-    open_keys = [f"DATASET.{name}" for name in SETTLED if cfg.DATASET[name] is None]
-    folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
-    check_resumable(saved, to_dict(cfg), str(folder.latest), open_keys)
+    unsettled = [f"DATASET.{name}" for name in SETTLED if cfg.DATASET[name] is None]
+    check_resumable(saved.config, to_dict(cfg), saved.path, leave_out=unsettled)
 
 
 def schedule_changes(cfg: Any, saved: Any, epoch: int, step: int, steps: int, path: str) -> List[str]:
@@ -115,12 +141,7 @@ def schedule_changes(cfg: Any, saved: Any, epoch: int, step: int, steps: int, pa
     if not changes:
         return []
     done = epoch + step / steps
-    if done > cfg.SOLVER.EPOCHS:
-        within = f" and {step} of {steps} steps of the next" if step else ""
-        raise UserError(
-            f"--resume: SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS}, but {path} has {epoch} epochs{within} done; give at least"
-            f" {math.ceil(done)}, or leave it out to keep {old.SOLVER.EPOCHS}"
-        )
+    _check_length(cfg, old.SOLVER.EPOCHS, done, path)
     passed, now = ([s for s in each.SOLVER.LR_DECAY_STAGES if s <= done] for each in (old, cfg))
     if cfg.SOLVER.SCHEDULE == "step" and passed != now:
         raise UserError(
@@ -128,6 +149,14 @@ def schedule_changes(cfg: Any, saved: Any, epoch: int, step: int, steps: int, pa
             f" but {path} has {done:.4g} epochs done; only later stages can change, keep {passed} up to there"
         )
     return [f"note: {'; '.join(changes)}; {_rates(old, cfg, epoch * steps + step, steps)}"]
+
+
+def _check_length(cfg: Any, before: Any, done: float, path: str) -> None:
+    if done > cfg.SOLVER.EPOCHS:
+        raise UserError(
+            f"--resume: SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS}, but {path} has {done:.4g} epochs done; give at least"
+            f" {math.ceil(done)}, or leave it out to keep {before}"
+        )
 
 
 def _rates(old: Any, new: Any, step: int, steps: int) -> str:
