@@ -25,7 +25,10 @@ SOLVER: {EPOCHS: 1, BATCH_SIZE: 8, SCHEDULE: linear, AMP: off}
 LOG: {WANDB: False}
 EXPERIMENT: {NAME: run}
 """
-REMEDY = "; give those that the run was started with, which config.yaml beside it names, or start a new run (EXPERIMENT.NAME)"
+REMEDY = (
+    "; give those that the run was started with, which config.yaml beside it names, or start a new run"
+    " (EXPERIMENT.NAME)"
+)
 
 
 def write_teacher(path, seed):
