@@ -19,7 +19,7 @@ def main() -> None:
 
     dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
     with processes.joined():
-        cfg = load_checked(args.cfg, args.overrides + dataset)
+        cfg = load_checked(args.cfg, args.overrides + dataset, args.resume, args.overwrite)
         folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
         processes.by_first(lambda: folder.checked(args.resume, args.overwrite))  # before anything is built
         build_trainer(cfg).train(args.resume, args.overwrite)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Iterator
+from typing import Iterator, Tuple
 
 import torch
 from torch.nn.functional import pad
@@ -42,6 +42,9 @@ class DeviceLoader(Loader):
 
     def digest(self) -> str:
         return hashlib.sha256(self.images.cpu().contiguous().numpy().data).hexdigest()
+
+    def fingerprint(self) -> Tuple[str, str]:
+        return "pixels", self.digest()
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         draws = self.draws()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, Optional
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -101,6 +101,13 @@ class Loader:
     def digest(self) -> str:
         """Return a fingerprint of the images in their order, hexadecimal: of their pixels, or of their files' names,
         sizes and dates.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> Tuple[str, str]:
+        """Return what is compared, and its digest, hexadecimal: pixels, or names and sizes of the images' files.
+
+        Unlike `digest`, it stays the same where the files are moved or copied. Only digests of the same thing compare.
         """
         raise NotImplementedError
 

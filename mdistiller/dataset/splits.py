@@ -8,7 +8,7 @@ import stat
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Iterator, List, Sequence, Union
+from typing import Callable, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -68,6 +68,10 @@ class ArraySplit:
     def digest(self) -> str:
         """Return a fingerprint of the pixels, hexadecimal."""
         return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
+
+    def fingerprint(self) -> Tuple[str, str]:
+        """Return what is compared, and its digest; see `Loader.fingerprint`."""
+        return "stored pixels", self.digest()
 
     def subset(self, indices: Tensor) -> ArraySplit:
         """Return the images `indices` (int64 [n]) only, numbered from 0."""
@@ -131,6 +135,17 @@ class FileSplit:
             about = path.stat()
             state.update(f"{path.parent.name}/{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
         return state.hexdigest()
+
+    def fingerprint(self) -> Tuple[str, str]:
+        """Return what is compared, and its digest; see `Loader.fingerprint`."""
+        state, separator = hashlib.sha256(), os.fsencode(os.sep)
+        for file in self._files.tolist():
+            try:
+                size = os.stat(file).st_size
+            except OSError:  # reading it says what is wrong
+                size = -1
+            state.update(b"%s %d\0" % (file.rpartition(separator)[2], size))
+        return "file names and sizes", state.hexdigest()
 
     def subset(self, indices: Tensor) -> FileSplit:
         """Return the images `indices` (int64 [n]) only, numbered from 0."""

@@ -55,6 +55,9 @@ class StreamLoader(Loader):
     def digest(self) -> str:
         return self._reader.split.digest()
 
+    def fingerprint(self) -> Tuple[str, str]:
+        return self._reader.split.fingerprint()
+
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         seed = mix("images", self._seed, self.epoch)
         draws = self.draws()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import random
@@ -24,12 +23,14 @@ from ..errors import UserError, memory_shortage, refuse
 from ..models import build_model, find_model, released_teacher
 from ..paths import find_file
 from .cfg import experiment_name, read_cfg, resolved
-from .check import check_same_settings, setting_faults
+from .check import check_same_settings, place_faults, setting_faults
 from .checkpoint import is_described, read_checkpoint
 from .foreign_weights import load_checkpoint
+from .origin import labels_digest
 from .precision import pick_device, prepare_device
 from .report import read_references
-from .teacher_cache import weights_digest
+from .resuming import check_early, keep_schedule, saved_run
+from .teacher_cache import digest, weights_digest
 from .trainer import Trainer, trainer_dict
 
 log = logging.getLogger("mdistiller")
@@ -103,18 +104,32 @@ def check_classes(classes: Any, info: DatasetInfo, path: str | os.PathLike[str])
             )
 
 
-def load_checked(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Any:
+def load_checked(
+    path: Optional[str] = None, overrides: Sequence[str] = (), resume: bool = False, overwrite: bool = False
+) -> Any:
     """Return the configuration of a run, as `load_cfg` does, once all of it is known to work.
+
+    A run that goes on has its saved length and stages, except where `overrides` give others; see `resuming`.
+
+    Args:
+        path: of a YAML file.
+        overrides: `KEY VALUE KEY VALUE …`, words of the command line.
+        resume, overwrite: as `Trainer.train` is to be called.
 
     Raises:
         UserError: what cannot be read at all; else a line for each unknown key, each value of a wrong type or out of
-            range, each unknown name, and each combination that cannot work.
+            range, each unknown name, and each combination that cannot work; else what differs from a run to resume.
     """
     cfg, faults = read_cfg(path, overrides)
+    saved = None if faults or any(place_faults(cfg)) else saved_run(cfg, resume, overwrite)
+    if saved is not None:
+        keep_schedule(cfg, saved, overrides)
     # what stands in place of a refused value is not the user's: no line on that
     refused = [re.compile(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)") for key, _ in faults]
     lines = [line for _, line in faults]
     refuse(lines + [line for line in config_faults(cfg) if not any(key.search(line) for key in refused)])
+    if saved is not None:
+        check_early(cfg, saved)
     return cfg
 
 
@@ -191,8 +206,8 @@ def build_trainer(cfg: Any) -> Trainer:
 
 
 def _in_short(loader: Loader) -> str:
-    labels = hashlib.sha256(repr(loader.info).encode() + loader.targets.cpu().numpy().tobytes()).hexdigest()
-    return f"{loader.num_images} images with the labels {labels[:12]}"
+    about = digest({"info": repr(loader.info), "labels": labels_digest(loader)})
+    return f"{loader.num_images} images with the labels {about[:12]}"
 
 
 def _check_input_size(name: str, model: nn.Module, input_size: int) -> None:

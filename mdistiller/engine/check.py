@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Sequence
 
 from .. import processes
 from ..dataset.options import option_faults
@@ -86,7 +86,7 @@ def setting_faults(cfg: Any) -> List[str]:
     expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
     expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
     expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
-    faults += _place_faults(cfg)
+    faults += place_faults(cfg)
     # a word misspelt would otherwise become a folder of that name
     if not (cfg.TEACHER_CACHE in CACHES or "/" in cfg.TEACHER_CACHE or os.path.isdir(cfg.TEACHER_CACHE)):
         faults.append(f"TEACHER_CACHE is {cfg.TEACHER_CACHE!r}; expected off, memory, or a folder such as ./cache")
@@ -101,7 +101,7 @@ def setting_faults(cfg: Any) -> List[str]:
     return faults
 
 
-def _place_faults(cfg: Any) -> Iterator[str]:
+def place_faults(cfg: Any) -> Iterator[str]:
     """Yield a line if the output folder cannot be, or is not below LOG.PREFIX."""
     name = experiment_name(cfg)
     if not (cfg.EXPERIMENT.NAME or (cfg.EXPERIMENT.PROJECT and cfg.EXPERIMENT.TAG)):
@@ -153,28 +153,34 @@ def check_same_settings(cfg: Any) -> None:
         raise UserError(f"the processes have different settings ({'; '.join(differing[:3])}); give all the same")
 
 
-# what a resumed run may have otherwise: its length, where it runs, what is written about it; and the trainer, which
-# has aliases, and whose optimizer state tells one update rule from another
+# what a resumed run may have otherwise: what `resuming` compares, where it runs, what is written about it; and
+# the trainer, which has aliases, and whose optimizer state tells one update rule from another
 FREE_ON_RESUME = (
-    *("SOLVER.EPOCHS", "SOLVER.TRAINER", "LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
+    *("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER"),
+    *("LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
     *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
     *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
     "SOLVER.CHECKPOINT_EVERY",
 )
 
 
-def check_resumable(saved: Any, given: Dict[str, Any], path: str) -> None:
+def check_resumable(saved: Any, given: Dict[str, Any], path: str, leave_out: Sequence[str] = ()) -> None:
     """Refuse to continue a run under other settings than it was started with, for those that change its result.
 
     Args:
         saved: the configuration in the state at `path`, nested dictionaries.
         given: the present one.
+        leave_out: keys that are not compared.
+
+    Raises:
+        UserError: settings differ.
     """
+    free = (*FREE_ON_RESUME, *leave_out)
     before, now = dict(leaves(saved or {})), dict(leaves(given))
     changed = [
         f"{key} was {before[key]!r}, now {now[key]!r}"
         for key in before
-        if key in now and before[key] != now[key] and not key.startswith(FREE_ON_RESUME)
+        if key in now and before[key] != now[key] and not key.startswith(free)
     ]
     if changed:
         raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")

@@ -61,7 +61,7 @@ def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
     probe = f", probe {row['probe_top1']:.2f}" if "probe_top1" in row else ""
     left = (epochs - row["epoch"]) * total_seconds / row["epoch"]
     return (
-        f"epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.3g}  loss {row['loss']:.3f} ({parts})"
+        f"epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.5g}  loss {row['loss']:.3f} ({parts})"
         f"  train {row['train_top1']:.2f}  val top-1 {row['deployed_top1']:.2f} top-5 {row['deployed_top5']:.2f}{probe}"
         f"  {row['images_per_second']:.0f} images/s  {duration(left)} left"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,7 +62,7 @@ class RunFolder:
             with writing_to(path):
                 check_ends(path)
         present = self._present()
-        if resume and not (self.latest.is_file() or self.previous.is_file()):
+        if resume and not self._has_state():
             remedy = "start again with --overwrite" if present else "start without --resume"
             raise UserError(f"--resume: no run to continue, {self.latest} does not exist; {remedy}")
         if present and not (resume or overwrite):
@@ -85,13 +86,24 @@ class RunFolder:
             check_free(self.path)
             with suppress(OSError):  # a name that was given to another torchrun too
                 (self.path / LAUNCHER).unlink()
-        if launcher.is_restart() and self._launcher() == launcher.name():
-            resume = self.latest.is_file() or self.previous.is_file()
+        if self._is_restarted():
+            resume = self._has_state()
             overwrite = not resume
         elif resume and not overwrite and lock_file(self.path).is_file() and not any(self.path.glob("*.pth")):
             resume, overwrite = False, True
         self.check(resume, overwrite)
         return resume, overwrite
+
+    def continues(self, resume: bool, overwrite: bool) -> bool:
+        """Whether a run that is started like this goes on from a state in this folder; nothing is changed."""
+        return self._has_state() and (self._is_restarted() or (resume and not overwrite))
+
+    def _has_state(self) -> bool:
+        return os.path.isfile(self.latest) or os.path.isfile(self.previous)
+
+    def _is_restarted(self) -> bool:
+        """Whether torchrun has restarted its workers, and the run in this folder is theirs."""
+        return launcher.is_restart() and self._launcher() == launcher.name()
 
     def _launcher(self) -> str:
         path = self.path / LAUNCHER

@@ -15,9 +15,11 @@ from ..distillers import DeployedStudent
 from ..errors import UserError
 from .cfg import to_dict
 from .check import check_resumable
-from .checkpoint import describe_student, read_checkpoint
+from .checkpoint import describe_student, save
 from .meter import EpochMeter
+from .origin import check_origin, is_origin
 from .parallel import own_statistics
+from .resuming import find_latest, schedule_changes
 from .run_folder import RunFolder
 from .safe_files import writing_to
 
@@ -57,6 +59,7 @@ PLAIN: Dict[str, Callable[[Any], bool]] = {
 ABOUT: Dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("num_images", "num_steps"), lambda value: value is None or _is_count(value)),
     **dict.fromkeys(("distiller", "optimizer", "scaler", "meter", "config"), lambda value: isinstance(value, dict)),
+    "origin": is_origin,
     "random": lambda value: _are_dicts(value if isinstance(value, list) else [value]),  # one, before there were more
 }
 
@@ -73,7 +76,7 @@ def capture(trainer: Trainer) -> Dict[str, Any]:
         "scaler": trainer.scaler.state_dict(),
         "meter": trainer.meter.state(),
         **{name: getattr(trainer, name) for name in PLAIN},
-        "num_images": _num_images(trainer),
+        "origin": trainer.origin,
         "random": processes.all_of(random_state(trainer.device)),
         "statistics": processes.all_of({k: v.cpu() for k, v in own_statistics(trainer.distiller).items()}),
         "num_steps": _num_steps(trainer),
@@ -96,11 +99,14 @@ def deployed(trainer: Trainer) -> Dict[str, Any]:
     )
 
 
-def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
+def restore(trainer: Trainer, state: Dict[str, Any]) -> List[str]:
     """Put a trainer, built from the same configuration, where `capture` found it.
 
+    Returns:
+        Notes for the user, on a length or stages that the configuration changes. The saved state then has them too.
+
     Raises:
-        UserError: the state is of another configuration, other data, or not one.
+        UserError: the state is of another configuration, other data, another teacher, or not one.
     """
     path = trainer.folder.latest
     for name, fits in {**PLAIN, **ABOUT}.items():
@@ -109,13 +115,11 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
                 f"--resume: {path} is no state of a run, its {name} is {state[name]!r:.60}; copy"
                 f" {trainer.folder.best.name} or an epoch_N.pth to {path.name}, or start again with --overwrite"
             )
-    check_resumable(state.get("config"), to_dict(trainer.cfg), str(path))
-    before, now = state.get("num_images"), _num_images(trainer)
-    if before != now and before is not None:
-        raise UserError(
-            f"--resume: {path} was trained on {before} images, the data set now has {now};"
-            " give the data that the run was started with"
-        )
+    saved, given = state.get("config"), to_dict(trainer.cfg)
+    # mean and std may be measured: where the images differ, so do they, and that is the reason to give
+    check_resumable(saved, given, str(path), leave_out=["DATASET.MEAN", "DATASET.STD"])
+    check_origin(_origin_in(state), trainer.origin, str(path))
+    check_resumable(saved, given, str(path))
     steps = _num_steps(trainer)
     if state.get("num_steps", steps) != steps:
         raise UserError(
@@ -149,6 +153,19 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> None:
             f"--resume: {path} is not a state of this configuration ({type(error).__name__}:"
             f" {reason}); give the configuration that the run was started with"
         ) from None
+    if steps is None:
+        return []
+    notes = schedule_changes(trainer.cfg, saved, trainer.epoch, trainer.step, steps, str(path))
+    if notes:  # else a run that ends before its next save would go on by the old schedule
+        changed = {**state, "config": given}
+        processes.by_first(lambda: save(changed, path, trainer.folder.previous))
+    return notes
+
+
+def _origin_in(state: Dict[str, Any]) -> Dict[str, Any]:
+    """Return what a state says of data and teacher; before there was more, it had the number of training images."""
+    known = {"train_images": state.get("num_images"), **state.get("origin", {})}
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def _statistics(of_processes: List[Dict[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
@@ -162,10 +179,6 @@ def _num_steps(trainer: Trainer) -> Any:
     return None if trainer.train_loader is None else len(trainer.train_loader)
 
 
-def _num_images(trainer: Trainer) -> Any:
-    return getattr(trainer.train_loader, "num_images", None)
-
-
 def read_latest(folder: RunFolder) -> Dict[str, Any]:
     """Return the last state in `folder`; if that is damaged or missing, the one before, and a note says so.
 
@@ -174,24 +187,14 @@ def read_latest(folder: RunFolder) -> Dict[str, Any]:
     Raises:
         UserError: neither can be read.
     """
-    try:
-        if folder.latest.is_file():
-            return read_checkpoint(folder.latest)
-        what = f"{folder.latest} is missing"  # stopped between the two renames of a save
-    except UserError as error:
-        what = str(error).partition(";")[0]
-    try:
-        state = read_checkpoint(folder.previous)
-    except UserError:
-        raise UserError(
-            f"--resume: {what}, and {folder.previous.name} cannot be read either; copy {folder.best.name} or an"
-            f" epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
-        ) from None
+    state, fault = find_latest(folder)
+    if not fault:
+        return state
     if folder.latest.is_file():
         with writing_to(folder.damaged):
             os.replace(folder.latest, folder.damaged)
-        what += f", kept as {folder.damaged.name}"
-    log.info(f"note: {what}; resuming from {folder.previous.name}")
+        fault += f", kept as {folder.damaged.name}"
+    log.info(f"note: {fault}; resuming from {folder.previous.name}")
     return state
 
 

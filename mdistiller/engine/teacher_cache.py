@@ -231,9 +231,11 @@ def digest(about: Dict[str, Any]) -> str:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return a fingerprint of a model's class and weights, hexadecimal."""
+    """Return a fingerprint of a model's class and its parameters and buffers, hexadecimal."""
     state = hashlib.sha256(type(model).__qualname__.encode())
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):  # a module's extra state may be anything
+            continue
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()

@@ -15,7 +15,7 @@ from .. import processes
 from ..dataset import Batch
 from ..distillers import Distiller
 from ..registry import Registry
-from . import checkpoint, run_state
+from . import checkpoint, origin, run_state
 from .cfg import dump
 from .evaluate import evaluate
 from .logger import RunLogger, SilentLogger
@@ -66,6 +66,7 @@ class Trainer:
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.cfg = cfg
+        self.origin = {} if train_loader is None else processes.by_first(partial(origin.origin_of, self))
         self.references = read_references(cfg.EXPERIMENT.REFERENCE)
         self.device = next(distiller.parameters()).device
         self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
@@ -96,12 +97,12 @@ class Trainer:
             RunStopped: SIGINT or SIGTERM came, and the state is saved.
         """
         self._check_losses()
-        given = resume
+        notes = [f"note: nothing was saved in {self.folder.path} yet; starting from the beginning"] if resume else []
         resume, overwrite = processes.by_first(lambda: self.folder.checked(resume, overwrite))
         with ExitStack() as claim:
             processes.by_first(lambda: claim.enter_context(self.folder.claimed(resume, overwrite)))
             if resume:
-                run_state.restore(self, processes.by_first(lambda: run_state.read_latest(self.folder)))
+                notes = run_state.restore(self, processes.by_first(lambda: run_state.read_latest(self.folder)))
             logger: RunLogger = SilentLogger()
 
             def start() -> None:
@@ -112,8 +113,8 @@ class Trainer:
                 logger = RunLogger(self.folder, self.cfg, self.epoch, steps_done, self.wandb_id)
 
             processes.by_first(start)
-            if given and not resume:
-                logger.say(f"note: nothing was saved in {self.folder.path} yet; starting from the beginning")
+            for note in notes:
+                logger.say(note)
             self.wandb_id = logger.wandb_id
             try:
                 with self.stop:
@@ -202,13 +203,12 @@ class Trainer:
         self.distiller.train()
         self.train_loader.set_epoch(epoch)
         meter = self.meter
-        steps = len(self.train_loader)
+        steps, total = len(self.train_loader), self.train_loader.num_images
         first_step = (epoch - 1) * steps
         title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
         # disable=None: no bar where stderr is a file, the line per epoch says the same
-        total, done = self.train_loader.num_images, meter.images
         quiet = None if processes.is_first() else True
-        bar = tqdm(total=total, initial=done, desc=title, unit="img", leave=False, disable=quiet)
+        bar = tqdm(total=total, initial=meter.images, desc=title, unit="img", leave=False, disable=quiet)
         with bar, form.in_place():
             for step, batch in enumerate(self.batches(form), start=self.step + 1):
                 losses, logits = self._step(batch, epoch, first_step + step - 1, steps)

@@ -341,7 +341,7 @@ def test_resume_with_other_data_is_refused(folder):
     built(folder, "part", epochs=1, more=known).train()
     for path in sorted((folder / "train").rglob("*.png"))[::3]:
         path.unlink()
-    with pytest.raises(UserError, match="was trained on 36 images, the data set now has 24"):
+    with pytest.raises(UserError, match="the number of training images was 36, now 24"):
         built(folder, "part", epochs=2, more=known).train(resume=True)
 
 
