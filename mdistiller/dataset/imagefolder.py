@@ -68,7 +68,7 @@ def _with_statistics(
     """Return the training set, decoded if that was necessary anyway, and its measured mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")
     everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
-    memory = Memory(folder, f"{view}, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
+    memory = Memory(folder, f"{view}, upright, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
     known = memory.recall_statistics()
     if known is not None:
         return (train, *known)
