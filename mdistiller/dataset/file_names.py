@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Dict, FrozenSet
+from typing import Dict, FrozenSet, Tuple
 
 from PIL import Image
 
@@ -38,8 +38,14 @@ def is_leftover(name: str) -> bool:
 def picture_suffixes() -> FrozenSet[str]:
     """Return the suffixes of the formats that the installed Pillow reads, in lower case with their dot."""
     kinds: Dict[str, str] = Image.registered_extensions()
-    readable = {*Image.OPEN, MPO} - {*NOT_PICTURES}
+    readable = (*picture_formats(), MPO)
     return frozenset(suffix for suffix, kind in kinds.items() if kind in readable)
+
+
+def picture_formats() -> Tuple[str, ...]:
+    """Return Pillow's names of the formats that a picture may have, whatever its suffix, in the order to try."""
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind not in NOT_PICTURES)
 
 
 def suffix_of(name: str) -> str:

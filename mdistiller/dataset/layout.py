@@ -100,7 +100,7 @@ def find_parts(root: Path, val_fraction: float, layout: str) -> Tuple[List[str],
 
 def _test_is_not_taken(root: Path) -> str:
     tests = [name for name in ("test", "testing") if is_folder(root / name)]
-    return f", and {root / tests[0]} is not used for it, as the best epoch is chosen on these images" if tests else ""
+    return f" ({root / tests[0]} is not taken for it: a test set must not choose the best epoch)" if tests else ""
 
 
 def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float) -> Tuple[FileSplit, FileSplit]:
@@ -122,7 +122,7 @@ def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float
     """
 
     def rank(index: int) -> bytes:
-        name = os.path.relpath(files.path(index), folder).replace(os.sep, "/")
+        name = str(files.path(index))[len(str(folder)) + 1 :].replace(os.sep, "/")
         return hashlib.blake2b(os.fsencode(name), digest_size=8, person=b"validation").digest()
 
     held_out = torch.zeros(len(files), dtype=torch.bool)

@@ -8,8 +8,8 @@ from typing import Tuple
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-# Pillow keeps the tags that it has read until then
-warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data", UserWarning)
+PILLOW_WARNS = "(Possibly c|C)orrupt EXIF data"  # and keeps the tags that it has read until then
+warnings.filterwarnings("ignore", PILLOW_WARNS, UserWarning)
 
 TAG = 0x0112
 UPRIGHT = 1

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..registry import Registry
 from .draws import mix
+from .file_names import picture_formats
 from .info import DatasetInfo
 from .orientation import upright
 from .stats import stamp
@@ -111,7 +112,7 @@ class FileSplit:
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # the end of a pipe may never come
                 raise OSError("not a regular file")
-            with Image.open(path) as image:
+            with Image.open(path, formats=picture_formats()) as image:
                 _check(image)
                 return look(image)
         except MemoryError:  # not the picture's fault
