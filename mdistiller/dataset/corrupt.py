@@ -171,7 +171,7 @@ def checked(split: ImageSplit, corrupt: str, num_workers: int, role: str) -> Ima
     if corrupt == "unchecked" or not isinstance(split, FileSplit):
         return split
     ends = [split.path(index).parent for index in (0, len(split) - 1)]
-    memory = Memory(Path(os.path.commonpath(ends)), "pictures", split.paths())
+    memory = Memory(Path(os.path.commonpath(ends)), f"{role} pictures", split.paths())  # both may lie in train/
     findings = Findings()
     known = memory.recall(*findings.state())
     indices: Sequence[int] = range(len(split))

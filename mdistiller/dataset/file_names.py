@@ -12,22 +12,15 @@ NOT_PICTURES = ("EPS", "BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 MPO = "MPO"  # a JPEG with further pictures behind it, as phones write; opened by Pillow's JPEG reader
 NO_SUFFIX = "without a suffix"
 
-# in lower case: thumbnails, bins and notes of Synology and QNAP; of macOS; of Windows; of Linux and Python
+# thumbnails, bins and notes of Synology and QNAP, of macOS, of Windows, of Linux and Jupyter; in lower case
 LEFTOVERS = frozenset(
-    (
-        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", ".@__thumb"),
-        *("__macosx", ".ds_store", ".appledouble", "icon\r", "network trash folder", "temporary items"),
-        *(
-            "thumbs.db",
-            "ehthumbs.db",
-            "desktop.ini",
-            "$recycle.bin",
-            "recycler",
-            "system volume information",
-        ),
-        *("lost+found", ".thumbnails", ".ipynb_checkpoints", "__pycache__"),
-    )
-)
+    [
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
+        *("__macosx", "icon\r", "network trash folder", "temporary items"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "system volume information"),
+        *("lost+found", "__pycache__"),
+    ]
+)  # hidden ones, such as .DS_Store, .thumbnails and .ipynb_checkpoints, need not be named
 
 
 def is_leftover(name: str) -> bool:

@@ -77,14 +77,14 @@ def class_folders(folder: Path, layout: str) -> List[str]:
     if len(names) < 2:
         raise UserError(f"{folder} holds {_too_few(folder, names, loose)}; {layout}")
     if loose:
-        log.warning("passed over %s in %s itself, as in no class folder", _counted(loose), folder)
+        log.warning("passed over %s in %s itself, as in no class folder", _counted(loose, "image"), folder)
     return names
 
 
 def _too_few(folder: Path, names: List[str], loose: int) -> str:
     """Say what a folder holds that has fewer than two class folders, and where the classes seem to be."""
     if not names:
-        return f"no class folders{f', but {_counted(loose)} in no folder' if loose else ''}"
+        return "no class folders" + (f", but {_counted(loose, 'image')} in no folder" if loose else "")
     place, inner, seen = folder, names, {os.path.realpath(folder)}
     while len(inner) == 1 and os.path.realpath(place / inner[0]) not in seen:
         place /= inner[0]
@@ -98,8 +98,8 @@ def _too_few(folder: Path, names: List[str], loose: int) -> str:
     return f"one class alone, {names[0]}, of at least two"
 
 
-def _counted(images: int) -> str:
-    return f"{images} image{'s'[: images != 1]}"
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s'[: count != 1]}"
 
 
 def check_same_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
@@ -150,8 +150,8 @@ def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] 
         raise UserError(f"the class {where} no image{hint}; add some in a format that Pillow reads, as JPEG or PNG")
     if others:
         log.warning(
-            "passed over %d files in %s that are in no picture format that Pillow reads: %s",
-            *(sum(passed_over.values()), folder, others),
+            "passed over %s in %s, in no picture format that Pillow reads: %s",
+            *(_counted(sum(passed_over.values()), "file"), folder, others),
         )
     return FileSplit(files, targets)
 

@@ -11,7 +11,7 @@ from typing import Callable, List, Optional, Tuple
 import torch
 
 from ..errors import UserError
-from .folders import check_same_classes, class_folders, find_images, folders_in, is_folder, listed
+from .folders import check_same_classes, class_folders, entries, find_images, is_folder, listed
 from .splits import FileSplit
 
 log = logging.getLogger("mdistiller")
@@ -48,8 +48,8 @@ def check_root(root: Path, needed: str, layout: str) -> None:
     missing = f"{root / needed} is missing"
     if not is_folder(root):
         raise UserError(f"{missing}; {layout}")
-    names = folders_in(root)
-    inside = [name for name in names if is_folder(root / name / TRAIN)]
+    names = sorted(entry.name for entry in entries(root) if os.path.isdir(entry))
+    inside = [name for name in names if os.path.isdir(root / name / TRAIN)]  # False where it may not be looked at
     if root.name in (TRAIN, *VAL_NAMES):
         missing += f": {root} seems to be a part of a data set, set DATASET.ROOT to {root.parent}"
     elif inside:
@@ -99,7 +99,7 @@ def find_parts(root: Path, val_fraction: float, layout: str) -> Tuple[List[str],
 
 
 def _test_is_not_taken(root: Path) -> str:
-    tests = [name for name in ("test", "testing") if is_folder(root / name)]
+    tests = [name for name in ("test", "testing") if os.path.isdir(root / name)]
     return f" ({root / tests[0]} is not taken for it: a test set must not choose the best epoch)" if tests else ""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Callable, Set
 import pytest
 import torch
 
-from mdistiller.dataset import dataset_dict, get_dataset, get_val_loader
+from mdistiller.dataset import corrupt, dataset_dict, get_dataset, get_val_loader
 from mdistiller.dataset.corrupt import checked
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder
@@ -174,6 +174,17 @@ def test_held_out_images_are_checked(make: Make, without_val: Path) -> None:
     assert refused(cfg).startswith("cannot read the image")
     cfg.DATASET.CORRUPT = "skip"
     assert get_dataset(cfg, "cpu")[1].num_images == 5
+
+
+def test_both_parts_are_remembered_as_checked(make: Make, without_val: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    real = corrupt._read
+    monkeypatch.setattr(
+        corrupt, "_read", lambda split, indices, n: read.append(len(indices)) or real(split, indices, n)
+    )
+    for _ in range(2):
+        get_dataset(make(VAL_FRACTION=0.25, IN_MEMORY="no"), "cpu")
+    assert read == [18, 6, 0, 0]
 
 
 def test_a_contradiction(make: Make, root: Path) -> None:
