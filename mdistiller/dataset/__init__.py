@@ -9,6 +9,7 @@ import torch
 from yacs.config import CfgNode
 
 from .. import processes
+from ..errors import UserError
 from . import cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (they register themselves)
 from .corrupt import checked
 from .device_loader import DeviceLoader
@@ -73,7 +74,13 @@ def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
 def _read(cfg: CfgNode) -> Tuple[Splits, Options]:
     with processes.first_here_first():
         splits = dataset_dict[cfg.DATASET.TYPE](cfg)
-    return splits, read_options(cfg, splits.info.input_size)
+    options = read_options(cfg, splits.info.input_size)
+    if options.val_fraction != splits.val_fraction:
+        raise UserError(
+            f"DATASET.VAL_FRACTION is {options.val_fraction:g}, but {cfg.DATASET.TYPE} has its own validation images;"
+            " set DATASET.VAL_FRACTION 0"
+        )
+    return splits, options
 
 
 def _loader(

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from PIL import Image
@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import UserError
-from .splits import FileSplit, ImageSplit, UnusableImage
+from .orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
+from .splits import FileSplit, ImageSplit, Look, UnusableImage
 from .stats import Memory
 from .workers import deaths_explained
 
@@ -26,24 +27,82 @@ CHUNK = 256  # pictures that a worker reads at a time
 GLANCE = (8, 8)  # px: a JPEG is then decoded at an eighth of its size, but read to its end
 
 
+class Sight(NamedTuple):
+    """What reading one picture brings to light.
+
+    Attributes:
+        fault: the file and what is wrong with it; empty for one that can be used, which the others describe.
+        mode: Pillow's name of its kind.
+        turned: whether its EXIF orientation is another than upright.
+        damaged_exif: whether its EXIF data cannot be read.
+    """
+
+    fault: str = ""
+    mode: str = ""
+    turned: bool = False
+    damaged_exif: bool = False
+
+
+def inspect(split: ImageSplit, index: int, look: Look) -> Tuple[Sight, Optional[Image.Image]]:
+    """Return what image `index` is like, and what `look` makes of it (RGB) if it can be used."""
+    sights: List[Sight] = []
+
+    def noting(image: Image.Image) -> Image.Image:
+        mode = image.mode  # first, because reading the orientation may decode the picture
+        sights.append(Sight("", mode, orientation(image) != UPRIGHT, has_damaged_exif(image)))
+        return look(image)
+
+    try:
+        picture = split.load(index, noting)
+    except UnusableImage as error:
+        return Sight(error.fault), None
+    return sights[0], picture
+
+
 class Findings:
     """What reading the pictures of a split brings to light.
 
     Attributes:
         unusable: by index, the file and what is wrong with it.
         modes: how many pictures were not RGB, by Pillow's name of what they were.
+        turned: how many pictures have an EXIF orientation other than upright.
+        damaged_exif: how many pictures have EXIF data that cannot be read.
     """
 
     def __init__(self) -> None:
         self.unusable: Dict[int, str] = {}
         self.modes: Counter[str] = Counter()
+        self.turned = 0
+        self.damaged_exif = 0
 
-    def add(self, index: int, mode: str, fault: str) -> None:
-        """Take in one picture; `fault` is empty for one that can be used."""
-        if fault:
-            self.unusable[index] = fault
-        elif mode != "RGB":
-            self.modes[mode] += 1
+    def add(self, index: int, sight: Sight) -> None:
+        """Take in one picture."""
+        if sight.fault:
+            self.unusable[index] = sight.fault
+            return
+        if sight.mode != "RGB":
+            self.modes[sight.mode] += 1
+        self.turned += sight.turned
+        self.damaged_exif += sight.damaged_exif
+
+    def state(self) -> Dict[str, Any]:
+        """Return what is remembered of them, as plain values."""
+        return {
+            "unusable": sorted(self.unusable),
+            "modes": self.modes,
+            "turned": self.turned,
+            "damaged_exif": self.damaged_exif,
+        }
+
+    def load_state(self, state: Dict[str, Any]) -> List[int]:
+        """Take over what was remembered, and return the indices of the unusable, which are to be tried again.
+
+        Raises:
+            AttributeError, TypeError, ValueError: the state is damaged.
+        """
+        self.modes = Counter({str(mode): int(count) for mode, count in state["modes"].items()})
+        self.turned, self.damaged_exif = int(state["turned"]), int(state["damaged_exif"])
+        return sorted({int(index) for index in state["unusable"]})
 
 
 def refusal(faults: Sequence[str], num_images: int) -> UserError:
@@ -79,6 +138,13 @@ def usable(split: ImageSplit, findings: Findings, corrupt: str, role: str) -> Te
         kinds = ", ".join(f"{count} {mode}" for mode, count in sorted(findings.modes.items()))
         converted = sum(findings.modes.values())
         log.info("%d of %d %s images are converted to RGB (%s)", converted, total, role, kinds)
+    if findings.turned:
+        log.info("%d of %d %s images are turned upright by their EXIF orientation", findings.turned, total, role)
+    if findings.damaged_exif:
+        log.warning(
+            "%d of %d %s images have damaged EXIF data; they are used as they are stored",
+            *(findings.damaged_exif, total, role),
+        )
     if not faults:
         return torch.arange(total)
     if corrupt != "skip":
@@ -105,24 +171,25 @@ def checked(split: ImageSplit, corrupt: str, num_workers: int, role: str) -> Ima
     if corrupt == "unchecked" or not isinstance(split, FileSplit):
         return split
     ends = [split.path(index).parent for index in (0, len(split) - 1)]
-    memory = Memory(Path(os.path.commonpath(ends)), "pictures", split.paths())
-    findings, known = Findings(), memory.recall("unusable", "modes")
+    memory = Memory(Path(os.path.commonpath(ends)), f"{role} pictures", split.paths())  # both may lie in train/
+    findings = Findings()
+    known = memory.recall(*findings.state())
     indices: Sequence[int] = range(len(split))
     try:
         if known is not None:
-            findings.modes = Counter({str(mode): int(count) for mode, count in known["modes"].items()})
-            indices = sorted({int(index) for index in known["unusable"]} & set(indices))
+            again = findings.load_state(known)
+            indices = [index for index in again if index in indices]
     except (AttributeError, TypeError, ValueError):
         findings, known = Findings(), None
-    for index, mode, fault in _read(split, indices, num_workers):
-        findings.add(index, mode, fault)
+    for index, sight in _read(split, indices, num_workers):
+        findings.add(index, sight)
     if known is None:
-        memory.store(unusable=sorted(findings.unusable), modes=findings.modes)
+        memory.store(**findings.state())
     kept = usable(split, findings, corrupt, role)
     return split if len(kept) == len(split) else split.subset(kept)
 
 
-Glance = Tuple[int, str, str]  # index, mode, fault
+Glance = Tuple[int, Sight]  # index, and what the picture is like
 
 
 class _Glances(Dataset):
@@ -135,17 +202,7 @@ class _Glances(Dataset):
     def _glance(self, index: int) -> Glance:
         from .images import decoded
 
-        modes: List[str] = []
-
-        def look(image: Image.Image) -> Image.Image:
-            modes.append(image.mode)
-            return decoded(image, (0, 0, *image.size), GLANCE)
-
-        try:
-            self.split.load(index, look)
-        except UnusableImage as error:
-            return index, "", error.fault
-        return index, modes[0], ""
+        return index, inspect(self.split, index, lambda image: decoded(image, (0, 0, *upright_size(image)), GLANCE))[0]
 
 
 def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> Iterator[Glance]:

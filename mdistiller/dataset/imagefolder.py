@@ -13,9 +13,10 @@ from .. import paths
 from ..errors import UserError
 from .corrupt import Findings, refusal
 from .draws import mix
-from .folders import check_same_classes, class_folders, entries, find_images
+from .folders import entries, is_folder
 from .images import View, decode_all, decode_chunks
 from .info import DatasetInfo
+from .layout import TRAIN, find_parts
 from .options import Channels, Options, read_options
 from .splits import FileSplit, ImageSplit, Splits, dataset_dict
 from .stats import Memory, measure
@@ -31,6 +32,9 @@ SAMPLE = 10_000  # images that the statistics of a streamed set are measured on
 def imagefolder(cfg: CfgNode) -> Splits:
     """Find the images below `DATASET.ROOT`; a class is a folder (or a link to one), labels go by the sorted names.
 
+    The validation folder may be called `valid` or `validation` too. Where there is none, `DATASET.VAL_FRACTION` of the
+    training images are held out for validation.
+
     Mean and std are those given, else they are measured over the training images as the model sees them un-augmented
     (all of them if the set fits in memory, else a random 10,000) and remembered until a file changes.
 
@@ -41,25 +45,21 @@ def imagefolder(cfg: CfgNode) -> Splits:
     if not cfg.DATASET.ROOT:
         raise UserError(f"DATASET.ROOT is not set; {LAYOUT}")
     root = paths.find_file(cfg.DATASET.ROOT)
-    if not root.is_dir() or not entries(root):
-        raise UserError(f"DATASET.ROOT {root} is {'empty' if root.is_dir() else 'not a folder'}; {LAYOUT}")
-    classes = class_folders(root / "val", LAYOUT)
-
-    def find_train() -> FileSplit:
-        check_same_classes(root, class_folders(root / "train", LAYOUT), classes)
-        return find_images(root / "train", classes)
-
+    if not is_folder(root) or not entries(root):
+        raise UserError(f"DATASET.ROOT {root} is {'empty' if is_folder(root) else 'not a folder'}; {LAYOUT}")
+    classes, find_train, find_val = find_parts(root, options.val_fraction, LAYOUT)
     if cfg.DATASET.INPUT_SIZE is None:
         log.info("DATASET.INPUT_SIZE is not set: images are resized to %d px", DEFAULT_SIZE)
     train: Union[ImageSplit, Callable[[], ImageSplit]]
     if options.statistics is not None:  # nothing to measure: evaluation does without train/
         train, (mean, std) = find_train, options.statistics
-        val = find_images(root / "val", classes)
+        val = find_val()
     else:
         files = find_train()
-        val = find_images(root / "val", classes)
-        train, mean, std = _with_statistics(files, root / "train", options, len(files) + len(val))
-    return Splits(train, val, DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std))
+        val = find_val()
+        train, mean, std = _with_statistics(files, root / TRAIN, options, len(files) + len(val))
+    info = DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std)
+    return Splits(train, val, info, options.val_fraction)
 
 
 def _with_statistics(
@@ -68,7 +68,7 @@ def _with_statistics(
     """Return the training set, decoded if that was necessary anyway, and its measured mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")
     everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
-    memory = Memory(folder, f"{view}, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
+    memory = Memory(folder, f"{view}, upright, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
     known = memory.recall_statistics()
     if known is not None:
         return (train, *known)

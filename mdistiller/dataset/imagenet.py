@@ -5,10 +5,10 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from .. import paths
-from .folders import check_same_classes, class_folders, find_images
 from .info import DatasetInfo
+from .layout import find_parts
 from .options import read_options
-from .splits import FileSplit, Splits, dataset_dict
+from .splits import Splits, dataset_dict
 
 FOLDER = "imagenet"
 SIZE = 224  # px
@@ -26,19 +26,15 @@ def imagenet(cfg: CfgNode) -> Splits:
 
     The recipe of the published tables: training takes random resized crops of 224 px, mirrored half the time;
     validation resizes the shorter side to 256 px and takes the centre. A class is a folder; labels go by the sorted
-    names, as in torchvision's weights. Any number of classes will do, and for evaluation `val/` alone.
+    names, as in torchvision's weights. Any number of classes will do, and for evaluation `val/` alone; where there is
+    none, `DATASET.VAL_FRACTION` of the training images.
 
     Raises:
         UserError: what is missing, in one line.
     """
     options = read_options(cfg, own_size=SIZE)
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root() / FOLDER
-    classes = class_folders(root / "val", LAYOUT)
-
-    def train() -> FileSplit:
-        check_same_classes(root, class_folders(root / "train", LAYOUT), classes)
-        return find_images(root / "train", classes)
-
+    classes, find_train, find_val = find_parts(root, options.val_fraction, LAYOUT)
     mean, std = options.statistics or (MEAN, STD)
     info = DatasetInfo("imagenet", tuple(classes), options.input_size, mean, std)
-    return Splits(train, find_images(root / "val", classes), info)
+    return Splits(find_train, find_val(), info, options.val_fraction)

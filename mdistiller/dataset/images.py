@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torchvision.transforms import functional as F
 from tqdm import tqdm
 
 from ..errors import UserError
-from .corrupt import Findings, usable
+from .corrupt import Findings, Sight, inspect, usable
 from .info import DatasetInfo
-from .splits import ArraySplit, ImageSplit, UnusableImage
+from .orientation import STARTS_BELOW, STARTS_RIGHT, orientation, upright, upright_size
+from .splits import ArraySplit, ImageSplit
 
 CHUNK = 1024  # images
 SCALES = (8, 4, 2)  # at one over which JPEG pictures can be decoded
@@ -24,7 +25,7 @@ GAP = 2.0  # how many times larger than its result a picture stays nevertheless,
 
 
 def decoded(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Image.Image:
-    """Return a part of an opened picture, resized (bilinear, antialiased), as RGB.
+    """Return a part of an opened picture, turned upright, resized (bilinear, antialiased), as RGB.
 
     A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size: fewer frequencies, and resizing still
     averages over at least 2×2 pixels. Pictures of 1600 and 4000 px shown at 224 px differed from those without it by
@@ -34,19 +35,23 @@ def decoded(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Ima
 
     Args:
         image: not decoded yet.
-        part: left, top, right and bottom edge, in pixels of the whole picture.
+        part: left, top, right and bottom edge, in pixels of the whole picture, upright.
         size: width and height of the result, in pixels.
     """
     left, top, right, bottom = part
-    whole = image.size
+    whole = upright_size(image)
     spare = min((right - left) / size[0], (bottom - top) / size[1])
     scale = next((scale for scale in SCALES if spare >= GAP * scale), 1)
     if scale > 1:
-        image.draft(None, (whole[0] // scale, whole[1] // scale))
-    picture = image.convert("RGB")
+        image.draft(None, (image.size[0] // scale, image.size[1] // scale))
+    picture = upright(image)
     if picture.size == whole:  # cut first, as torchvision does
         return F.resized_crop(picture, top, left, bottom - top, right - left, [size[1], size[0]])
-    box = (left / scale, top / scale, right / scale, bottom / scale)
+    # sides that are no multiple of the scale are rounded up, at the end of the stored rows and columns
+    turned = orientation(image)
+    x = picture.size[0] - whole[0] / scale if turned in STARTS_RIGHT else 0.0
+    y = picture.size[1] - whole[1] / scale if turned in STARTS_BELOW else 0.0
+    box = (x + left / scale, y + top / scale, x + right / scale, y + bottom / scale)
     return picture.resize((size[0], size[1]), Image.Resampling.BILINEAR, box)
 
 
@@ -64,7 +69,8 @@ class View:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         shorter = round(self.size / 0.875) if self.margin else self.size
-        resized = decoded(image, (0, 0, *image.size), [int(shorter * side / min(image.size)) for side in image.size])
+        whole = upright_size(image)
+        resized = decoded(image, (0, 0, *whole), [int(shorter * side / min(whole)) for side in whole])
         return F.center_crop(resized, [self.size, self.size])
 
 
@@ -76,18 +82,9 @@ def decode_chunks(
     Those that cannot be used are left out; `findings` takes in what they and the others are.
     """
 
-    def decode(index: int) -> Tuple[str, str, Optional[np.ndarray]]:
-        modes: List[str] = []
-
-        def look(image: Image.Image) -> Image.Image:
-            modes.append(image.mode)
-            return view(image)
-
-        try:
-            image = np.asarray(split.load(index, look))
-        except UnusableImage as error:
-            return "", error.fault, None
-        return modes[0], "", image
+    def decode(index: int) -> Tuple[Sight, Optional[np.ndarray]]:
+        sight, picture = inspect(split, index, view)
+        return sight, None if picture is None else np.asarray(picture)
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool, tqdm(
         total=len(indices), desc="reading images", unit="image", delay=2, disable=None, leave=False
@@ -95,9 +92,9 @@ def decode_chunks(
         for start in range(0, len(indices), CHUNK):
             part = indices[start : start + CHUNK]
             found = list(pool.map(decode, part))
-            for index, (mode, fault, _) in zip(part, found):
-                findings.add(index, mode, fault)
-            images = [image for _, _, image in found if image is not None]
+            for index, (sight, _) in zip(part, found):
+                findings.add(index, sight)
+            images = [image for _, image in found if image is not None]
             if images:
                 yield np.stack(images)
             bar.update(len(part))

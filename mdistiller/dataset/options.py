@@ -20,6 +20,7 @@ COUNT = whole(1, 10**6)
 RANGES = {
     "INPUT_SIZE": Range(lambda value: value is None or value in SIZE, SIZE.expected),
     "TRAIN_FRACTION": Range(lambda value: 0 < value <= 1, "a number above 0 and up to 1 (1 = all)"),
+    "VAL_FRACTION": Range(lambda value: 0 <= value < 1, "a number from 0 (none) up to, but below, 1"),
     "TEST.BATCH_SIZE": Range(lambda value: value is None or value in COUNT, COUNT.expected),
     "PADDING": at_least(0),
     "NUM_WORKERS": whole(0, 512),
@@ -46,6 +47,7 @@ class Options:
         seed: of the order, the augmentation and the part.
         statistics: the given `(mean, std)` of images scaled to [0, 1], or None.
         corrupt: what becomes of pictures that cannot be read: "refuse", "skip" or "unchecked".
+        val_fraction: part of the training images to validate on where there is no validation set, in [0, 1); 0: none.
     """
 
     batch_size: int
@@ -60,6 +62,7 @@ class Options:
     seed: int
     statistics: Optional[Tuple[Channels, Channels]]
     corrupt: str = "refuse"
+    val_fraction: float = 0.0
 
     def fits_in_memory(self, num_images: int) -> bool:
         """Whether `num_images` (training and validation) are held as uint8 in memory rather than streamed."""
@@ -118,6 +121,7 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         seed=int(cfg.EXPERIMENT.SEED),
         statistics=None if data.MEAN is None else (_channels(data.MEAN), _channels(data.STD)),
         corrupt=data.CORRUPT,
+        val_fraction=float(data.VAL_FRACTION),
     )
 
 

@@ -19,7 +19,10 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..registry import Registry
 from .draws import mix
+from .file_names import picture_formats
 from .info import DatasetInfo
+from .orientation import upright
+from .stats import stamp
 
 # what Pillow warns of, and reads nevertheless, is refused below
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -29,11 +32,6 @@ LONGEST = 100  # sides that differ more: resizing the shorter one would take gig
 
 Labels = Union[Sequence[int], Tensor]
 Look = Callable[[Image.Image], Image.Image]  # from an opened picture, of any kind and not decoded yet, to an RGB one
-
-
-def as_it_is(image: Image.Image) -> Image.Image:
-    """Return the whole picture."""
-    return image.convert("RGB")
 
 
 class UnusableImage(UserError):
@@ -61,7 +59,7 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, index: int, look: Look = as_it_is) -> Image.Image:
+    def load(self, index: int, look: Look = upright) -> Image.Image:
         """Return what `look` makes of image `index` (RGB)."""
         return look(Image.fromarray(self.images[index]))
 
@@ -108,7 +106,7 @@ class FileSplit:
     def path(self, index: int) -> Path:
         return Path(os.fsdecode(self._files[index]))
 
-    def load(self, index: int, look: Look = as_it_is) -> Image.Image:
+    def load(self, index: int, look: Look = upright) -> Image.Image:
         """Return what `look` makes of image `index` (RGB).
 
         Raises:
@@ -118,7 +116,7 @@ class FileSplit:
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # the end of a pipe may never come
                 raise OSError("not a regular file")
-            with Image.open(path) as image:
+            with Image.open(path, formats=picture_formats()) as image:
                 _check(image)
                 return look(image)
         except MemoryError:  # not the picture's fault
@@ -130,10 +128,9 @@ class FileSplit:
 
     def digest(self) -> str:
         """Return a fingerprint of the files' names (with their folders'), sizes and dates, hexadecimal."""
-        state = hashlib.sha256()
-        for path in self.files:
-            about = path.stat()
-            state.update(f"{path.parent.name}/{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+        state = hashlib.sha256(b"upright\n")  # other pixels than when EXIF orientations were not heeded
+        for path in self.paths():
+            state.update(os.fsencode(f"{path.parent.name}/{path.name} {stamp(path)}\n"))
         return state.hexdigest()
 
     def fingerprint(self) -> Tuple[str, str]:
@@ -172,12 +169,20 @@ class Splits:
         train: the training set, or a function that finds it once it is asked for; evaluation does not.
         val: the validation set.
         info: classes, size and statistics.
+        val_fraction: which part of the data set's training images became `val`; 0 if it has a validation set.
     """
 
-    def __init__(self, train: Union[ImageSplit, Callable[[], ImageSplit]], val: ImageSplit, info: DatasetInfo) -> None:
+    def __init__(
+        self,
+        train: Union[ImageSplit, Callable[[], ImageSplit]],
+        val: ImageSplit,
+        info: DatasetInfo,
+        val_fraction: float = 0.0,
+    ) -> None:
         self._train = train
         self.val = val
         self.info = info
+        self.val_fraction = val_fraction
 
     @cached_property
     def train(self) -> ImageSplit:

@@ -41,7 +41,8 @@ def _rounded(values: Iterable[float]) -> Channels:
     return red, green, blue
 
 
-def _stamp(path: Path) -> str:
+def stamp(path: Path) -> str:
+    """Return a file's size and time of change, as text."""
     try:
         stat = os.stat(path)
     except OSError:  # a link to nowhere, or a name in a list: reading it says what is wrong
@@ -55,7 +56,7 @@ def fingerprint(files: Iterable[Path], folder: Path) -> str:
     start = f"{folder}{os.sep}"
     for path in files:
         name = str(path)[len(start) :] if str(path).startswith(start) else str(path)
-        digest.update(f"{name}\0{_stamp(path)}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0{stamp(path)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from .images import View, decoded
 from .info import DatasetInfo
 from .loader import Batch, Loader
 from .options import Options
+from .orientation import upright_size
 from .splits import ImageSplit, UnusableImage
 from .workers import deaths_explained, end_all, enduring, leave_signals, signals_held
 
@@ -169,7 +170,8 @@ def resized_crop(image: Image.Image, size: int, seed: int) -> Image.Image:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        top, left, height, width = RandomResizedCrop.get_params(image, list(CROP_SCALE), list(CROP_RATIO))
+        whole = torch.empty(upright_size(image)[::-1], device="meta")  # of which the sides alone are read
+        top, left, height, width = RandomResizedCrop.get_params(whole, list(CROP_SCALE), list(CROP_RATIO))
         flip = bool(torch.rand(()) < 0.5)
     crop = decoded(image, (left, top, left + width, top + height), (size, size))
     return F.hflip(crop) if flip else crop

@@ -9,8 +9,9 @@ from yacs.config import CfgNode
 
 from .. import paths
 from ..errors import UserError
-from .folders import check_same_classes, class_folders, find_images
+from .folders import check_same_classes, class_folders, find_images, is_folder
 from .info import DatasetInfo
+from .layout import TRAIN, VAL_NAMES, check_root, find_val
 from .options import read_options
 from .splits import FileSplit, Splits, dataset_dict
 
@@ -19,6 +20,7 @@ SIZE = 64  # px
 MEAN = (0.4802, 0.4481, 0.3975)
 STD = (0.2770, 0.2691, 0.2821)
 ANNOTATIONS = "val_annotations.txt"
+BOXES = ".txt"  # each class folder of train/ has a file of boxes, which are not used
 LAYOUT = (
     "unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) into data/, or set DATASET.ROOT to"
     f" the folder that holds train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/{ANNOTATIONS}"
@@ -40,15 +42,17 @@ def tiny_imagenet(cfg: CfgNode) -> Splits:
     """
     options = read_options(cfg, own_size=SIZE)
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root() / FOLDER
-    classes = class_folders(root / "train", LAYOUT)
-    if (root / "val" / "images").is_dir():
-        val = _annotated(root / "val", classes)
+    check_root(root, TRAIN, LAYOUT)
+    classes = class_folders(root / TRAIN, LAYOUT)
+    val_folder = find_val(root) or root / VAL_NAMES[0]
+    if is_folder(val_folder / "images"):
+        val = _annotated(val_folder, classes)
     else:
-        check_same_classes(root, classes, class_folders(root / "val", LAYOUT))
-        val = find_images(root / "val", classes)
+        check_same_classes(root, classes, class_folders(val_folder, LAYOUT))
+        val = find_images(val_folder, classes)
     mean, std = options.statistics or (MEAN, STD)
     info = DatasetInfo("tiny_imagenet", tuple(classes), options.input_size, mean, std)
-    return Splits(lambda: find_images(root / "train", classes), val, info)
+    return Splits(lambda: find_images(root / TRAIN, classes, companions=(BOXES,)), val, info)
 
 
 def _annotated(folder: Path, classes: Sequence[str]) -> FileSplit:

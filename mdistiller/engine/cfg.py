@@ -52,6 +52,7 @@ CFG.DATASET.INPUT_SIZE = None  # side in pixels; None: the data set's own
 CFG.DATASET.MEAN = None  # of images in [0, 1]; None: known or measured once
 CFG.DATASET.STD = None
 CFG.DATASET.TRAIN_FRACTION = 1.0  # class-balanced part of the training set, in (0, 1]
+CFG.DATASET.VAL_FRACTION = 0.0  # class-balanced part of train/ to validate on where there is no val/, in [0, 1)
 CFG.DATASET.AUGMENT = "auto"  # auto | pad_crop | resized_crop | none
 CFG.DATASET.PADDING = 4  # pixels, of pad_crop
 CFG.DATASET.IN_MEMORY = "auto"  # auto | yes | no

@@ -29,6 +29,7 @@ def _cfg(**dataset: Any) -> CfgNode:
             "MEAN": None,
             "STD": None,
             "TRAIN_FRACTION": 1.0,
+            "VAL_FRACTION": 0.0,
             "AUGMENT": "auto",
             "PADDING": 4,
             "IN_MEMORY": "auto",

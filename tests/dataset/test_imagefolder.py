@@ -222,11 +222,3 @@ def test_a_constant_channel_can_be_divided_by() -> None:
 def test_fraction_of_a_folder(load: Make) -> None:
     train, _, num_data, _ = load(TRAIN_FRACTION=0.5, **GIVEN)
     assert num_data == 6 and train.targets.tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_too_few_training_images(load: Make, image_folder: Path) -> None:
-    for name in ("bee", "cat"):
-        shutil.rmtree(image_folder / "train" / name)
-        shutil.rmtree(image_folder / "val" / name)
-    with pytest.raises(UserError, match="the training set has 1 image"):
-        load(TRAIN_FRACTION=0.1, **GIVEN)

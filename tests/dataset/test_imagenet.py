@@ -90,7 +90,7 @@ def test_what_is_missing_is_one_line(make_cfg: Make, tree: Path, tmp_path: Path)
     shutil.rmtree(tree / "val")
     (tree / "val").mkdir()
     (tree / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
-    assert "holds no class folders; expected" in message(tree)
+    assert "holds no class folders, but 1 image in no folder; expected" in message(tree)
 
 
 @pytest.mark.parametrize(("width", "scale"), [(400, 1), (101, 1), (100, 2), (51, 2), (50, 4), (26, 4), (25, 8), (1, 8)])
