@@ -77,7 +77,7 @@ def class_folders(folder: Path, layout: str) -> List[str]:
     if len(names) < 2:
         raise UserError(f"{folder} holds {_too_few(folder, names, loose)}; {layout}")
     if loose:
-        log.warning("passed over %s in %s itself, as in no class folder", _counted(loose, "image"), folder)
+        log.warning("passed over %s in %s itself, outside the class folders", _counted(loose, "image"), folder)
     return names
 
 
@@ -147,10 +147,10 @@ def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] 
     if empty:
         where = f"folder {folder / empty[0]} holds" if len(empty) == 1 else f"folders {listed(empty)} of {folder} hold"
         hint = f" (the files passed over in {folder} are {others})" if others else ""
-        raise UserError(f"the class {where} no image{hint}; add some in a format that Pillow reads, as JPEG or PNG")
+        raise UserError(f"the class {where} no image{hint}; add some, as JPEG or PNG for instance")
     if others:
         log.warning(
-            "passed over %s in %s, in no picture format that Pillow reads: %s",
+            "passed over %s in %s that Pillow does not read as pictures: %s",
             *(_counted(sum(passed_over.values()), "file"), folder, others),
         )
     return FileSplit(files, targets)
