@@ -1,7 +1,8 @@
 """Models by name, and their weights.
 
 There are two families, of which `ResNet18`, `ResNet34` and `ResNet50` have a member each: one for small images
-(`cifar_model_dict`, the same models in `tiny_imagenet_model_dict`) and one for large ones (`imagenet_model_dict`).
+(`cifar_model_dict`; `tiny_imagenet_model_dict` has the same models, except for `MobileNetV2`, which is another there) and
+one for large ones (`imagenet_model_dict`).
 """
 
 from __future__ import annotations

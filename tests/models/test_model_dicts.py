@@ -17,7 +17,7 @@ from mdistiller.models import (
     released_teacher,
     tiny_imagenet_model_dict,
 )
-from mdistiller.models.cifar import mobilenetv2, resnet, resnetv2, shufflenetv1, shufflenetv2, vgg, wrn
+from mdistiller.models.cifar import mobilenetv2, mobilenetv2_full, resnet, resnetv2, shufflenetv1, shufflenetv2, vgg, wrn
 
 FAMILIES = {
     resnet: "resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet8x4 resnet32x4",
@@ -34,6 +34,7 @@ TEACHERS = {"resnet56", "resnet110", "resnet32x4", "ResNet50", "wrn_40_2", "vgg1
 def test_names_and_constructors():
     constructors = {name: getattr(module, name) for module, names in FAMILIES.items() for name in names.split()}
     assert {name: constructor for name, (constructor, _) in cifar_model_dict.items()} == constructors
+    constructors["MobileNetV2"] = mobilenetv2_full.FullMobileNetV2
     assert tiny_imagenet_model_dict == {name: (constructor, None) for name, constructor in constructors.items()}
 
 
@@ -94,6 +95,12 @@ def test_data_set_and_size_choose_among_models_of_one_name():
     assert find_model("ResNet18", "imagenet") is find_model("ResNet18", "imagenet", 32) is large
     assert find_model("ResNet18", "imagefolder") is find_model("ResNet18", "imagefolder", 64) is small
     assert find_model("ResNet18", "imagefolder", 65) is large
+
+
+def test_tiny_imagenet_has_a_mobilenetv2_of_its_own():
+    assert find_model("MobileNetV2", "tiny_imagenet", 64) is mobilenetv2_full.FullMobileNetV2
+    for dataset in ("cifar100", "imagefolder"):
+        assert find_model("MobileNetV2", dataset, 64) is mobilenetv2.MobileNetV2
 
 
 def test_own_images_take_the_names_of_both_families():
