@@ -31,6 +31,8 @@ def _cfg(**dataset: Any) -> CfgNode:
             "TRAIN_FRACTION": 1.0,
             "AUGMENT": "auto",
             "PADDING": 4,
+            "ROTATION": 20.0,
+            "FLIP": True,
             "IN_MEMORY": "auto",
             "MEMORY_GB": 2.0,
             "CORRUPT": "refuse",
