@@ -96,6 +96,8 @@ def test_balanced_part() -> None:
         ("AUGMENT", "padcrop", "'padcrop'; did you mean pad_crop"),
         ("IN_MEMORY", "maybe", "IN_MEMORY is 'maybe'"),
         ("PADDING", -1, "PADDING is -1"),
+        ("ROTATION", -1.0, "ROTATION is -1.0; expected degrees from 0 to 180"),
+        ("ROTATION", 200.0, "ROTATION is 200.0; expected degrees from 0 to 180"),
         ("NUM_WORKERS", -1, "NUM_WORKERS is -1"),
         ("INPUT_SIZE", 0, "INPUT_SIZE is 0"),
         ("INPUT_SIZE", "32", "INPUT_SIZE is '32'"),
