@@ -9,7 +9,14 @@ import torch
 from yacs.config import CfgNode
 
 from .. import processes
-from . import cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (they register themselves)
+from . import (  # noqa: F401 (they register themselves)
+    cifar10,
+    cifar100,
+    fashion_demo,
+    imagefolder,
+    imagenet,
+    tiny_imagenet,
+)
 from .corrupt import checked
 from .device_loader import DeviceLoader
 from .draws import EpochDraws

@@ -31,8 +31,8 @@ class StreamLoader(Loader):
     """Batches from worker processes, which live as long as the loader; copied as uint8, normalised on the device.
 
     Order and augmentation depend on the seed, the epoch and the image only, not on the number of workers. With
-    "pad_crop", "rotate_flip" and "none" the batches equal those of a `DeviceLoader`. The caller's random numbers are left
-    alone.
+    "pad_crop", "rotate_flip" and "none" the batches equal those of a `DeviceLoader`. The caller's random numbers are
+    left alone.
 
     Args:
         split: the images.
@@ -67,9 +67,7 @@ class StreamLoader(Loader):
         self._idle = None
         assert workers is not None and isinstance(workers.sampler, _Steps)
         try:
-            workers.sampler.steps = (
-                (list(zip(*(column[part].tolist() for column in draws))), seed) for part in slices
-            )
+            workers.sampler.steps = ((list(zip(*(column[part].tolist() for column in draws))), seed) for part in slices)
             with signals_held():
                 batches = iter(workers)
             for batch, part in zip(deaths_explained(batches), slices):

@@ -29,11 +29,11 @@ LAYOUT = (
 def tiny_imagenet(cfg: CfgNode) -> Splits:
     """Find the images below `DATASET.ROOT`, by default `tiny-imagenet-200/` of the data folder.
 
-    The archive's own layout, or one whose validation images were moved into a folder per class. As in MDistiller, labels
-    go by the sorted names of the training folders, not by wnids.txt, and images are normalised by MEAN and STD. The
-    standard deviation over the images themselves is (0.2770, 0.2691, 0.2821): a teacher that was trained with it needs
-    `DATASET.MEAN` and `DATASET.STD` set. MDistiller's augmentation is `DATASET.AUGMENT rotate_flip`, which the shipped
-    configs choose.
+    The archive's own layout, or one whose validation images were moved into a folder per class. As in MDistiller,
+    labels go by the sorted names of the training folders, not by wnids.txt, and images are normalised by MEAN and STD.
+    The standard deviation over the images themselves is (0.2770, 0.2691, 0.2821): a teacher that was trained with it
+    needs `DATASET.MEAN` and `DATASET.STD` set. MDistiller's augmentation is `DATASET.AUGMENT rotate_flip`, which the
+    shipped configs choose.
 
     Raises:
         UserError: what is missing, in one line.

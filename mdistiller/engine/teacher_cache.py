@@ -1,8 +1,9 @@
 """The teacher's vectors by image and augmented form, so that no forward pass of it is done twice.
 
 An image of a set that is augmented by padding, cropping and mirroring has finitely many forms (162 with 4 pixels of
-padding, 81 without mirroring). Where a method reads only vectors of the teacher, its logits or its pooled feature, they are kept: row
-`index · num_variants + variant` of a table. Rows are computed when an epoch first needs them, some steps ahead.
+padding, 81 without mirroring). Where a method reads only vectors of the teacher, its logits or its pooled feature, they
+are kept: row `index · num_variants + variant` of a table. Rows are computed when an epoch first needs them, some steps
+ahead.
 
 Shapes: `B` batch, `N` classes, `C` channels of the pooled feature.
 """

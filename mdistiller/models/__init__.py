@@ -1,8 +1,8 @@
 """Models by name, and their weights.
 
 There are two families, of which `ResNet18`, `ResNet34` and `ResNet50` have a member each: one for small images
-(`cifar_model_dict`; `tiny_imagenet_model_dict` has the same models, except for `MobileNetV2`, which is another there) and
-one for large ones (`imagenet_model_dict`).
+(`cifar_model_dict`) and one for large ones (`imagenet_model_dict`). `tiny_imagenet_model_dict` has the models of
+`cifar_model_dict`, with another `MobileNetV2`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from .cifar import cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict, released_file
 
 LARGEST_SMALL_IMAGE = 64  # px: own images above are for the ImageNet family
-OWN_FAMILY = ("imagenet", "cifar100", "tiny_imagenet")  # data sets that have one family only
+CIFAR = ("cifar10", "cifar100")
+OWN_FAMILY = ("imagenet", *CIFAR, "tiny_imagenet")  # data sets that have one family only
 
 
 def build_model(name: str, num_classes: int, dataset: str = "cifar100", input_size: Optional[int] = None) -> nn.Module:
@@ -37,9 +38,9 @@ def build_model(name: str, num_classes: int, dataset: str = "cifar100", input_si
 def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] = None) -> Callable[..., nn.Module]:
     """Return the constructor `(num_classes=…)` of the model `name` that belongs to a data set.
 
-    "imagenet" has the ImageNet family, "cifar100" and "tiny_imagenet" have the CIFAR family. All other data may have
-    either: images of more than 64 px the ImageNet family's member where both have one of that name, smaller ones the
-    CIFAR family's.
+    "imagenet" has the ImageNet family; "cifar10", "cifar100" and "tiny_imagenet" have the CIFAR family, the last with a
+    MobileNetV2 of its own. All other data may have either: images of more than 64 px the ImageNet family's member where
+    both have one of that name, smaller ones the CIFAR family's.
 
     Args:
         dataset: the value of `DATASET.TYPE`.
@@ -64,7 +65,7 @@ def _families(dataset: str, input_size: Optional[int]) -> Tuple[Mapping[str, Any
         return tiny_imagenet_model_dict, imagenet_model_dict
     # a size that is no number is refused later, by what reads the data
     large_images = isinstance(input_size, int) and input_size > LARGEST_SMALL_IMAGE
-    if dataset == "imagenet" or (large_images and dataset != "cifar100"):
+    if dataset == "imagenet" or (large_images and dataset not in CIFAR):
         return imagenet_model_dict, cifar_model_dict
     return cifar_model_dict, imagenet_model_dict
 
@@ -84,7 +85,7 @@ def released_teacher(
     if dataset == "imagenet":
         return released_file(name)
     small, teacher = cifar_model_dict.get(name, (None, None))
-    return teacher if constructor is small and dataset != "tiny_imagenet" else None
+    return teacher if constructor is small and dataset not in ("cifar10", "tiny_imagenet") else None
 
 
 __all__ = [

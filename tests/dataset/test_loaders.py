@@ -127,7 +127,12 @@ def test_both_loaders_agree(
 
 
 # of the first epoch of seed 0, as they were before mirroring could be switched off and images rotated
-ORDER, TOP, LEFT, FLIP = [0, 5, 3, 2, 4, 1], [7, 0, 1, 0, 5, 0], [2, 6, 0, 8, 2, 5], [True, True, False, True, True, False]
+ORDER, TOP, LEFT, FLIP = (
+    [0, 5, 3, 2, 4, 1],
+    [7, 0, 1, 0, 5, 0],
+    [2, 6, 0, 8, 2, 5],
+    [True, True, False, True, True, False],
+)
 
 
 def test_the_draws_of_an_epoch_stay() -> None:

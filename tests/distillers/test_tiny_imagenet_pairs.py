@@ -1,4 +1,4 @@
-"""The configurations of Tiny-ImageNet, and a training step of every method on their MobileNetV2, which is upstream's."""
+"""The configurations of Tiny-ImageNet, and a training step of every method with their MobileNetV2."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ CONFIGS = sorted((REPO / "configs/tiny_imagenet").glob("*/*.yaml"))
 def test_the_recipe_is_upstreams(path):
     cfg = load_cfg(str(path))
     solver, data = cfg.SOLVER, cfg.DATASET
-    assert (solver.BATCH_SIZE, solver.EPOCHS, solver.LR, solver.WEIGHT_DECAY, solver.MOMENTUM) == (256, 200, 0.2, 5e-4, 0.9)
+    assert (solver.BATCH_SIZE, solver.EPOCHS, solver.LR, solver.WEIGHT_DECAY, solver.MOMENTUM) == (
+        256,
+        200,
+        0.2,
+        5e-4,
+        0.9,
+    )
     assert (solver.SCHEDULE, solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE) == ("step", [60, 120, 160], 0.1)
     assert (data.TYPE, data.AUGMENT, data.ROTATION, data.FLIP) == ("tiny_imagenet", "rotate_flip", 20.0, True)
     assert (data.MEAN, data.STD) == ([0.4802, 0.4481, 0.3975], [0.2302, 0.2265, 0.2262])
     assert (cfg.KD.TEMPERATURE, cfg.KD.LOSS.CE_WEIGHT, cfg.KD.LOSS.KD_WEIGHT) == (4.0, 0.1, 0.9)
-    assert (solver.TRAINER, solver.DOT.DELTA) == ("dot" if path.parent.name == "dot" else "base", 0.075)
+    trainer, delta = solver.TRAINER, solver.DOT.DELTA
+    assert (trainer, delta) == ("dot" if path.parent.name == "dot" else "base", 0.075)
     assert cfg.DISTILLER.TEACHER == "ResNet18" or cfg.DISTILLER.TYPE == "NONE"
 
 

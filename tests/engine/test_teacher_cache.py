@@ -172,6 +172,8 @@ def test_a_folder_serves_later_runs_until_something_is_another(settings, image_f
     assert "of other dtype, precision, not used" in line
     line, _, _ = opened(settings, *folder, "DATASET.PADDING", "2")
     assert "of other augmentation, images, rows, not used" in line
+    line, _, _ = opened(settings, *folder, "DATASET.FLIP", "False")
+    assert "of other augmentation, rows, not used" in line
     line, _, _ = opened(settings, *folder, "DATASET.MEAN", "[0.5, 0.5, 0.5]", "DATASET.STD", "[0.2, 0.2, 0.2]")
     assert "of other mean, std, not used" in line
     picture = next((image_folder / "train" / "class_1").iterdir())

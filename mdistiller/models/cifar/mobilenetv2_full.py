@@ -1,8 +1,8 @@
 """MobileNetV2 at full width, as MDistiller trains it on Tiny-ImageNet.
 
 It differs from the model of CIFAR-100 (`mobilenetv2.py`) in width, strides and activation (ReLU6), and its convolutions
-have biases. Source: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018); layers, strides and `state_dict` keys
-as in the Tiny-ImageNet zoo of MDistiller. Shapes: `B` batch, `C` channels, `H`/`W` pixels, `N` classes.
+have biases. Source: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018); layers, strides and `state_dict`
+keys as in the Tiny-ImageNet zoo of MDistiller. Shapes: `B` batch, `C` channels, `H`/`W` pixels, `N` classes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from .._blocks import as_batch_norm
 from .._contract import ClassifierModel, Stages
 
-# units, output channels, stride of the first unit: stages 2 to 6, which repeat their units
-REPEATED = ((2, 24, 2), (3, 32, 2), (4, 64, 2), (3, 96, 1), (3, 160, 1))
 EXPANSION = 6  # hidden channels of a unit per input channel
 POOLED_CHANNELS = 1280
 
@@ -44,6 +42,13 @@ class LinearBottleneck(nn.Module):
         return out + x if self.has_residual else out
 
 
+def _stage(num_units: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """Return units of which the first changes channels and size."""
+    units = [LinearBottleneck(in_channels, out_channels, stride)]
+    units += [LinearBottleneck(out_channels, out_channels) for _ in range(num_units - 1)]
+    return nn.Sequential(*units)
+
+
 class PointwiseLinear(nn.Linear):
     """A linear layer that a state dict holds as the 1x1 convolution that it is on a map of one pixel.
 
@@ -65,8 +70,9 @@ class PointwiseLinear(nn.Linear):
 class FullMobileNetV2(ClassifierModel):
     """A MobileNetV2 at full width; 2,497,480 parameters for 200 classes.
 
-    The stem's 1x1 convolution pads the image, so its map is 2 pixels larger than the image. The maps in `feats` are those
-    of the stem, of stages 2, 3 and 4, which are linear (their `preact_feats` are the same tensors), and the final map.
+    The stem's 1x1 convolution pads the image, so its map is 2 pixels larger than the image. The maps in `feats` are
+    those of the stem, of stages 2, 3 and 4, which are linear (their `preact_feats` are the same tensors), and the final
+    map.
 
     Args:
         num_classes: outputs of the classifier.
@@ -78,24 +84,23 @@ class FullMobileNetV2(ClassifierModel):
         super().__init__()
         self.pre = nn.Sequential(nn.Conv2d(3, 32, 1, padding=1), nn.BatchNorm2d(32), nn.ReLU6())
         self.stage1 = LinearBottleneck(32, 16, expansion=1)
-        channels = 16
-        for number, (num_units, out_channels, stride) in enumerate(REPEATED, start=2):
-            units = [LinearBottleneck(channels, out_channels, stride)]
-            units += [LinearBottleneck(out_channels, out_channels) for _ in range(num_units - 1)]
-            self.add_module(f"stage{number}", nn.Sequential(*units))
-            channels = out_channels
-        self.stage7 = LinearBottleneck(channels, 320)
+        self.stage2 = _stage(2, 16, 24, stride=2)
+        self.stage3 = _stage(3, 24, 32, stride=2)
+        self.stage4 = _stage(4, 32, 64, stride=2)
+        self.stage5 = _stage(3, 64, 96, stride=1)
+        self.stage6 = _stage(3, 96, 160, stride=1)
+        self.stage7 = LinearBottleneck(160, 320)
         self.conv1 = nn.Sequential(nn.Conv2d(320, POOLED_CHANNELS, 1), nn.BatchNorm2d(POOLED_CHANNELS), nn.ReLU6())
         self.conv2 = PointwiseLinear(POOLED_CHANNELS, num_classes)
-        self.stage_channels = [32, *(out_channels for _, out_channels, _ in REPEATED[:3]), POOLED_CHANNELS]
+        self.stage_channels = [32, 24, 32, 64, POOLED_CHANNELS]
 
     def forward_stages(self, image: Tensor) -> Stages:
         convolution, norm, relu6 = self.pre
         stem = norm(convolution(image))
         feats, preacts = [relu6(stem)], [stem]
         x = self.stage1(feats[0])
-        for name in ("stage2", "stage3", "stage4"):
-            x = self.get_submodule(name)(x)
+        for stage in (self.stage2, self.stage3, self.stage4):
+            x = stage(x)
             feats.append(x)
             preacts.append(x)
         convolution, norm, relu6 = self.conv1
@@ -105,5 +110,5 @@ class FullMobileNetV2(ClassifierModel):
 
     def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
         """Return the BatchNorms that end stages 2, 3 and 4, which no ReLU follows, and that of the final map."""
-        ends = [self.get_submodule(f"stage{number}")[-1].residual[-1] for number in (2, 3, 4)]
+        ends = [[*stage.modules()][-1] for stage in (self.stage2, self.stage3, self.stage4)]
         return [as_batch_norm(norm) for norm in (*ends, self.conv1[1])]
