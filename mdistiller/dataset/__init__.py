@@ -10,7 +10,14 @@ from yacs.config import CfgNode
 
 from .. import processes
 from ..errors import UserError
-from . import cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (they register themselves)
+from . import (  # noqa: F401 (they register themselves)
+    cifar10,
+    cifar100,
+    fashion_demo,
+    imagefolder,
+    imagenet,
+    tiny_imagenet,
+)
 from .corrupt import checked
 from .device_loader import DeviceLoader
 from .draws import EpochDraws

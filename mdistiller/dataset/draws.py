@@ -19,17 +19,26 @@ class EpochDraws(NamedTuple):
     Attributes:
         order: int64 [N], the index of the k-th image.
         top, left: int64 [N], offset of its crop in the zero-padded image, in pixels, 0 to 2·padding.
-        flip: bool [N], whether the crop is then mirrored left to right.
+        flip: bool [N], whether the crop, or the rotated image, is then mirrored left to right.
+        angle: float64 [N], degrees by which the image is rotated, counter-clockwise.
     """
 
     order: Tensor
     top: Tensor
     left: Tensor
     flip: Tensor
+    angle: Tensor
 
-    def variant(self, padding: int) -> Tensor:
-        """Return the variant numbers int64 [N], `(top·(2p+1) + left)·2 + flip`, in [0, 2(2p+1)²)."""
-        return (self.top * (2 * padding + 1) + self.left) * 2 + self.flip
+    def variant(self, padding: int, flips: bool = True) -> Tensor:
+        """Return the variant numbers int64 [N] of padded, cropped and perhaps mirrored images.
+
+        Args:
+            padding: p, zeros on each side of the image, in pixels.
+            flips: whether images are mirrored: `(top·(2p+1) + left)·2 + flip` in [0, 2(2p+1)²), else
+                `top·(2p+1) + left` in [0, (2p+1)²).
+        """
+        offset = self.top * (2 * padding + 1) + self.left
+        return offset * 2 + self.flip if flips else offset
 
 
 def mix(*parts: object) -> int:
@@ -38,22 +47,35 @@ def mix(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def draw_epoch(num_images: int, padding: int, seed: int, epoch: int, augment: bool = True) -> EpochDraws:
-    """Draw order, crops and flips of a training epoch.
+def draw_epoch(
+    num_images: int,
+    padding: int,
+    seed: int,
+    epoch: int,
+    augment: bool = True,
+    flips: bool = True,
+    rotation: float = 0.0,
+) -> EpochDraws:
+    """Draw order, crops, flips and angles of a training epoch.
+
+    None of the choices changes the draws of the others: without flips, for example, the crops stay the same.
 
     Args:
         num_images: N.
         padding: zeros on each side of the image, in pixels.
         seed, epoch: what everything depends on.
-        augment: whether to crop and flip; without, the offsets are 0, and only the order is random.
+        augment: whether to change the images; without, the offsets are 0, and only the order is random.
+        flips: whether half of the images are mirrored, or none.
+        rotation: largest angle, in degrees; angles are uniform between its negative and it.
     """
     generator = torch.Generator().manual_seed(mix("epoch", seed, epoch))
     order = torch.randperm(num_images, generator=generator)
     if not augment:
         return EpochDraws(order, *_nothing(num_images))
     top, left = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
-    flip = torch.rand(num_images, generator=generator) < 0.5
-    return EpochDraws(order, top, left, flip)
+    flip = (torch.rand(num_images, generator=generator) < 0.5) & flips
+    angle = (2 * torch.rand(num_images, generator=generator, dtype=torch.float64) - 1) * rotation
+    return EpochDraws(order, top, left, flip, angle)
 
 
 def in_file_order(num_images: int) -> EpochDraws:
@@ -61,6 +83,6 @@ def in_file_order(num_images: int) -> EpochDraws:
     return EpochDraws(torch.arange(num_images), *_nothing(num_images))
 
 
-def _nothing(num_images: int) -> tuple[Tensor, Tensor, Tensor]:
+def _nothing(num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     zeros = torch.zeros(num_images, dtype=torch.int64)
-    return zeros, zeros, zeros.bool()
+    return zeros, zeros, zeros.bool(), zeros.double()

@@ -25,8 +25,8 @@ class Loader:
     - "image": float32 [B, 3, S, S], normalised, channels_last strides;
     - "target": int64 [B], labels;
     - "index": int64 [B], numbers of the images in the split in use, from 0;
-    - "variant": int64 [B], which of the `num_variants` augmented forms each image has,
-      `(top·(2p+1) + left)·2 + flip`; there is no such key where `num_variants` is None.
+    - "variant": int64 [B], which of the `num_variants` augmented forms each image has, see `EpochDraws.variant`;
+      there is no such key where `num_variants` is None.
 
     All randomness of an epoch comes from the seed and the epoch's number: call `set_epoch` before each epoch, or every
     pass repeats epoch 0. Training shuffles; the last, partial batch is kept, but for one of a single image, which is
@@ -46,9 +46,11 @@ class Loader:
         info, targets, device, train: as given.
         num_images: N.
         batch_size: images in a full batch, of all processes.
-        augment: "pad_crop", "resized_crop" or "none".
+        augment: "pad_crop", "resized_crop", "rotate_flip" or "none".
         padding: zeros on each side before the random crop, in pixels.
-        num_variants: how many augmented forms an image has, or None for infinitely many (resized_crop).
+        flip: whether half of the images are mirrored, where they are augmented.
+        rotation: the largest angle by which an image is rotated, in degrees.
+        num_variants: how many augmented forms an image has, or None for infinitely many (resized_crop, rotate_flip).
         epoch: the number last given to `set_epoch`, 0 before.
 
     Raises:
@@ -69,8 +71,10 @@ class Loader:
         self.batch_size = options.batch_size if train else options.test_batch_size
         self.augment = options.augment if train else "none"
         self.padding = options.padding if self.augment == "pad_crop" else 0
+        self.flip = options.flip
+        self.rotation = options.rotation if self.augment == "rotate_flip" else 0.0
         self.num_variants: Optional[int] = {
-            "pad_crop": 2 * (2 * self.padding + 1) ** 2,
+            "pad_crop": (1 + self.flip) * (2 * self.padding + 1) ** 2,
             "none": 1,
         }.get(self.augment)
         self.epoch = 0
@@ -89,10 +93,17 @@ class Loader:
         self.epoch = epoch
 
     def draws(self) -> EpochDraws:
-        """Return this epoch's order, crops and flips, on the CPU."""
+        """Return this epoch's order, crops, flips and angles, on the CPU."""
         if not self.train:
             return in_file_order(self.num_images)
-        return draw_epoch(self.num_images, self.padding, self._seed, self.epoch, self.augment == "pad_crop")
+        augment = self.augment in ("pad_crop", "rotate_flip")  # resized_crop draws for each image
+        return draw_epoch(
+            self.num_images, self.padding, self._seed, self.epoch, augment, flips=self.flip, rotation=self.rotation
+        )
+
+    def variants(self, draws: EpochDraws) -> Tensor:
+        """Return the number of the form that each image of `draws` has, int64 [N]; `num_variants` is not None."""
+        return draws.variant(self.padding, self.flip)
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield this epoch's batches from number `start_step` (from 0) on, equal to those of a full pass."""

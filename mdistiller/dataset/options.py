@@ -11,7 +11,7 @@ from ..errors import did_you_mean, refuse
 from ..ranges import LARGEST, Range, at_least, is_number, out_of_range, whole
 
 CHOICES = {
-    "AUGMENT": ("auto", "pad_crop", "resized_crop", "none"),
+    "AUGMENT": ("auto", "pad_crop", "resized_crop", "rotate_flip", "none"),
     "IN_MEMORY": ("auto", "yes", "no"),
     "CORRUPT": ("refuse", "skip", "unchecked"),
 }
@@ -23,6 +23,7 @@ RANGES = {
     "VAL_FRACTION": Range(lambda value: 0 <= value < 1, "a number from 0 (none) up to, but below, 1"),
     "TEST.BATCH_SIZE": Range(lambda value: value is None or value in COUNT, COUNT.expected),
     "PADDING": at_least(0),
+    "ROTATION": Range(lambda value: 0 <= value <= 180, "degrees from 0 to 180"),
     "NUM_WORKERS": whole(0, 512),
     "MEMORY_GB": at_least(0),
 }
@@ -38,7 +39,7 @@ class Options:
     Attributes:
         batch_size, test_batch_size: images a batch, in training and in validation.
         input_size: side of the square image that a model sees, in pixels.
-        augment: "pad_crop", "resized_crop" or "none" ("auto" is resolved).
+        augment: "pad_crop", "resized_crop", "rotate_flip" or "none" ("auto" is resolved).
         padding: zeros on each side before the random crop, in pixels.
         in_memory: "auto", "yes" or "no".
         memory_gb: what "auto" may hold in memory, in GiB.
@@ -48,6 +49,8 @@ class Options:
         statistics: the given `(mean, std)` of images scaled to [0, 1], or None.
         corrupt: what becomes of pictures that cannot be read: "refuse", "skip" or "unchecked".
         val_fraction: part of the training images to validate on where there is no validation set, in [0, 1); 0: none.
+        flip: whether training mirrors half of the images.
+        rotation: the largest angle of "rotate_flip", in degrees.
     """
 
     batch_size: int
@@ -63,6 +66,8 @@ class Options:
     statistics: Optional[Tuple[Channels, Channels]]
     corrupt: str = "refuse"
     val_fraction: float = 0.0
+    flip: bool = True
+    rotation: float = 0.0
 
     def fits_in_memory(self, num_images: int) -> bool:
         """Whether `num_images` (training and validation) are held as uint8 in memory rather than streamed."""
@@ -122,6 +127,8 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         statistics=None if data.MEAN is None else (_channels(data.MEAN), _channels(data.STD)),
         corrupt=data.CORRUPT,
         val_fraction=float(data.VAL_FRACTION),
+        flip=data.FLIP,
+        rotation=float(data.ROTATION) if augment == "rotate_flip" else 0.0,
     )
 
 

@@ -23,7 +23,8 @@ from .orientation import upright_size
 from .splits import ImageSplit, UnusableImage
 from .workers import deaths_explained, end_all, enduring, leave_signals, signals_held
 
-Step = Tuple[List[int], List[int], int]  # indices and variants of a batch, and the epoch's seed
+Row = Tuple[int, int, int, bool, float]  # what `EpochDraws` says of one image
+Step = Tuple[List[Row], int]  # the images of a batch, and the epoch's seed
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: part of the area, width / height
 
 
@@ -31,7 +32,8 @@ class StreamLoader(Loader):
     """Batches from worker processes, which live as long as the loader; copied as uint8, normalised on the device.
 
     Order and augmentation depend on the seed, the epoch and the image only, not on the number of workers. With
-    "pad_crop" and "none" the batches equal those of a `DeviceLoader`. The caller's random numbers are left alone.
+    "pad_crop", "rotate_flip" and "none" the batches equal those of a `DeviceLoader`. The caller's random numbers are
+    left alone.
 
     Args:
         split: the images.
@@ -49,7 +51,7 @@ class StreamLoader(Loader):
         train: bool,
     ) -> None:
         super().__init__(info, split.targets, options, device, train)
-        self._reader = _Reader(split, view, self.augment, self.padding)
+        self._reader = _Reader(split, view, self.augment, self.padding, self.flip)
         self._num_workers = options.num_workers
         self._idle: Optional[DataLoader] = None  # workers that wait for the next pass
 
@@ -62,23 +64,23 @@ class StreamLoader(Loader):
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         seed = mix("images", self._seed, self.epoch)
         draws = self.draws()
-        order, variant = draws.order, draws.variant(self.padding)
+        variant = self.variants(draws)
         slices = list(self.slices(start_step))  # a generator that held `self` would end workers late, as a cycle
         # a pass that starts while another runs gets workers of its own
         workers: Optional[DataLoader] = self._workers(seed) if self._idle is None else self._idle
         self._idle = None
         assert workers is not None and isinstance(workers.sampler, _Steps)
         try:
-            workers.sampler.steps = ((order[part].tolist(), variant[part].tolist(), seed) for part in slices)
+            workers.sampler.steps = ((list(zip(*(column[part].tolist() for column in draws))), seed) for part in slices)
             with signals_held():
                 batches = iter(workers)
-            for batch in deaths_explained(batches):
+            for batch, part in zip(deaths_explained(batches), slices):
                 if "faults" in batch:
                     raise refusal(batch["faults"], self.num_images)
+                if self.num_variants is not None:
+                    batch["variant"] = variant[part]
                 batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
                 batch["image"] = self._normalise(batch["image"])
-                if self.num_variants is None:
-                    del batch["variant"]
                 yield batch
         except UserError:
             workers = None  # they end now, not when the traceback is collected
@@ -122,49 +124,49 @@ class _Reader(Dataset):
     What cannot be read is returned as text, not raised, because a worker process adds its traceback to what it raises.
     """
 
-    def __init__(self, split: ImageSplit, view: View, augment: str, padding: int) -> None:
+    def __init__(self, split: ImageSplit, view: View, augment: str, padding: int, flip: bool) -> None:
         self.split = split
         self.view = view
         self.augment = augment
         self.padding = padding
+        self.flip = flip
 
     def __getitem__(self, step: Step) -> Dict[str, Any]:
-        indices, variants, seed = step
+        rows, seed = step
         images, faults = [], []
-        for number, variant in zip(indices, variants):
+        for row in rows:
             try:
-                images.append(self.read(number, variant, seed))
+                images.append(self.read(row, seed))
             except UnusableImage as error:
                 faults.append(error.fault)
         if faults:
             return {"faults": faults}
-        index = torch.tensor(indices)
+        index = torch.tensor([row[0] for row in rows])
         return {
             "image": torch.from_numpy(np.stack(images)),
             "target": self.split.targets[index],
             "index": index,
-            "variant": torch.tensor(variants),
         }
 
-    def read(self, index: int, variant: int, seed: int) -> np.ndarray:
+    def read(self, row: Row, seed: int) -> np.ndarray:
+        index, top, left, flip, angle = row
         if self.augment == "resized_crop":
-            crop = partial(resized_crop, size=self.view.size, seed=mix(seed, index))
+            crop = partial(resized_crop, size=self.view.size, seed=mix(seed, index), flips=self.flip)
             return np.asarray(self.split.load(index, crop))
-        pixels = np.asarray(self.split.load(index, self.view))
-        return pad_crop(pixels, variant, self.padding) if self.augment == "pad_crop" else pixels
+        image = self.split.load(index, self.view)
+        if self.augment == "rotate_flip":
+            image = F.rotate(image, angle)
+        pixels = np.asarray(image)
+        if self.augment == "pad_crop":
+            size, margin = self.view.size, (self.padding, self.padding)
+            pixels = np.pad(pixels, (margin, margin, (0, 0)))[top : top + size, left : left + size]
+        return pixels[:, ::-1] if flip else pixels
 
 
-def pad_crop(image: np.ndarray, variant: int, padding: int) -> np.ndarray:
-    """Return form `variant` of an image, uint8 [S, S, 3]: zero-padded, cropped at `(top, left)`, perhaps mirrored."""
-    offset, flip = divmod(variant, 2)
-    top, left = divmod(offset, 2 * padding + 1)
-    size = len(image)
-    crop = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))[top : top + size, left : left + size]
-    return crop[:, ::-1] if flip else crop
+def resized_crop(image: Image.Image, size: int, seed: int, flips: bool = True) -> Image.Image:
+    """Return a random part of an opened picture, resized to `size` px; all by `seed`.
 
-
-def resized_crop(image: Image.Image, size: int, seed: int) -> Image.Image:
-    """Return a random part of an opened picture, resized to `size` px and mirrored half the time; all by `seed`.
+    With `flips` it is mirrored half the time.
 
     The part is chosen before the picture is decoded, at a reduced scale if that suffices.
     """
@@ -174,4 +176,4 @@ def resized_crop(image: Image.Image, size: int, seed: int) -> Image.Image:
         top, left, height, width = RandomResizedCrop.get_params(whole, list(CROP_SCALE), list(CROP_RATIO))
         flip = bool(torch.rand(()) < 0.5)
     crop = decoded(image, (left, top, left + width, top + height), (size, size))
-    return F.hflip(crop) if flip else crop
+    return F.hflip(crop) if flip and flips else crop

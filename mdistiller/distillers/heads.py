@@ -64,7 +64,8 @@ class Head(nn.Module):
 
     def copy_classifier(self, classifier: nn.Linear) -> None:
         """Take over the weights of the teacher's classifier."""
-        self.classifier.load_state_dict(classifier.state_dict())
+        # by parameters, because a classifier may have another shape in its state dict
+        self.classifier.load_state_dict(dict(classifier.named_parameters()))
 
     def forward(self, final_map: Tensor) -> HeadOutput:
         """Classify the student's final map `[B, C_s, H, W]`."""

@@ -42,15 +42,16 @@ class PilImages(Dataset):
         targets: N labels.
         info: for size and normalisation.
         padding: zeros on each side before the random crop, in pixels.
+        flip: whether half of the images are mirrored.
     """
 
-    def __init__(self, images: np.ndarray, targets: List[int], info: DatasetInfo, padding: int) -> None:
+    def __init__(self, images: np.ndarray, targets: List[int], info: DatasetInfo, padding: int, flip: bool) -> None:
         self.images = images
         self.targets = targets
         self.transform = transforms.Compose(
             [
                 transforms.RandomCrop(info.input_size, padding=padding),
-                transforms.RandomHorizontalFlip(),
+                *([transforms.RandomHorizontalFlip()] if flip else []),
                 transforms.ToTensor(),
                 transforms.Normalize(info.mean, info.std),
             ]
@@ -110,7 +111,7 @@ class PlainLoop:
         info, inner = source.info, slice(source.padding, source.padding + source.info.input_size)
         images = source.images[:, inner, inner].contiguous().numpy()
         self.loader: DataLoader = DataLoader(
-            PilImages(images, source.targets.tolist(), info, source.padding),
+            PilImages(images, source.targets.tolist(), info, source.padding, source.flip),
             batch_size=cfg.SOLVER.BATCH_SIZE,
             shuffle=True,
             num_workers=WORKERS,

@@ -1,8 +1,9 @@
 """The teacher's vectors by image and augmented form, so that no forward pass of it is done twice.
 
 An image of a set that is augmented by padding, cropping and mirroring has finitely many forms (162 with 4 pixels of
-padding). Where a method reads only vectors of the teacher, its logits or its pooled feature, they are kept: row
-`index · num_variants + variant` of a table. Rows are computed when an epoch first needs them, some steps ahead.
+padding, 81 without mirroring). Where a method reads only vectors of the teacher, its logits or its pooled feature, they
+are kept: row `index · num_variants + variant` of a table. Rows are computed when an epoch first needs them, some steps
+ahead.
 
 Shapes: `B` batch, `N` classes, `C` channels of the pooled feature.
 """
@@ -83,7 +84,7 @@ class CachedTeacher(nn.Module):
         """
         assert loader.num_variants is not None
         draws = loader.draws()
-        keys = draws.order * loader.num_variants + draws.variant(loader.padding)
+        keys = draws.order * loader.num_variants + loader.variants(draws)
         ahead: List[Tuple[Tensor, Batch]] = []
         for batch, part in zip(batches, loader.slices(start_step)):
             ahead.append((keys[part], batch))

@@ -82,7 +82,7 @@ class TrainingForm:
             "input_size": info.input_size,
             "mean": list(info.mean),
             "std": list(info.std),
-            "augmentation": f"{loader.augment} {loader.padding}",
+            "augmentation": f"{loader.augment} {loader.padding}{'' if loader.flip else ' no flip'}",
             "precision": f"{precision} on {loader.device.type}",  # a GPU's float32 convolutions may be of TF32
         }
         read = {need: vector.shape[1] for need, vector in vectors.items() if need in needs}

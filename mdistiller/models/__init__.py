@@ -1,7 +1,8 @@
 """Models by name, and their weights.
 
 There are two families, of which `ResNet18`, `ResNet34` and `ResNet50` have a member each: one for small images
-(`cifar_model_dict`, the same models in `tiny_imagenet_model_dict`) and one for large ones (`imagenet_model_dict`).
+(`cifar_model_dict`) and one for large ones (`imagenet_model_dict`). `tiny_imagenet_model_dict` has the models of
+`cifar_model_dict`, with another `MobileNetV2`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from .imagenet import imagenet_model_dict, released_file
 FAMILIES: Tuple[Registry[Any], ...] = (cifar_model_dict, tiny_imagenet_model_dict, imagenet_model_dict)
 LARGEST_SMALL_IMAGE = 64  # px: own images above are for the ImageNet family
 NATIVE_SIZE = {"imagenet": 224, "tiny_imagenet": 64}  # px, of the images of a data set; 32 of all others
-OWN_FAMILY = ("imagenet", "cifar100", "tiny_imagenet")  # data sets that have one family only
+CIFAR = ("cifar10", "cifar100")
+OWN_FAMILY = ("imagenet", *CIFAR, "tiny_imagenet")  # data sets that have one family only
 
 Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
 
@@ -68,9 +70,9 @@ def build_model(name: str, num_classes: int, dataset: str = "cifar100", input_si
 def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] = None) -> Callable[..., nn.Module]:
     """Return the constructor `(num_classes=…)` of the model `name` that belongs to a data set.
 
-    "imagenet" has the ImageNet family, "cifar100" and "tiny_imagenet" have the CIFAR family. All other data may have
-    either: images of more than 64 px the ImageNet family's member where both have one of that name, smaller ones the
-    CIFAR family's.
+    "imagenet" has the ImageNet family; "cifar10", "cifar100" and "tiny_imagenet" have the CIFAR family, the last with a
+    MobileNetV2 of its own. All other data may have either: images of more than 64 px the ImageNet family's member where
+    both have one of that name, smaller ones the CIFAR family's.
 
     Args:
         dataset: the value of `DATASET.TYPE`.
@@ -105,7 +107,7 @@ def _families(dataset: str, input_size: Optional[int]) -> Tuple[Mapping[str, Any
         return tiny_imagenet_model_dict, imagenet_model_dict
     # a size that is no number is refused later, by what reads the data
     large_images = isinstance(input_size, int) and input_size > LARGEST_SMALL_IMAGE
-    if dataset == "imagenet" or (large_images and dataset != "cifar100"):
+    if dataset == "imagenet" or (large_images and dataset not in CIFAR):
         return imagenet_model_dict, cifar_model_dict
     return cifar_model_dict, imagenet_model_dict
 
@@ -124,7 +126,7 @@ def released_teacher(
     _, teacher = _entry(name, dataset, input_size)
     if teacher is None and dataset == "imagenet":
         return released_file(name)
-    return teacher
+    return None if dataset == "cifar10" else teacher
 
 
 __all__ = [

@@ -32,6 +32,8 @@ def _cfg(**dataset: Any) -> CfgNode:
             "VAL_FRACTION": 0.0,
             "AUGMENT": "auto",
             "PADDING": 4,
+            "ROTATION": 20.0,
+            "FLIP": True,
             "IN_MEMORY": "auto",
             "MEMORY_GB": 2.0,
             "CORRUPT": "refuse",

@@ -96,11 +96,13 @@ def test_balanced_part() -> None:
         ("AUGMENT", "padcrop", "'padcrop'; did you mean pad_crop"),
         ("IN_MEMORY", "maybe", "IN_MEMORY is 'maybe'"),
         ("PADDING", -1, "PADDING is -1"),
+        ("ROTATION", -1.0, "ROTATION is -1.0; expected degrees from 0 to 180"),
+        ("ROTATION", 200.0, "ROTATION is 200.0; expected degrees from 0 to 180"),
         ("NUM_WORKERS", -1, "NUM_WORKERS is -1"),
         ("INPUT_SIZE", 0, "INPUT_SIZE is 0"),
         ("INPUT_SIZE", "32", "INPUT_SIZE is '32'"),
         ("MEAN", [0.5, 0.5, 0.5], "DATASET.MEAN is given alone; give both"),
-        ("TYPE", "cifar10", "unknown data set 'cifar10'; did you mean cifar100"),
+        ("TYPE", "cifar1000", "unknown data set 'cifar1000'; did you mean cifar100"),
     ],
 )
 def test_values_out_of_range(make_cfg: Make, key: str, value: Any, message: str) -> None:
@@ -148,4 +150,4 @@ def test_seeds_never_change() -> None:
 
 
 def test_names() -> None:
-    assert {"cifar100", "imagefolder", "fashion_demo", "imagenet", "tiny_imagenet"} == set(dataset_dict)
+    assert {"cifar10", "cifar100", "imagefolder", "fashion_demo", "imagenet", "tiny_imagenet"} == set(dataset_dict)

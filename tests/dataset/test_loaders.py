@@ -45,7 +45,7 @@ def all_variants(padding: int, loader: Loader) -> EpochDraws:
     """Return draws that show image k in form k."""
     n, side = loader.num_images, 2 * padding + 1
     number = torch.arange(n)
-    return EpochDraws(number, number // 2 // side, number // 2 % side, (number % 2).bool())
+    return EpochDraws(number, number // 2 // side, number // 2 % side, (number % 2).bool(), torch.zeros(n))
 
 
 @pytest.mark.parametrize("kind", ["device", "stream"])
@@ -80,7 +80,8 @@ def test_literal_crop_and_normalisation(make_options: Make, monkeypatch: pytest.
     pixels[1, :, :, 0] = [[51, 102], [153, 204]]
     info = DatasetInfo("test", ("a",), 2, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     loader = DeviceLoader(ArraySplit(pixels, [0, 0]), info, make_options(padding=1), CPU, train=True)
-    draws = EpochDraws(torch.tensor([1, 0]), torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([True, False]))
+    top, left, flip = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([True, False])
+    draws = EpochDraws(torch.tensor([1, 0]), top, left, flip, torch.zeros(2))
     monkeypatch.setattr(loader, "draws", lambda: draws)
     batch = next(iter(loader))
     # one row down from the centre: the lower row moves up, zeros come in below; then mirrored
@@ -109,8 +110,12 @@ def test_a_batch(make_loader: Make, make_split: Make, collect: Make) -> None:
     assert (loader.num_images, loader.batch_size, loader.info.num_classes) == (21, 8, 3)
 
 
-def test_both_loaders_agree(make_split: Make, make_info: Make, make_options: Make, collect: Make) -> None:
-    split, info, options = make_split(), make_info(), make_options()
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("augment", ["pad_crop", "rotate_flip", "none"])
+def test_both_loaders_agree(
+    augment: str, flip: bool, make_split: Make, make_info: Make, make_options: Make, collect: Make
+) -> None:
+    split, info, options = make_split(), make_info(), make_options(augment=augment, flip=flip, rotation=20.0)
     device = DeviceLoader(split, info, options, CPU, train=True)
     stream = StreamLoader(split, View(8, margin=False), info, options, CPU, train=True)
     for loader in (device, stream):
@@ -121,6 +126,58 @@ def test_both_loaders_agree(make_split: Make, make_info: Make, make_options: Mak
         assert torch.equal(one[key], other[key]), key
 
 
+# of the first epoch of seed 0, as they were before mirroring could be switched off and images rotated
+ORDER, TOP, LEFT, FLIP = (
+    [0, 5, 3, 2, 4, 1],
+    [7, 0, 1, 0, 5, 0],
+    [2, 6, 0, 8, 2, 5],
+    [True, True, False, True, True, False],
+)
+
+
+def test_the_draws_of_an_epoch_stay() -> None:
+    draws = draw_epoch(6, padding=4, seed=0, epoch=0)
+    assert [column.tolist() for column in draws[:4]] == [ORDER, TOP, LEFT, FLIP]
+    assert not draws.angle.any()
+    rotated = draw_epoch(6, padding=0, seed=0, epoch=0, rotation=20.0)
+    assert rotated.order.tolist() == ORDER
+    assert not (rotated.top.any() or rotated.left.any())
+
+
+def test_without_mirroring_order_and_crops_stay() -> None:
+    with_flips, without = (draw_epoch(500, 4, seed=3, epoch=2, flips=flips, rotation=9.0) for flips in (True, False))
+    for name in ("order", "top", "left", "angle"):
+        assert torch.equal(getattr(with_flips, name), getattr(without, name)), name
+    assert 200 < with_flips.flip.sum() < 300 and not without.flip.any()
+
+
+def test_without_mirroring_every_image_is_that_crop_unmirrored(make_loader: Make, collect: Make) -> None:
+    mirrored, plain = make_loader(), make_loader(flip=False)
+    assert (mirrored.num_variants, plain.num_variants) == (162, 81)
+    one, other = collect(mirrored), collect(plain)
+    flips = (one["variant"] % 2).bool()
+    assert flips.any() and not flips.all()
+    assert torch.equal(other["variant"], one["variant"] // 2)
+    expected = torch.where(flips.view(-1, 1, 1, 1), one["image"].flip(3), one["image"])
+    assert torch.equal(other["image"], expected)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_rotations_are_those_of_torchvision(
+    flip: bool, make_loader: Make, make_split: Make, make_info: Make, collect: Make
+) -> None:
+    loader = make_loader(augment="rotate_flip", rotation=20.0, flip=flip)
+    loader.set_epoch(4)
+    draws, found = loader.draws(), collect(loader)
+    assert loader.num_variants is None and "variant" not in found
+    assert draws.flip.any() == flip and 15 < draws.angle.abs().max() <= 20
+    images = make_split().images
+    for place, (index, _, _, flipped, angle) in enumerate(zip(*(column.tolist() for column in draws))):
+        expected = F.rotate(Image.fromarray(images[index]), angle)
+        expected = np.asarray(F.hflip(expected) if flipped else expected)
+        np.testing.assert_array_equal(found["image"][place].permute(1, 2, 0).round().numpy(), expected)
+
+
 def test_draws_are_uniform_and_independent() -> None:
     draws = draw_epoch(162 * 400, padding=4, seed=0, epoch=0)
     counts = draws.variant(4).bincount(minlength=162)
@@ -129,6 +186,9 @@ def test_draws_are_uniform_and_independent() -> None:
     # same for the place of an image in the epoch against its form: 16 x 18 cells
     cells = (draws.order * 16 // len(draws.order)) * 18 + draws.variant(4) // 9
     assert chi_square(cells.bincount(minlength=288).double()) < 287 + 4 * 24
+    angles = draw_epoch(64_000, padding=0, seed=0, epoch=0, rotation=20.0).angle
+    assert angles.abs().max() <= 20
+    assert chi_square(((angles + 20) / 40 * 64).long().bincount(minlength=64).double()) < 63 + 4 * 11.2
     following = draws.variant(4)[:-1] // 9 * 18 + draws.variant(4)[1:] // 9
     assert chi_square(following.bincount(minlength=324).double()) < 323 + 4 * 25.5
 
@@ -224,14 +284,14 @@ def test_validation_is_not_augmented(make_loader: Make, make_split: Make, collec
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-@pytest.mark.parametrize("augment", ["pad_crop", "resized_crop"])
+@pytest.mark.parametrize("augment", ["pad_crop", "resized_crop", "rotate_flip"])
 def test_workers_do_not_change_a_stream(
     augment: str, make_split: Make, make_info: Make, make_options: Make, collect: Make
 ) -> None:
     split = make_split(21, size=20)
     runs = []
     for num_workers in (0, 1, 2):
-        options = make_options(augment=augment, num_workers=num_workers)
+        options = make_options(augment=augment, num_workers=num_workers, rotation=20.0)
         loader = StreamLoader(split, View(8, margin=augment == "resized_crop"), make_info(), options, CPU, train=True)
         runs.append(collect(loader))
     assert ("variant" in runs[0]) == (loader.num_variants is not None) == (augment == "pad_crop")
@@ -271,6 +331,17 @@ def test_resized_crop(make_split: Make, make_info: Make, make_options: Make, col
     assert first["image"].shape == (21, 3, 8, 8)
     by_index = [run["image"][run["index"].argsort()] for run in (first, second)]
     assert (by_index[0] != by_index[1]).flatten(1).any(1).all(), "an image has the same crop in two epochs"
+
+
+def test_resized_crop_without_mirroring(make_split: Make, make_info: Make, make_options: Make, collect: Make) -> None:
+    split, view, runs = make_split(21, size=20), View(8, margin=True), []
+    for flip in (True, False):
+        options = make_options(augment="resized_crop", flip=flip)
+        runs.append(collect(StreamLoader(split, view, make_info(), options, CPU, train=True)))
+    one, other = (run["image"] for run in runs)
+    assert torch.equal(runs[0]["index"], runs[1]["index"])
+    same, mirrored = ((one == image).flatten(1).all(1) for image in (other, other.flip(3)))
+    assert (same | mirrored).all() and 0 < mirrored.sum() < 21
 
 
 def test_resized_crop_is_that_of_torchvision() -> None:

@@ -65,11 +65,12 @@ def cached(trainer, say=lambda line: None):
     return CachedTeacher(teacher, widths, table, FLOAT32, say), teacher
 
 
-@pytest.mark.parametrize("in_memory", ["yes", "no"])
+@pytest.mark.parametrize(("in_memory", "flip"), [("yes", "True"), ("no", "True"), ("yes", "False"), ("no", "False")])
 @torch.no_grad()
-def test_served_vectors_are_the_teachers_for_every_form(settings, in_memory):
-    trainer = build_trainer(settings("KD", "DATASET.IN_MEMORY", in_memory))
+def test_served_vectors_are_the_teachers_for_every_form(settings, in_memory, flip):
+    trainer = build_trainer(settings("KD", "DATASET.IN_MEMORY", in_memory, "DATASET.FLIP", flip))
     loader = trainer.train_loader
+    assert loader.num_variants == (18 if flip == "True" else 9)
     cache, teacher = cached(trainer)
     seen = set()
     for epoch in range(1, 60):
@@ -171,6 +172,8 @@ def test_a_folder_serves_later_runs_until_something_is_another(settings, image_f
     assert "of other dtype, precision, not used" in line
     line, _, _ = opened(settings, *folder, "DATASET.PADDING", "2")
     assert "of other augmentation, images, rows, not used" in line
+    line, _, _ = opened(settings, *folder, "DATASET.FLIP", "False")
+    assert "of other augmentation, rows, not used" in line
     line, _, _ = opened(settings, *folder, "DATASET.MEAN", "[0.5, 0.5, 0.5]", "DATASET.STD", "[0.2, 0.2, 0.2]")
     assert "of other mean, std, not used" in line
     picture = next((image_folder / "train" / "class_1").iterdir())
@@ -223,6 +226,7 @@ def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
         ("AT", (), "AT reads the teacher's maps; the teacher runs in each step"),
         ("SFAKD", ("SFAKD.ALIGN", "map"), "SFAKD reads the teacher's maps"),
         ("KD", ("DATASET.AUGMENT", "resized_crop"), "resized_crop makes countless forms"),
+        ("KD", ("DATASET.AUGMENT", "rotate_flip"), "rotate_flip makes countless forms"),
     ],
 )
 @pytest.mark.parametrize("choice", ["memory", "./folder"])

@@ -8,9 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from mdistiller.models import ClassifierModel, cifar_model_dict
+from mdistiller.models import ClassifierModel, cifar_model_dict, tiny_imagenet_model_dict
 
 _Model = TypeVar("_Model", bound=nn.Module)
+
+# every model for small images by its constructor's name
+SMALL_MODELS = {
+    constructor.__name__: constructor
+    for dictionary in (cifar_model_dict, tiny_imagenet_model_dict)
+    for constructor, _ in dictionary.values()
+}
 
 
 def make_vivid(model: _Model) -> _Model:
@@ -26,7 +33,7 @@ def make_vivid(model: _Model) -> _Model:
 
 def _vivid_model(name: str, num_classes: int = 7) -> ClassifierModel:
     torch.manual_seed(0)
-    return make_vivid(cifar_model_dict[name][0](num_classes=num_classes))
+    return make_vivid(SMALL_MODELS[name](num_classes=num_classes))
 
 
 @pytest.fixture(scope="session")

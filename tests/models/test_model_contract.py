@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdistiller.models import build_model, cifar_model_dict
+from mdistiller.models import build_model
+from tests.models.conftest import SMALL_MODELS
 
 # sides of the maps in `feats` for an image of 32x32 pixels
 SIDES = {
@@ -16,13 +17,14 @@ SIDES = {
     "wrn": [32, 32, 16, 8],
     "vgg": [32, 16, 8, 4, 4],
     "MobileNetV2": [16, 16, 8, 4, 2],
+    "FullMobileNetV2": [34, 17, 9, 5, 5],
     "Shuffle": [32, 16, 8, 4],
 }
 # families whose every stage ends in a BatchNorm and a ReLU, with nothing added in between
 BN_MAKES_THE_MAP = ("wrn", "vgg", "ShuffleV2")
 
 
-@pytest.fixture(scope="module", params=list(cifar_model_dict))
+@pytest.fixture(scope="module", params=list(SMALL_MODELS))
 def name(request):
     return request.param
 
@@ -83,6 +85,10 @@ def test_preacts_are_the_maps_before_their_relu(name, model, output):
         assert torch.equal(F.relu(preacts[0]), feats[0])
         assert all(p is f for p, f in zip(preacts[1:], feats[1:]))
         assert min(f.min() for f in feats[1:]) < 0
+    elif name == "FullMobileNetV2":
+        assert all(torch.equal(F.relu6(preacts[end]), feats[end]) for end in (0, -1))
+        assert all(p is f for p, f in zip(preacts[1:-1], feats[1:-1]))
+        assert min(f.min() for f in feats[1:-1]) < 0 == feats[-1].min()
     else:
         assert all(torch.equal(F.relu(p), f) for p, f in zip(preacts, feats))
         assert all(p.min() < 0 for p in preacts)

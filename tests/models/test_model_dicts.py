@@ -18,7 +18,16 @@ from mdistiller.models import (
     released_teacher,
     tiny_imagenet_model_dict,
 )
-from mdistiller.models.cifar import mobilenetv2, resnet, resnetv2, shufflenetv1, shufflenetv2, vgg, wrn
+from mdistiller.models.cifar import (
+    mobilenetv2,
+    mobilenetv2_full,
+    resnet,
+    resnetv2,
+    shufflenetv1,
+    shufflenetv2,
+    vgg,
+    wrn,
+)
 
 FAMILIES = {
     resnet: "resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet8x4 resnet32x4",
@@ -35,6 +44,7 @@ TEACHERS = {"resnet56", "resnet110", "resnet32x4", "ResNet50", "wrn_40_2", "vgg1
 def test_names_and_constructors():
     constructors = {name: getattr(module, name) for module, names in FAMILIES.items() for name in names.split()}
     assert {name: constructor for name, (constructor, _) in cifar_model_dict.items()} == constructors
+    constructors["MobileNetV2"] = mobilenetv2_full.FullMobileNetV2
     assert tiny_imagenet_model_dict == {name: (constructor, None) for name, constructor in constructors.items()}
 
 
@@ -94,10 +104,17 @@ def test_misses_name_the_nearest():
 def test_data_set_and_size_choose_among_models_of_one_name():
     small, large = cifar_model_dict["ResNet18"][0], imagenet_model_dict["ResNet18"]
     assert find_model("ResNet18") is find_model("ResNet18", "cifar100", 224) is small
+    assert find_model("ResNet18", "cifar10", 224) is small
     assert find_model("ResNet18", "tiny_imagenet", 64) is find_model("ResNet18", "tiny_imagenet", 128) is small
     assert find_model("ResNet18", "imagenet") is find_model("ResNet18", "imagenet", 32) is large
     assert find_model("ResNet18", "imagefolder") is find_model("ResNet18", "imagefolder", 64) is small
     assert find_model("ResNet18", "imagefolder", 65) is large
+
+
+def test_tiny_imagenet_has_a_mobilenetv2_of_its_own():
+    assert find_model("MobileNetV2", "tiny_imagenet", 64) is mobilenetv2_full.FullMobileNetV2
+    for dataset in ("cifar10", "cifar100", "imagefolder"):
+        assert find_model("MobileNetV2", dataset, 64) is mobilenetv2.MobileNetV2
 
 
 def test_own_images_take_the_names_of_both_families():
@@ -109,6 +126,7 @@ def test_own_images_take_the_names_of_both_families():
 @pytest.mark.parametrize(
     ("name", "dataset", "message"),
     [
+        ("MobileNetV1", "cifar10", "MobileNetV1 is an ImageNet model, not one for DATASET.TYPE cifar10; did you"),
         ("MobileNetV1", "cifar100", "MobileNetV1 is an ImageNet model, not one for DATASET.TYPE cifar100; did you"),
         ("ResNet101", "tiny_imagenet", "ResNet101 is an ImageNet model, .* tiny_imagenet; did you mean .*ResNet50"),
         ("MobileNetV2", "imagenet", "MobileNetV2 is a CIFAR model, .* imagenet; did you mean MobileNetV1"),
@@ -122,7 +140,13 @@ def test_a_name_of_the_other_family(name, dataset, message):
 
 def test_released_teachers(monkeypatch, tmp_path):
     assert released_teacher("vgg13") is released_teacher("vgg13", "imagefolder", 32) is cifar_model_dict["vgg13"][1]
-    for case in (("vgg8",), ("ResNet50", "tiny_imagenet"), ("ResNet50", "imagefolder", 224), ("ResNet101", "own_data")):
+    for case in (
+        ("vgg8",),
+        ("vgg13", "cifar10"),
+        ("ResNet50", "tiny_imagenet"),
+        ("ResNet50", "imagefolder", 224),
+        ("ResNet101", "own_data"),
+    ):
         assert released_teacher(*case) is None
     monkeypatch.setattr(models, "released_file", lambda name: tmp_path / name)
     assert released_teacher("ResNet50", "imagenet", 224) == tmp_path / "ResNet50"

@@ -10,6 +10,7 @@ from ...paths import ckpt_root
 from ...registry import Registry
 from .._contract import ClassifierModel
 from .mobilenetv2 import MobileNetV2
+from .mobilenetv2_full import FullMobileNetV2
 from .resnet import resnet8, resnet8x4, resnet14, resnet20, resnet32, resnet32x4, resnet44, resnet56, resnet110
 from .resnetv2 import ResNet18, ResNet34, ResNet50
 from .shufflenetv1 import ShuffleV1
@@ -41,7 +42,7 @@ Entry = Tuple[Callable[..., ClassifierModel], Optional[TeacherCheckpoint]]
 
 RELEASED_TEACHERS = ("resnet56", "resnet110", "resnet32x4", "ResNet50", "wrn_40_2", "vgg13")
 
-# name -> (constructor(num_classes=100), teacher checkpoint or None)
+# name -> (constructor(num_classes=100), teacher checkpoint or None); they differ in MobileNetV2
 cifar_model_dict: Registry[Entry] = Registry("CIFAR model")
 tiny_imagenet_model_dict: Registry[Entry] = Registry("Tiny-ImageNet model")
 
@@ -57,4 +58,4 @@ for _constructor in CONSTRUCTORS:
     _name = _constructor.__name__
     _teacher = TeacherCheckpoint(f"cifar_teachers/{_name}_vanilla/ckpt_epoch_240.pth")
     cifar_model_dict[_name] = (_constructor, _teacher if _name in RELEASED_TEACHERS else None)
-    tiny_imagenet_model_dict[_name] = (_constructor, None)
+    tiny_imagenet_model_dict[_name] = (FullMobileNetV2 if _constructor is MobileNetV2 else _constructor, None)

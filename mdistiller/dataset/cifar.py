@@ -1,0 +1,83 @@
+"""What CIFAR-10 and CIFAR-100 have in common: download, and reading by torchvision."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Type
+
+import numpy as np
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
+from yacs.config import CfgNode
+
+from .. import paths
+from ..download import download, unpack
+from ..errors import UserError
+from .info import DatasetInfo
+from .options import Channels, read_options
+from .splits import ArraySplit, Splits
+
+SIZE = 32  # px
+PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+def cifar(cfg: CfgNode, published: Type[CIFAR10], title: str, mean: Channels, std: Channels) -> Splits:
+    """Read `DATASET.ROOT`, by default the data folder, downloading the files if they are not there.
+
+    The files are pickles. torchvision opens them only after their MD5 sums were found to be the published ones.
+
+    Args:
+        cfg: the configuration.
+        published: torchvision's class, which knows names and sums of the files.
+        title: what the set is called.
+        mean, std: statistics where the configuration gives none.
+
+    Raises:
+        UserError: it is not there and cannot be downloaded, or is damaged.
+    """
+    options = read_options(cfg, own_size=SIZE)
+    root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root()
+    folder = root / published.base_folder
+    names = [name for name, _ in (*published.train_list, *published.test_list)] + [published.meta["filename"]]
+    if not all((folder / name).is_file() for name in names):
+        _download(published, title, root)
+    test = _read(published, title, root, train=False)
+    mean, std = options.statistics or (mean, std)
+    info = DatasetInfo(published.__name__.lower(), tuple(test.classes), options.input_size, mean, std)
+    return Splits(lambda: _split(_read(published, title, root, train=True)), _split(test), info)
+
+
+def _download(published: Type[CIFAR10], title: str, root: Path) -> None:
+    archive = root / published.filename
+    try:
+        if not archive.is_file():
+            download(published.url, archive)
+        if not check_integrity(str(archive), published.tgz_md5):
+            raise UserError(f"{archive} is damaged, its MD5 sum is not {published.tgz_md5}")
+        unpack(archive, root)
+    except (UserError, OSError) as error:
+        reason = str(error).split(";")[0]
+        raise UserError(
+            f"{title} is not complete in {root} and cannot be downloaded ({reason}); get {archive.name} from {PAGE} and"
+            f" unpack it there, to {root / published.base_folder}/"
+        ) from None
+
+
+def _read(published: Type[CIFAR10], title: str, root: Path, train: bool) -> CIFAR10:
+    try:
+        with warnings.catch_warnings():
+            # NumPy 2.4 warns of how the NumPy of 2009 wrote its arrays
+            warnings.filterwarnings("ignore", r"dtype\(\): align should be passed")
+            return published(str(root), train=train)
+    except (RuntimeError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "an MD5 sum is not the published one"
+        folder = root / published.base_folder
+        raise UserError(
+            f"the files of {title} in {folder} are damaged or cannot be read ({reason}); remove this folder, and they"
+            " are unpacked or downloaded again"
+        ) from None
+
+
+def _split(data: CIFAR10) -> ArraySplit:
+    return ArraySplit(np.ascontiguousarray(data.data), data.targets)

@@ -1,0 +1,52 @@
+"""Rotations of square images in batches, pixel for pixel those of Pillow and so of torchvision's `RandomRotation`.
+
+Pillow rotates by the nearest pixel, and finds it in whole numbers of 1/65536 pixel. The same arithmetic here gives the
+same pixels, on any device. Shapes: `N` images of an epoch, `B` of a batch, `S` pixels a side.
+"""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+FRACTION_BITS = 16
+
+
+def rotation_steps(angle: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Return where the pixels of rotated images come from, in 1/65536 pixel, int32 [N, 2, 3].
+
+    Pixel `(y, x)` of image `n` comes from row `s[n, 0, 0] + y·s[n, 0, 1] + x·s[n, 0, 2]`, rounded down, and from the
+    column that `s[n, 1]` gives alike.
+
+    Args:
+        angle: float64 [N], degrees, counter-clockwise, about the centre.
+        flip: bool [N], whether the rotated image is then mirrored left to right.
+        size: S, at most 4096.
+    """
+    cos, sin = torch.deg2rad(angle).cos(), torch.deg2rad(angle).sin()
+    centre = size / 2
+    starts = [centre + (0.5 - centre) * (cos + sin), centre + (0.5 - centre) * (cos - sin)]
+    exact = torch.stack([starts[0], cos, sin, starts[1], -sin, cos], dim=1)
+    steps = (exact * 2**FRACTION_BITS + 0.5).floor().int().view(-1, 2, 3)
+    steps[flip, :, 0] += (size - 1) * steps[flip, :, 2]
+    steps[flip, :, 2] *= -1
+    return steps
+
+
+def rotated_pixels(steps: Tensor, size: int) -> Tuple[Tensor, Tensor]:
+    """Return which pixel of its image each pixel of a batch is, and whether there is one.
+
+    Args:
+        steps: int32 [B, 2, 3], see `rotation_steps`.
+        size: S.
+
+    Returns:
+        `(place, inside)`, [B, S, S] each: int32, `row·S + column` and 0 outside, and uint8, 1 or 0.
+    """
+    start, down, right = steps[..., None, None].unbind(2)  # [B, 2, 1, 1] each
+    along = torch.arange(size, dtype=torch.int32, device=steps.device)
+    row, column = ((start + down * along[:, None] + right * along) >> FRACTION_BITS).unbind(1)
+    inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+    return (row * size + column) * inside, inside.to(torch.uint8)
