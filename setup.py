@@ -30,7 +30,17 @@ setup(
         "wandb>=0.16",
         "safetensors>=0.4",
     ],
-    extras_require={"test": ["pytest>=7", "ruff>=0.5", "mypy>=1.8", "types-PyYAML"]},
+    extras_require={
+        "test": [
+            "pytest>=7.4",
+            "pytest-timeout>=2.2",
+            "pytest-xdist>=3.5",
+            "psutil>=5.9",
+            "ruff>=0.5",
+            "mypy>=1.8",
+            "types-PyYAML",
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

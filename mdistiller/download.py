@@ -23,6 +23,7 @@ from .paths import check_ends
 TIMEOUT = 30  # seconds without an answer from the server
 CHUNK = 1 << 20  # bytes
 BLOCK = 512  # bytes, of a tar archive
+MAX_DEPTH = 100  # folders within one another; Python's functions on paths fail from some number on
 
 # URLError, timeouts and broken connections are OSErrors; an address that is none is a ValueError
 NetworkError = (OSError, http.client.HTTPException, ValueError)
@@ -148,7 +149,7 @@ def unpack(archive: Path, folder: Path) -> Tuple[List[Path], List[Path]]:
         raise BadArchive(
             f"{archive} is damaged, truncated or no tar archive ({_reason(error)}); get it again"
         ) from None
-    except (OSError, RecursionError) as error:  # hundreds of folders within one another
+    except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder} ({_reason(error)})") from None
     return written, kept
 
@@ -166,6 +167,11 @@ def _target(member: tarfile.TarInfo, folder: Path, archive: Path) -> Path:
     if not (member.isreg() or member.isdir()):
         raise BadArchive(f"{archive} refused: {member.name!r} is a link or a device; expected files and folders")
     name = PurePosixPath(member.name)
+    if len(name.parts) > MAX_DEPTH:
+        raise BadArchive(
+            f"{archive} refused: {member.name[:40]!r}… lies in {len(name.parts) - 1} folders within one another;"
+            f" expected less than {MAX_DEPTH}"
+        )
     root, target = Path(os.path.realpath(folder)), folder.joinpath(*name.parts)
     place = Path(os.path.realpath(target))  # a link that is in the folder already may lead out of it
     windows_path = "\\" in member.name or ":" in member.name

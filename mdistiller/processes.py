@@ -72,7 +72,7 @@ def joined() -> Iterator[None]:
         notes.setLevel(logging.ERROR)
     try:
         yield
-        dist.destroy_process_group()
+        leave_group()
     except UserError as error:
         if _told_by_the_first(store, str(error)):
             raise SystemExit(2) from None
@@ -117,6 +117,20 @@ def _join() -> Any:
             " start them by torchrun, and see that this machine reaches that address"
         ) from None
     return dist.PrefixStore(f"errors {attempt}", store)
+
+
+def leave_group() -> None:
+    """Destroy the process group that this process is in.
+
+    PyTorch 2.4 holds Python's global lock while it waits for gloo's threads to end, and hangs if one of them needs that
+    lock to release the tensors of the last collective. A backend that Python refers to is destroyed without the lock.
+    """
+    group = dist.group.WORLD
+    assert group is not None
+    gloo = group._get_backend(torch.device("cpu"))
+    del group
+    dist.destroy_process_group()
+    del gloo
 
 
 def _told_by_the_first(store: Any, message: str) -> bool:

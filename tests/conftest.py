@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import importlib.util
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,37 @@ import torch
 from PIL import Image
 
 from mdistiller import cli
+from tests.processes import REPO, Started
 
-REPO = Path(__file__).resolve().parent.parent
+# Sums have other last bits with another number of threads: one, in this process and in those that it starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+GRACE = 60  # seconds
+
+
+def pytest_configure(config):
+    config.own_stderr = os.fdopen(os.dup(2), "w")  # before pytest captures it
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """End everything if a test still runs `GRACE` seconds after pytest-timeout should have ended it.
+
+    Its signal reaches no test that hangs in C++ code, and its thread none that hangs with Python's global lock held.
+    """
+    marker = item.get_closest_marker("timeout")
+    limit = float(marker.args[0] if marker else item.config.getini("timeout"))
+    faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=item.config.own_stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def started():
+    """Start processes that end with the test, as `tests.processes.Started` does."""
+    with ExitStack() as stack:
+        yield lambda *command, **options: stack.enter_context(Started(*command, **options))
 
 
 @pytest.fixture(autouse=True)

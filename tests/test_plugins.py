@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
 
@@ -21,6 +20,7 @@ from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.conftest import REPO
+from tests.processes import run_python
 
 pytestmark = pytest.mark.usefixtures("registries_as_before")
 
@@ -152,10 +152,7 @@ def write(folder, **files):
 
 def process(root, *arguments):
     """Run a tool of this repository with the package and the modules below `root`, as a user's shell would."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, root))}
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    return done.returncode, done.stdout, done.stderr
+    return run_python(*arguments, PYTHONPATH=os.pathsep.join(map(str, root)))
 
 
 def losses_of(name="run"):

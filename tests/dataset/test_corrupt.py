@@ -6,8 +6,6 @@ import io
 import logging
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -22,6 +20,7 @@ from mdistiller.dataset import StreamLoader, corrupt, get_dataset, get_val_loade
 from mdistiller.dataset.workers import explanation
 from mdistiller.errors import UserError
 from tests.conftest import REPO, make_image_folder
+from tests.processes import run_python
 
 Make = Callable[..., Any]
 GIVEN = {"INPUT_SIZE": 16, "MEAN": [0.5, 0.5, 0.5], "STD": [0.25, 0.25, 0.25]}
@@ -270,12 +269,10 @@ def test_a_killed_worker_ends_a_training_with_status_2(root: Path, tmp_path: Pat
         f"PLUGINS: [deadly.py]\nDATASET: {{TYPE: imagefolder, ROOT: '{root}', INPUT_SIZE: 16, IN_MEMORY: 'no'}}\n"
         "SOLVER: {EPOCHS: 2, BATCH_SIZE: 4, SCHEDULE: linear}\nDISTILLER: {STUDENT: resnet8}\nLOG: {WANDB: False}\n"
     )
-    command = [sys.executable, str(REPO / "tools/train.py"), "--cfg", "run.yaml"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: a process that reads images died (DataLoader worker")
+    status, _, err = run_python(REPO / "tools/train.py", "--cfg", "run.yaml")
+    assert status == 2, err
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: a process that reads images died (DataLoader worker")
 
 
 def test_other_errors_are_not_explained_away() -> None:

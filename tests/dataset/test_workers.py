@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 
-from tests.conftest import REPO, make_image_folder
+from tests.conftest import make_image_folder
+from tests.processes import Started
 
 # streams, with processes, from an image folder; those that read may be made to hang, without a look at signals
 SCRIPT = """
-import multiprocessing.process, os, resource, signal, sys, time
+import multiprocessing.process, os, resource, signal, sys
 from mdistiller.cli import run
 from mdistiller.dataset import FileSplit, get_dataset
 from mdistiller.engine.cfg import load_cfg
@@ -24,7 +23,8 @@ load = FileSplit.load
 
 def slow(self, index, look):
     os.write(1, b"reading\\n")  # whole, though two processes write
-    time.sleep(600)
+    while True:
+        signal.pause()
 
 train, *_ = get_dataset(load_cfg(None, [*"DATASET.TYPE imagefolder DATASET.ROOT images".split(),
     *"DATASET.INPUT_SIZE 16 DATASET.IN_MEMORY no SOLVER.BATCH_SIZE 4".split()]))
@@ -48,17 +48,11 @@ print("done", number + 1)
 
 
 @pytest.fixture
-def started(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen]:
+def started(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Started]:
     make_image_folder(tmp_path / "images")
     (tmp_path / "script.py").write_text(SCRIPT)
-    call = [sys.executable, "script.py", request.param]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    piped = subprocess.PIPE
-    with subprocess.Popen(call, cwd=tmp_path, env=environment, stdout=piped, stderr=piped, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with Started(sys.executable, "script.py", request.param, folder=tmp_path) as process:
+        yield process
 
 
 @pytest.mark.parametrize(
@@ -66,27 +60,26 @@ def started(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subproce
     [("pass", 0, "done 9\n", ""), ("early", 0, "done 9\n", ""), ("fail", 1, "", "a fault of the script's\n")],
     indirect=["started"],
 )
-def test_a_script_that_still_holds_its_loader_ends(started: subprocess.Popen, status: int, out: str, err: str) -> None:
-    shown, said = started.communicate(timeout=60)
-    assert (started.returncode, shown) == (status, out)
+def test_a_script_that_still_holds_its_loader_ends(started: Started, status: int, out: str, err: str) -> None:
+    ended_with, shown, said = started.finish()
+    assert (ended_with, shown) == (status, out)
     assert said.endswith(err)
 
 
 @pytest.mark.parametrize("started", ["hang"], indirect=True)
-def test_ctrl_c_ends_a_pass_whose_workers_hang(started: subprocess.Popen) -> None:
-    assert started.stdout is not None
-    assert started.stdout.readline() == "reading\n"
+def test_ctrl_c_ends_a_pass_whose_workers_hang(started: Started) -> None:
+    started.wait_for("reading")
     started.send_signal(signal.SIGINT)
-    _, said = started.communicate(timeout=30)
-    assert (started.returncode, said) == (130, "interrupted; stopped here\n")
+    status, _, said = started.finish()
+    assert (status, said) == (130, "interrupted; stopped here\n")
 
 
 @pytest.mark.parametrize("started", ["full"], indirect=True)
-def test_batches_that_cannot_be_handed_over_are_no_silence(started: subprocess.Popen) -> None:
-    _, said = started.communicate(timeout=60)
+def test_batches_that_cannot_be_handed_over_are_no_silence(started: Started) -> None:
+    status, _, said = started.finish()
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     reasons = [reason for reason in said.splitlines() if reason != line]  # of one process or both
-    assert started.returncode == 2
+    assert status == 2
     assert line.startswith("error: a process that reads images died (")
     assert "(--shm-size)" in line
     assert reasons

@@ -1,23 +1,15 @@
-"""Every method on every published pair: a training step on real images.
-
-The images are those of tin32-dev (Tiny-ImageNet at 32×32 px), read from the archive that `MDISTILLER_TIN32` names or
-that lies at `shared/data/tin32-dev.tar.xz`, in the repository or beside it. They are never unpacked.
-"""
+"""Every method on every published pair: a training step on real images, those of the demo."""
 
 from __future__ import annotations
 
 import copy
-import io
-import os
-import tarfile
-from pathlib import Path
+from functools import lru_cache
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from mdistiller.dataset.fashion_demo import FOLDER, MEAN, STD, fashion_demo
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.models import build_model
@@ -27,44 +19,34 @@ from tests.distillers.one_step import check_gradients
 PAIRS = sorted(path.stem for path in (REPO / "configs/cifar100/sfakd").glob("*.yaml"))
 NUM_CLASSES = 100
 BATCH = 6
-MEAN, STD = (0.489, 0.449, 0.397), (0.253, 0.247, 0.261)
-PLACES = [folder / "shared/data/tin32-dev.tar.xz" for folder in (REPO, REPO.parent)]
-ARCHIVE = Path(os.environ.get("MDISTILLER_TIN32") or next(filter(Path.is_file, PLACES), "")).absolute()
 
 
-@pytest.fixture(scope="session")
-def tin32():
-    """`(image [6, 3, 32, 32], target [6])`: the first image of each of six classes."""
-    if not ARCHIVE.is_file():
-        pytest.skip("no tin32-dev.tar.xz: set MDISTILLER_TIN32 to the archive")
-    pictures = {}
-    with tarfile.open(ARCHIVE, "r|xz") as tar:
-        for member in tar:
-            split, wnid = member.name.split("/")[1:3] if member.name.endswith(".JPEG") else ("", "")
-            if split == "train" and wnid not in pictures:
-                pictures[wnid] = np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB"))
-                if len(pictures) == BATCH:
-                    break
-    pixels = torch.from_numpy(np.stack(list(pictures.values()))).float() / 255
+@pytest.fixture(scope="module")
+def images():
+    """`(image [6, 3, 32, 32], target [6])`: the first validation image of each of six classes."""
+    splits = fashion_demo(load_cfg(None, ["DATASET.ROOT", str(REPO / "data" / FOLDER)]))
+    first = [splits.val.targets.tolist().index(label) for label in range(BATCH)]
+    pixels = torch.from_numpy(splits.val.images[first]).float() / 255
     image = ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
     return image, torch.arange(BATCH) * 16
 
 
-@pytest.fixture(scope="module", params=PAIRS)
-def pair(request):
-    """Student, teacher and the teacher's state, built once for all methods."""
-    cfg = load_cfg(f"configs/cifar100/sfakd/{request.param}.yaml")
+@lru_cache(maxsize=None)
+def pair(name):
+    """Return student, teacher and the teacher's state, built once for all methods."""
+    cfg = load_cfg(str(REPO / f"configs/cifar100/sfakd/{name}.yaml"))
     torch.manual_seed(0)
     student, teacher = (build_model(name, NUM_CLASSES) for name in (cfg.DISTILLER.STUDENT, cfg.DISTILLER.TEACHER))
-    state = {key: value.clone() for key, value in teacher.state_dict().items()}
-    return SimpleNamespace(student=student, teacher=teacher, state=state)
+    return student, teacher, copy.deepcopy(teacher.state_dict())
 
 
 @pytest.mark.parametrize("method", list(distiller_dict))
-def test_a_step_on_real_images(pair, tin32, method):
-    image, target = tin32
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_step_on_real_images(images, name, method):
+    image, target = images
+    student, teacher, state = pair(name)
     cfg = load_cfg(None, ["DISTILLER.TYPE", method, "DATASET.INPUT_SIZE", "32", "CRD.NCE.K", "64"])
-    distiller = distiller_dict[method](copy.deepcopy(pair.student), pair.teacher, cfg)
+    distiller = distiller_dict[method](copy.deepcopy(student), teacher, cfg)
     distiller.attach_data(SimpleNamespace(targets=torch.arange(500) % NUM_CLASSES))
     logits, losses = distiller.train()(image=image, target=target, index=torch.arange(BATCH), epoch=1)
 
@@ -76,5 +58,5 @@ def test_a_step_on_real_images(pair, tin32, method):
         assert loss.isfinite(), name
     sum(losses.values()).backward()
     check_gradients(distiller)
-    for key, value in pair.teacher.state_dict().items():
-        assert torch.equal(value, pair.state[key]), key
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, state[key]), key

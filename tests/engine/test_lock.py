@@ -3,7 +3,6 @@
 import errno
 import logging
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -13,10 +12,11 @@ from mdistiller.engine import lock
 from mdistiller.engine.lock import check_free, locked
 from mdistiller.engine.run_folder import RunFolder
 from mdistiller.errors import UserError
+from tests.processes import run_python
 
 # plain system calls, not the package's own code; a status of 1 is an exception: somebody else holds the lock
 LOCK = """
-import fcntl, os, sys, time
+import fcntl, os, sys
 os.makedirs(sys.argv[1], exist_ok=True)
 file = open(sys.argv[1] + "/.lock", "a+")
 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -25,21 +25,16 @@ HOLD = """
 file.write(f"process {os.getpid()} on here")
 file.flush()
 print("held", flush=True)
-time.sleep(600)
+sys.stdin.read()  # until the test is over
 """
 
 
 @pytest.fixture
-def other_process(tmp_path):
+def other_process(tmp_path, started):
     """Another process holds the lock of `tmp_path/run`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOCK + HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    process = started(sys.executable, "-c", LOCK + HOLD, tmp_path / "run")
+    process.wait_for("held")
+    return process
 
 
 def test_another_process_keeps_runs_out_until_it_is_killed(tmp_path, other_process):
@@ -51,7 +46,7 @@ def test_another_process_keeps_runs_out_until_it_is_killed(tmp_path, other_proce
     with pytest.raises(UserError, match=expected), locked(folder.path):
         pass
     other_process.send_signal(signal.SIGKILL)
-    other_process.wait()
+    assert other_process.finish()[0] == -signal.SIGKILL
     folder.check(False, False)
     with locked(folder.path):
         pass
@@ -62,11 +57,8 @@ def test_a_second_run_of_this_process(tmp_path):
         with pytest.raises(UserError, match=r"\(this process\)"), locked(tmp_path):
             pass
         check_free(tmp_path)  # whose own lock it is; and it must still be held afterwards
-        assert (
-            subprocess.run([sys.executable, "-c", LOCK, str(tmp_path)], capture_output=True, check=False).returncode
-            == 1
-        )
-    assert subprocess.run([sys.executable, "-c", LOCK, str(tmp_path)], capture_output=True, check=False).returncode == 0
+        assert run_python("-c", LOCK, tmp_path)[0] == 1
+    assert run_python("-c", LOCK, tmp_path)[0] == 0
     with locked(tmp_path):
         pass
 

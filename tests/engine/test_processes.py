@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from datetime import timedelta
 
 import pytest
@@ -21,6 +18,7 @@ from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.conftest import REPO, make_image_folder
 from tests.engine.test_trainer import settings
+from tests.processes import run_python
 from tests.soak.kill_and_resume import differences
 
 WORKER = REPO / "tests/engine/worker.py"
@@ -67,14 +65,8 @@ def launched(*arguments, count=2, restarts=0, folder=".", plan=""):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [f"--nproc_per_node={count}", f"--max-restarts={restarts}", f"--master-port={port}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, arguments)]
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
-    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**clean, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PLAN": plan}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
-    )
-    return done.returncode, done.stdout
+    status, out, err = run_python("-m", "torch.distributed.run", *launcher, *arguments, folder=folder, PLAN=plan)
+    return status, out + err
 
 
 def teacher_and_images(folder):

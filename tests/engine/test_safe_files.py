@@ -3,7 +3,6 @@
 import errno
 import os
 import resource
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from mdistiller.engine.build import build_trainer
 from mdistiller.engine.safe_files import replace, replace_text
 from mdistiller.errors import UserError
 from tests.engine.test_trainer import rows, settings
+from tests.processes import run
 from tests.soak.kill_and_resume import differences
 
 
@@ -72,12 +72,12 @@ def tiny_disk(tmp_path):
     folder.mkdir()
 
     def mount(*options):
-        return subprocess.run(["mount", *options, str(folder)], capture_output=True, check=False).returncode
+        return run("mount", *options, folder)[0]
 
     if sys.platform != "linux" or os.geteuid() != 0 or mount("-t", "tmpfs", "-o", "size=6m", "tmpfs") != 0:
         pytest.skip("needs the right to mount")
     yield folder, lambda mode: mount("-o", f"remount,{mode}")
-    subprocess.run(["umount", str(folder)], check=True)
+    assert run("umount", folder)[0] == 0
 
 
 def run_of(root, *overrides, name="run", epochs=3):

@@ -3,14 +3,13 @@
 import os
 import pickle
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from mdistiller.models import build_model
 from tests.conftest import REPO, make_image_folder
+from tests.processes import run_python
 
 
 @pytest.fixture
@@ -161,15 +160,9 @@ def test_bad_input_is_one_line_and_status_2(command, bad_files):
 
 def test_true_processes(trained):
     """Exit status and streams of a real process, once for a failure and once for success."""
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-
-    def run(*arguments):
-        done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment)
-        return done.returncode, done.stdout, done.stderr
-
-    status, out, err = run(REPO / "tools/train.py", "--cfg", "sfakd.yaml", "DISTILLER.TYPE", "SFAK")
+    status, out, err = run_python(REPO / "tools/train.py", "--cfg", "sfakd.yaml", "DISTILLER.TYPE", "SFAK")
     assert (status, out) == (2, "")
     assert err == "error: unknown distiller 'SFAK'; did you mean SFAKD?\n"
-    status, out, err = run(REPO / "tools/eval.py", "-m", "resnet14", "-c", CKPT)
+    status, out, err = run_python(REPO / "tools/eval.py", "-m", "resnet14", "-c", CKPT)
     assert (status, err) == (0, "")
     assert "deployed  top-1" in out

@@ -1,15 +1,12 @@
 """Runs in processes of their own, killed and stopped; the long form is tests/soak/kill_and_resume.py."""
 
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.conftest import REPO
+from tests.processes import REPO
 from tests.soak.kill_and_resume import Kill, differences, train
 from tests.soak.long_run import verdict
 
@@ -17,20 +14,15 @@ OUTPUT = Path("output")
 
 
 @pytest.fixture
-def arguments(image_folder, tmp_path, monkeypatch):
-    """What every run here is started with, but for its name."""
-    # as many threads in this process as in those that it starts: sums of another order have other last bits
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def arguments(image_folder, tmp_path):
+    """What every run here is started with, except for its name."""
     (tmp_path / "run.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, NUM_WORKERS: 0}}\n"
         "DISTILLER: {TYPE: NONE, STUDENT: resnet8}\n"
         "SOLVER: {EPOCHS: 3, BATCH_SIZE: 8, LR: 0.05, CHECKPOINT_EVERY: 2 steps, AMP: off, LR_DECAY_STAGES: []}\n"
         "LOG: {WANDB: False, TENSORBOARD_FREQ: 1}\n"
     )
-    yield ["--cfg", "run.yaml"]
-    torch.set_num_threads(threads)
+    return ["--cfg", "run.yaml"]
 
 
 def test_a_killed_run_ends_like_one_that_was_not(arguments, command):
@@ -45,20 +37,17 @@ def test_a_killed_run_ends_like_one_that_was_not(arguments, command):
     assert not list((OUTPUT / "part").glob("*.partial"))
 
 
-def test_sigterm_ends_a_run_with_a_status_of_its_own(arguments, command):
-    call = [sys.executable, str(REPO / "tools/train.py"), *arguments, "SOLVER.EPOCHS", "100000", "EXPERIMENT.NAME", "t"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if line.startswith("epoch   2"):
-                break
-        # while it runs, no other may touch its folder
-        status, _, err = command("train", *arguments, "EXPERIMENT.NAME", "t", "--overwrite")
-        assert status == 2
-        assert f"a run is writing to output/t (process {process.pid} on " in err
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 75
+def test_sigterm_ends_a_run_with_a_status_of_its_own(arguments, command, started):
+    own = ("SOLVER.EPOCHS", "100000", "EXPERIMENT.NAME", "t")
+    process = started(sys.executable, REPO / "tools/train.py", *arguments, *own)
+    process.wait_for("epoch   2")
+    # while it runs, no other may touch its folder
+    status, _, err = command("train", *arguments, "EXPERIMENT.NAME", "t", "--overwrite")
+    assert status == 2
+    assert f"a run is writing to output/t (process {process.pid} on " in err
+    process.send_signal(signal.SIGTERM)
+    status, out, err = process.finish()
+    assert status == 75
     assert "Traceback" not in err
     assert "SIGTERM: finishing the step and saving" in err
     assert out.splitlines()[-1].startswith("stopped by SIGTERM at epoch ")
@@ -69,19 +58,17 @@ def test_sigterm_ends_a_run_with_a_status_of_its_own(arguments, command):
     assert f"resumed after epoch {epoch} of {epoch + 1}" in out
 
 
-def test_a_comparison_that_ctrl_c_ends_has_nothing_to_resume(tmp_path):
-    arguments = "train --methods NONE --epochs 500 DATASET.TRAIN_FRACTION 0.02 SOLVER.SCHEDULE linear"
-    call = [sys.executable, str(REPO / "tools/compare_methods.py"), *arguments.split()]
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        lines = iter(process.stderr)
-        while not next(lines).startswith("epoch   2"):
-            pass
-        process.send_signal(signal.SIGINT)
-        rest = list(lines)
-    assert process.returncode == 130
-    assert rest[-1] == "interrupted; nothing was kept; start again\n"
-    assert not any("--resume" in line or "Traceback" in line for line in rest)
+def test_a_comparison_that_ctrl_c_ends_has_nothing_to_resume(tmp_path, started):
+    # more epochs than any machine does before it reads the signal
+    arguments = "train --methods NONE --epochs 100000 DATASET.TRAIN_FRACTION 0.02 SOLVER.SCHEDULE linear"
+    process = started(sys.executable, REPO / "tools/compare_methods.py", *arguments.split(), TMPDIR=str(tmp_path))
+    process.wait_for("epoch   2")
+    process.send_signal(signal.SIGINT)
+    status, _, err = process.finish()
+    assert status == 130
+    assert err.splitlines()[-1] == "interrupted; nothing was kept; start again"
+    assert "--resume" not in err
+    assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
