@@ -13,9 +13,11 @@ from mdistiller.engine.cfg import CFG, load_cfg
 from mdistiller.engine.cfg_values import leaves
 from mdistiller.engine.plain_yaml import parse
 from mdistiller.errors import UserError, did_you_mean
-from mdistiller.paths import CLONE, text_of
+from mdistiller.paths import text_of
 
-TABLE = Path(__file__).resolve().with_name("published_values.yaml")
+TOOLS = Path(__file__).resolve().parent
+TABLE = TOOLS / "published_values.yaml"
+CONFIGS = TOOLS.parent / "configs"
 
 # beginnings of the keys that name a run, its files and its machine, and do not change the trained student
 FREE = ("EXPERIMENT.", "LOG.", "DATASET.NUM_WORKERS", "DATASET.TEST.", "DISTILLER.TEACHER_WEIGHTS")
@@ -138,9 +140,7 @@ def print_comparison(folder: Path, entries: Dict[str, Entry], every_value: bool)
 
 def main() -> None:
     parser = OneLineParser(prog="tools/check_configs.py", description=__doc__)
-    parser.add_argument(
-        "--configs", type=Path, default=CLONE / "configs", metavar="FOLDER", help="default: %(default)s"
-    )
+    parser.add_argument("--configs", type=Path, default=CONFIGS, metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--values", action="store_true", help="print all values, not only those that differ")
     args = parser.parse_args()

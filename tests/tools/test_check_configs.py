@@ -69,6 +69,7 @@ def test_all_values_are_printed_on_request(command, copy):
         ),
         (OURS, "STUDENT: MobileNetV2", "STUDENT: vgg8", "DISTILLER.STUDENT: published MobileNetV2, here vgg8", 1),
     ],
+    ids=["weight", "switch left out", "student", "epochs of a base", "rate of a base", "unlisted key", "pair of ours"],
 )
 def test_a_changed_value_is_found(command, copy, file, old, new, row, count):
     edit(copy / "configs" / file, old, new)
@@ -113,6 +114,7 @@ def test_a_configuration_that_is_gone(command, copy):
         ),
         (lambda table: table.pop("groups"), "refers to 'groups', which it does not define"),
     ],
+    ids=["two entries", "source", "schedule", "key", "no groups"],
 )
 def test_a_table_with_a_fault(command, copy, change, message):
     table = yaml.safe_load((copy / "table.yaml").read_text(encoding="utf-8"))
