@@ -1,6 +1,6 @@
 """Distillers from elsewhere: pasted into this folder, named in a configuration's `PLUGINS`, or installed.
 
-Such a file may as well register models (`mdistiller.models.register_model`).
+Such a file may also register models (`mdistiller.models.register_model`).
 
 A file written for MDistiller or one of its forks runs as it is. Its classes need not register themselves, and its
 relative imports (`from ._base import Distiller`, `from .KD import kd_loss`) mean this folder wherever it lies.

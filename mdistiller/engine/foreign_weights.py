@@ -75,8 +75,7 @@ def read_safetensors(path: Path) -> Dict[str, torch.Tensor]:
 def weights_of(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Dict[str, torch.Tensor]:
     """Return the model's state_dict in a checkpoint: the dictionary itself, or what lies below `WEIGHTS` or `AVERAGED`.
 
-    Of a model that is there twice, the averaged weights are taken, as timm does: they are the ones that its training
-    evaluated.
+    Where there are averaged weights, they are taken and the others are not, as by timm's own loader.
 
     Raises:
         UserError: there is none, or several, or the file is a training state of this library.

@@ -99,7 +99,7 @@ def adapt(model: Any, name: str, num_classes: int, input_size: int) -> nn.Module
     """Return `model` itself, with the methods and outputs of the contract, as far as it can have them.
 
     A `ClassifierModel` stays as it is. Another model gets a subclass of its own class, as
-    `torch.nn.utils.parametrize` does it: layers, weights and their names stay. Its global random state is not used.
+    `torch.nn.utils.parametrize` does it: layers, weights and their names stay. So does the global random state.
 
     Args:
         name: of the model, for messages.
