@@ -22,7 +22,7 @@ setup(
         "torch>=2.4",
         "torchvision>=0.19",
         "numpy>=1.22",
-        "Pillow>=8",
+        "Pillow>=9.1",
         "yacs>=0.1.8",
         "PyYAML>=5.4",
         "tqdm>=4.60",
