@@ -48,7 +48,7 @@ def cifar100(cfg: CfgNode) -> Splits:
         _download(root)
     classes = _classes(folder / "meta")
     mean, std = options.statistics or (MEAN, STD)
-    info = DatasetInfo("cifar100", classes, options.input_size, mean, std)
+    info = DatasetInfo("cifar100", classes, options.input_size, mean, std, root)
     return Splits(_images(folder / "train", len(classes)), _images(folder / "test", len(classes)), info)
 
 

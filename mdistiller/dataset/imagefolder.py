@@ -59,7 +59,8 @@ def imagefolder(cfg: CfgNode) -> Splits:
         files = find_train()
         val = find_images(root / "val", classes)
         train, mean, std = _with_statistics(files, root / "train", options, len(files) + len(val))
-    return Splits(train, val, DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std))
+    info = DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std, root)
+    return Splits(train, val, info)
 
 
 def _with_statistics(

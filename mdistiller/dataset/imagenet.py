@@ -40,5 +40,5 @@ def imagenet(cfg: CfgNode) -> Splits:
         return find_images(root / "train", classes)
 
     mean, std = options.statistics or (MEAN, STD)
-    info = DatasetInfo("imagenet", tuple(classes), options.input_size, mean, std)
+    info = DatasetInfo("imagenet", tuple(classes), options.input_size, mean, std, root)
     return Splits(train, find_images(root / "val", classes), info)

@@ -47,7 +47,7 @@ def tiny_imagenet(cfg: CfgNode) -> Splits:
         check_same_classes(root, classes, class_folders(root / "val", LAYOUT))
         val = find_images(root / "val", classes)
     mean, std = options.statistics or (MEAN, STD)
-    info = DatasetInfo("tiny_imagenet", tuple(classes), options.input_size, mean, std)
+    info = DatasetInfo("tiny_imagenet", tuple(classes), options.input_size, mean, std, root)
     return Splits(lambda: find_images(root / "train", classes), val, info)
 
 

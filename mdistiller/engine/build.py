@@ -170,7 +170,7 @@ def build_trainer(cfg: Any) -> Trainer:
     processes.check_alike(
         "the data set", f"{_in_short(train_loader)} for training, {_in_short(val_loader)} to validate"
     )
-    cfg = resolved(cfg, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
+    cfg = resolved(cfg, ROOT=str(info.root or cfg.DATASET.ROOT), INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
 
     teacher = build_teacher(cfg, info) if distiller_class.needs_teacher else None
     if teacher is not None and processes.count() > 1:

@@ -44,7 +44,6 @@ def test_demo_files() -> None:
     assert len(sheets) == 20 and sum(sheet.stat().st_size for sheet in sheets) <= 4.8e6
 
 
-@pytest.mark.skipif(not (paths.CLONE / "data").is_dir(), reason="the package is not imported from a clone")
 def test_demo_is_found_from_anywhere(make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MDISTILLER_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
