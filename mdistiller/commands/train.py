@@ -9,7 +9,9 @@ from ..cli import OneLineParser, add_overrides, run
 
 def main() -> None:
     parser = OneLineParser(description="Train a student as a YAML configuration says.")
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="configuration: a file, or a shipped one as demo/sfakd")
+    parser.add_argument(
+        "--cfg", required=True, metavar="FILE", help="configuration: a file, or a shipped one as demo/sfakd"
+    )
     parser.add_argument("-d", "--dataset", help="overrides DATASET.TYPE")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")

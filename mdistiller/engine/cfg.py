@@ -1,8 +1,8 @@
 """The configuration: every key with its default, and how files and overrides change it.
 
-A file may name another with `_BASE_: path` (relative to itself, or a shipped one), whose values it then changes. Each distiller's own
-section comes from the `DEFAULTS` beside its code; the distillers that `PLUGINS` names are loaded before anything else
-is read.
+A file may name another with `_BASE_: path` (relative to itself, or a shipped one), whose values it then changes. Each
+distiller's own section comes from the `DEFAULTS` beside its code; the distillers that `PLUGINS` names are loaded before
+anything else is read.
 """
 
 from __future__ import annotations

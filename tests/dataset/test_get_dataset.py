@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from mdistiller import paths
 from mdistiller.dataset import DeviceLoader, StreamLoader, dataset_dict, get_dataset, get_val_loader
 from mdistiller.dataset.draws import mix
 from mdistiller.dataset.fashion_demo import MEAN, STD, fashion_demo
