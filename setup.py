@@ -1,13 +1,33 @@
-"""Package metadata; tool settings are in pyproject.toml."""
+"""Package metadata; tool settings are in pyproject.toml, the list of requirements is requirements.txt."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).resolve().parent
 version = re.search(r'__version__ = "(.+)"', (here / "mdistiller/__init__.py").read_text(encoding="utf-8"))
 assert version
+# lines such as `torch>=2.4`, without comments and the project itself (`-e .`)
+requirements = re.findall(r"^\w[^\s#]*", (here / "requirements.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+class BuildWithShippedFiles(build_py):
+    """Copies what `mdistiller.paths` finds from anywhere into the package, as `mdistiller/shipped/`.
+
+    An editable installation finds it in the clone.
+    """
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for folder in ("configs", "data/fashion-mnist-part", "download_ckpts/demo"):
+                target = Path(self.build_lib, "mdistiller/shipped", folder)
+                shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+                shutil.copytree(here / folder, target)
+
 
 setup(
     name="mdistiller",
@@ -17,19 +37,16 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mdistiller", "mdistiller.*"]),
+    cmdclass={"build_py": BuildWithShippedFiles},
+    entry_points={
+        "console_scripts": [
+            "mdistiller-train = mdistiller.commands.train:command",
+            "mdistiller-eval = mdistiller.commands.eval:command",
+            "mdistiller-fetch-ckpts = mdistiller.commands.fetch_ckpts:command",
+        ]
+    },
     python_requires=">=3.8",
-    install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
-        "numpy>=1.22",
-        "Pillow>=9.1",
-        "yacs>=0.1.8",
-        "PyYAML>=5.4",
-        "tqdm>=4.60",
-        "tensorboardX>=2.6",
-        "wandb>=0.16",
-        "safetensors>=0.4",
-    ],
+    install_requires=requirements,
     extras_require={
         "test": [
             "pytest>=7.4",

@@ -1,33 +1,42 @@
-"""Where data, checkpoints and caches live: an environment variable, else the working directory, else the clone."""
+"""Where files and folders are: as given, relative to the working directory, and what ships with the project.
+
+Only shipped files (`SHIPPED_FOLDERS`) are found from any working directory. Any other relative path is one of the
+working directory.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
+from typing import Iterator
 
 from .errors import UserError
 
-CLONE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+# an installed package holds them (see setup.py); in a clone they are beside the package
+SHIPPED = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
+CONFIGS = Path("configs")
+SHIPPED_FOLDERS = (CONFIGS, Path("data/fashion-mnist-part"), Path("download_ckpts/demo"))
 
 
 def _root(variable: str, folder: str) -> Path:
     if os.environ.get(variable):
         return usable(os.environ[variable])
     try:
-        here = Path.cwd() / folder
+        return Path.cwd() / folder
     except FileNotFoundError:
         raise UserError("the working directory was removed; change to another") from None
-    return here if here.is_dir() or not (CLONE / folder).is_dir() else CLONE / folder
 
 
 def data_root() -> Path:
-    """Folder of the data sets: `$MDISTILLER_DATA`, else `./data`, else `data/` of the clone."""
+    """Folder of the data sets: `$MDISTILLER_DATA`, else `./data`."""
     return _root("MDISTILLER_DATA", "data")
 
 
 def ckpt_root() -> Path:
-    """Folder of the teachers: `$MDISTILLER_CKPTS`, else `./download_ckpts`, else `download_ckpts/` of the clone."""
+    """Folder of the released teachers: `$MDISTILLER_CKPTS`, else `./download_ckpts`."""
     return _root("MDISTILLER_CKPTS", "download_ckpts")
 
 
@@ -37,21 +46,44 @@ def cache_root() -> Path:
     return usable(os.environ.get("MDISTILLER_CACHE") or os.path.join(base, "mdistiller"))
 
 
-def usable(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user gave, `~` expanded; nothing need be there.
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user gave with `~`, `~user`, `$NAME` and `${NAME}` replaced.
 
     Raises:
-        UserError: nothing can be there: a name that is too long or no text, a circle of links, an unknown user's home.
+        UserError: no variable or no user of that name.
     """
+    text = os.fspath(path)
+    for braced, plain in re.findall(r"\$(?:\{([^}]*)\}|(\w+))", text):
+        if not os.environ.get(braced or plain):
+            raise UserError(
+                f"{text!r:.200} names the environment variable {braced or plain}, which is not set; set it, or give"
+                " the path in full"
+            )
     try:
-        given = Path(path).expanduser()
-        given.stat()
+        return Path(os.path.expandvars(text)).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text!r:.200} cannot be a path ({error}); give another") from None
+
+
+def usable(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user gave, `expanded`; nothing need be there.
+
+    Raises:
+        UserError: nothing can be there: a name that is too long or not text, a circle of links; or see `expanded`.
+    """
+    return possible(expanded(path))
+
+
+def possible(path: Path) -> Path:
+    """Return `path` if something could be there; see `usable`."""
+    try:
+        path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)
-        raise UserError(f"{os.fspath(path)!r:.200} cannot be a path ({reason}); give another") from None
-    return given
+        raise UserError(f"{str(path)!r:.200} cannot be a path ({reason}); give another") from None
+    return path
 
 
 def check_ends(path: Path) -> None:
@@ -72,11 +104,59 @@ def text_of(path: Path) -> str:
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:
-    """Return `path` as it stands, or below the clone when only that exists (so that configs work from anywhere).
+    """Return `path` as it stands (`usable`), or the shipped file or folder of that name when only that exists.
 
     Raises:
         UserError: see `usable`.
     """
     given = usable(path)
-    in_clone = CLONE / given
-    return in_clone if not given.exists() and not given.is_absolute() and in_clone.exists() else given
+    if given.is_absolute() or given.exists():
+        return given
+    name = Path(os.path.normpath(given))
+    shipped = SHIPPED / name
+    return shipped if _is_shipped(name) and shipped.exists() else given
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """Return the configuration file of a path or of a shipped configuration's name, as `demo/sfakd`.
+
+    Both may lack `.yaml`, and the latter `configs/`. What is in the working directory comes first. The path as it
+    stands is returned when there is neither.
+
+    Raises:
+        UserError: see `usable`.
+    """
+    given = usable(name)
+    files = [given, Path(f"{given}.yaml")]
+    for file in [*files, *map(find_file, files), *(find_file(CONFIGS / file) for file in files)]:
+        if file.exists() and not file.is_dir():
+            return file
+    return given
+
+
+def shipped_configs() -> Iterator[str]:
+    """Yield the name of each shipped configuration, as `demo/sfakd`."""
+    folder = SHIPPED / CONFIGS
+    for file in sorted(folder.rglob("*.yaml")):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if not name.startswith("_"):
+            yield name
+
+
+def anywhere(path: str | os.PathLike[str]) -> str:
+    """Return `path` so that it means the same in every working directory: absolute, or the name of a shipped file.
+
+    Raises:
+        UserError: see `usable`.
+    """
+    found = find_file(path).absolute()
+    try:
+        name = found.relative_to(SHIPPED)
+    except ValueError:
+        return str(found)
+    return name.as_posix() if _is_shipped(name) else str(found)
+
+
+def _is_shipped(name: Path) -> bool:
+    """Whether a relative path is in a shipped folder, or is one."""
+    return any(folder in (name, *name.parents) for folder in SHIPPED_FOLDERS)

@@ -1,67 +1,8 @@
 """Get the released teachers: tools/fetch_ckpts.py [--url URL | --file ARCHIVE] [--sha256 SUM]."""
 
-from __future__ import annotations
+from mdistiller.commands.fetch_ckpts import command, main
 
-import os
-import re
-from pathlib import Path
-from typing import Dict
-
-from mdistiller import paths
-from mdistiller.cli import OneLineParser, run
-from mdistiller.download import BadArchive, download, sha256_of, unpack
-from mdistiller.errors import UserError
-
-RELEASE = "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
-KNOWN_SHA256: Dict[str, str] = {}  # archive name -> sum; none is published, and none could be verified here yet
-
-
-def main() -> None:
-    parser = OneLineParser(prog="tools/fetch_ckpts.py", description="Get MDistiller's CIFAR-100 teachers.")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--url", default=RELEASE, help="of the archive, or of a mirror; default: %(default)s")
-    source.add_argument("--file", type=Path, help="an archive that is on this machine already")
-    parser.add_argument("--sha256", metavar="SUM", help="refuse an archive that has another sum")
-    args = parser.parse_args()
-    if args.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", args.sha256):
-        raise UserError(f"--sha256 {args.sha256} is no SHA-256 sum; expected 64 hexadecimal digits")
-
-    folder = paths.ckpt_root()
-    if args.file is None and args.url == RELEASE and _all_there():
-        print(f"all released teachers are in {folder}; remove one to get it again")
-        return
-    archive = paths.usable(args.file or folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
-    downloads = args.file is None and not archive.is_file()
-    print(f"{args.url} -> {archive}" if downloads else f"unpacking {archive}", flush=True)
-    if downloads:
-        download(args.url, archive)
-    try:
-        _check_sum(archive, args.sha256)
-        written, kept = unpack(archive, folder)
-    except BadArchive:
-        if downloads:
-            archive.unlink()
-        raise
-    if downloads:  # only now: a full disk or Ctrl-C does not cost what was downloaded
-        archive.unlink()
-    for path in written:
-        print(path)
-    print(f"{folder}: {len(written)} files written, {len(kept)} kept as they were")
-
-
-def _all_there() -> bool:
-    from mdistiller.models import cifar_model_dict
-
-    return all(os.path.isfile(teacher) for _, teacher in cifar_model_dict.values() if teacher is not None)
-
-
-def _check_sum(archive: Path, given: str) -> None:
-    expected = given or KNOWN_SHA256.get(archive.name)
-    found = sha256_of(archive)
-    if expected and found != expected.lower():
-        raise BadArchive(f"SHA-256 of {archive} is {found}, expected {expected.lower()}; get it again or elsewhere")
-    print(f"SHA-256 {found} ({'as expected' if expected else 'not known here; --sha256 compares it with yours'})")
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    run(main, interrupted="run this again to continue")
+    command()

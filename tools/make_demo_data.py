@@ -11,7 +11,7 @@ from PIL import Image
 from mdistiller.cli import OneLineParser, run
 from mdistiller.dataset.fashion_demo import CLASSES, FOLDER, TILE, sheet_name
 from mdistiller.errors import UserError
-from mdistiller.paths import CLONE
+from mdistiller.paths import SHIPPED
 
 SHEETS = {"train": ("train", 20, 30), "test": ("t10k", 10, 20)}  # split: prefix of the files, rows, columns of a sheet
 
@@ -41,7 +41,7 @@ def make_sheets(source: Path, target: Path) -> int:
 def main() -> None:
     parser = OneLineParser(prog="tools/make_demo_data.py", description=__doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE_FOLDER", help="folder of the four *-ubyte.gz files")
-    parser.add_argument("--out", type=Path, default=CLONE / "data" / FOLDER, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=SHIPPED / "data" / FOLDER, help="default: %(default)s")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{args.out}: {make_sheets(args.source, args.out) / 1e6:.2f} MB")

@@ -1,29 +1,8 @@
 """Train a student: tools/train.py --cfg FILE [-d DATASET] [--resume | --overwrite] [KEY VALUE ...]."""
 
-from mdistiller.cli import OneLineParser, add_overrides, run
+from mdistiller.commands.train import command, main
 
-
-def main() -> None:
-    parser = OneLineParser(prog="tools/train.py", description="Train a student as a YAML configuration says.")
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="configuration, as configs/demo/sfakd.yaml")
-    parser.add_argument("-d", "--dataset", help="overrides DATASET.TYPE")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
-    add_overrides(parser)
-    args = parser.parse_intermixed_args()
-
-    from mdistiller import processes
-    from mdistiller.engine.build import build_trainer, load_checked
-    from mdistiller.engine.cfg import experiment_name
-    from mdistiller.engine.run_folder import RunFolder
-
-    dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
-    with processes.joined():
-        cfg = load_checked(args.cfg, args.overrides + dataset, args.resume, args.overwrite)
-        folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
-        processes.by_first(lambda: folder.checked(args.resume, args.overwrite))  # before anything is built
-        build_trainer(cfg).train(args.resume, args.overwrite)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    run(main)
+    command()

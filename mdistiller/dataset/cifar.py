@@ -44,7 +44,7 @@ def cifar(cfg: CfgNode, published: Type[CIFAR10], title: str, mean: Channels, st
         _download(published, title, root)
     test = _read(published, title, root, train=False)
     mean, std = options.statistics or (mean, std)
-    info = DatasetInfo(published.__name__.lower(), tuple(test.classes), options.input_size, mean, std)
+    info = DatasetInfo(published.__name__.lower(), tuple(test.classes), options.input_size, mean, std, root)
     return Splits(lambda: _split(_read(published, title, root, train=True)), _split(test), info)
 
 

@@ -36,15 +36,15 @@ def sheet_name(split: str, label: int) -> str:
 def fashion_demo(cfg: CfgNode) -> Splits:
     """Read the contact sheets: greyscale tiles, row by row, become RGB images of 32×32 px with a margin of zeros.
 
-    They are looked for in `DATASET.ROOT` if set, else in `fashion-mnist-part/` of the data folder, else of the clone.
+    They are in `DATASET.ROOT` if set, else in `fashion-mnist-part/` of the data folder, else among the shipped files.
 
     Raises:
         UserError: a sheet is missing or damaged.
     """
     options = read_options(cfg, own_size=SIZE)
     mean, std = options.statistics or (MEAN, STD)
-    info = DatasetInfo("fashion_demo", CLASSES, options.input_size, mean, std)
     folder = _folder(cfg.DATASET.ROOT)
+    info = DatasetInfo("fashion_demo", CLASSES, options.input_size, mean, std, folder)
     return Splits(_read(folder, "train"), _read(folder, "test"), info)
 
 
@@ -52,7 +52,7 @@ def _folder(root: str) -> Path:
     if root:
         return paths.find_file(root)
     folder = paths.data_root() / FOLDER
-    return folder if folder.is_dir() else paths.CLONE / "data" / FOLDER
+    return folder if folder.is_dir() else paths.SHIPPED / "data" / FOLDER
 
 
 def _read(folder: Path, split: str) -> ArraySplit:

@@ -58,7 +58,7 @@ def imagefolder(cfg: CfgNode) -> Splits:
         files = find_train()
         val = find_val()
         train, mean, std = _with_statistics(files, root / TRAIN, options, len(files) + len(val))
-    info = DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std)
+    info = DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std, root)
     return Splits(train, val, info, options.val_fraction)
 
 

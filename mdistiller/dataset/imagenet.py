@@ -36,5 +36,5 @@ def imagenet(cfg: CfgNode) -> Splits:
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root() / FOLDER
     classes, find_train, find_val = find_parts(root, options.val_fraction, LAYOUT)
     mean, std = options.statistics or (MEAN, STD)
-    info = DatasetInfo("imagenet", tuple(classes), options.input_size, mean, std)
+    info = DatasetInfo("imagenet", tuple(classes), options.input_size, mean, std, root)
     return Splits(find_train, find_val(), info, options.val_fraction)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Tuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional, Tuple
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class DatasetInfo:
         classes: class names, in label order.
         input_size: side of the square image that a model sees, in pixels.
         mean, std: channel statistics (RGB) of images scaled to [0, 1], for normalisation.
+        root: the folder that the images were read from, as `DATASET.ROOT` takes it; no fact about the images, hence not
+            compared.
     """
 
     name: str
@@ -22,6 +25,7 @@ class DatasetInfo:
     input_size: int
     mean: Tuple[float, float, float]
     std: Tuple[float, float, float]
+    root: Optional[Path] = field(default=None, repr=False, compare=False)
 
     @property
     def num_classes(self) -> int:

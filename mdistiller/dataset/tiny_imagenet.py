@@ -51,7 +51,7 @@ def tiny_imagenet(cfg: CfgNode) -> Splits:
         check_same_classes(root, classes, class_folders(val_folder, LAYOUT))
         val = find_images(val_folder, classes)
     mean, std = options.statistics or (MEAN, STD)
-    info = DatasetInfo("tiny_imagenet", tuple(classes), options.input_size, mean, std)
+    info = DatasetInfo("tiny_imagenet", tuple(classes), options.input_size, mean, std, root)
     return Splits(lambda: find_images(root / TRAIN, classes, companions=(BOXES,)), val, info)
 
 

@@ -100,7 +100,7 @@ def plugin_list(given: Any, source: str, folder: Optional[Path] = None) -> List[
         )
     if folder is None:
         return list(entries)
-    return [str(folder / e) if _is_file(e) and (folder / e).is_file() else e for e in entries]
+    return [str(folder / e) if is_file(e) and (folder / e).is_file() else e for e in entries]
 
 
 def load(plugins: List[str]) -> None:
@@ -110,7 +110,7 @@ def load(plugins: List[str]) -> None:
         UserError: one does not exist, cannot be imported, or defines a name that another file has.
     """
     for plugin in plugins:
-        if _is_file(plugin):
+        if is_file(plugin):
             _load_file(find_file(plugin))
         else:
             if os.getcwd() not in sys.path:
@@ -118,7 +118,8 @@ def load(plugins: List[str]) -> None:
             _load_module(plugin, "mend it, or take it out of PLUGINS")
 
 
-def _is_file(plugin: str) -> bool:
+def is_file(plugin: str) -> bool:
+    """Whether an entry of `PLUGINS` names a file, not a module."""
     return plugin.endswith(".py")
 
 

@@ -54,7 +54,8 @@ def released_weights(arch: str, dataset: str, input_size: Optional[int]) -> str 
         raise UserError(f"no checkpoint of {arch} is released; train one, and give its file")
     if not os.path.isfile(path):
         raise UserError(
-            f"no checkpoint at {path}; get cifar_teachers.tar with tools/fetch_ckpts.py, or give a file of your own"
+            f"no checkpoint at {path}; get cifar_teachers.tar with mdistiller-fetch-ckpts"
+            " (in a clone: tools/fetch_ckpts.py), or give a file of your own"
         )
     return path
 
@@ -186,7 +187,8 @@ def build_trainer(cfg: Any) -> Trainer:
     processes.check_alike(
         "the data set", f"{_in_short(train_loader)} for training, {_in_short(val_loader)} to validate"
     )
-    cfg = resolved(cfg, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
+    root = str(info.root or cfg.DATASET.ROOT)
+    cfg = resolved(cfg, ROOT=root, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
 
     teacher = build_teacher(cfg, info) if distiller_class.needs_teacher else None
     if teacher is not None and processes.count() > 1:

@@ -1,8 +1,8 @@
 """The configuration: every key with its default, and how files and overrides change it.
 
-A file may name another with `_BASE_: path` (relative to itself), whose values it then changes. Each distiller's own
-section comes from the `DEFAULTS` beside its code; the distillers that `PLUGINS` names are loaded before anything else
-is read.
+A file may name another with `_BASE_: path` (relative to itself, or a shipped one), whose values it then changes. Each
+distiller's own section comes from the `DEFAULTS` beside its code; the distillers that `PLUGINS` names are loaded before
+anything else is read.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from ..distillers import distiller_dict
-from ..distillers._plugins import load, plugin_list
+from ..distillers._plugins import is_file, load, plugin_list
 from ..errors import UserError, did_you_mean, refuse
-from ..paths import find_file
+from ..paths import anywhere, find_config
 from .cfg_files import read_file
 from .cfg_sections import add_sections, complete
 from .cfg_values import from_word, leaves, to_dict, typed, undeclared
@@ -26,7 +26,7 @@ class Config(CN):
 
     def merge_from_file(self, cfg_filename: str) -> None:
         """Change the configuration by a YAML file, `_BASE_` and `PLUGINS` included."""
-        content = read_file(find_file(cfg_filename))
+        content = read_file(find_config(cfg_filename))
         _plug_in(self, content.pop("PLUGINS", []))
         refuse(line for _, line in _merge(self, CFG, content, str(cfg_filename)))
 
@@ -95,6 +95,7 @@ CFG.LOG.SAVE_CHECKPOINT_FREQ = 40  # epochs between the checkpoints that are kep
 CFG.LOG.PREFIX = "./output"
 CFG.LOG.WANDB = True
 
+CACHES = ("off", "memory")
 CFG.TEACHER_CACHE = "off"  # off | memory | a folder: where the teacher's logits or pooled features are kept
 
 CFG.PLUGINS = []  # files and modules with distillers of one's own
@@ -128,7 +129,7 @@ def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
 
 def read_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Tuple[CN, List[Fault]]:
     """Return what `load_cfg` does, as far as it can be read, and what is wrong with the rest."""
-    content = {} if path is None else read_file(find_file(path))
+    content = {} if path is None else read_file(find_config(path))
     plugins = content.pop("PLUGINS", [])
     cfg = CFG.clone()
     # before the file's other keys, which they may define; those of the command line stand in place of the file's
@@ -209,10 +210,20 @@ def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: s
 
 
 def resolved(cfg: CN, **dataset: Any) -> CN:
-    """Return a frozen copy of `cfg` with what the data set settled (`INPUT_SIZE`, `MEAN`, `STD`) written in."""
+    """Return a frozen copy of `cfg` with what the data set settled (`ROOT`, `INPUT_SIZE`, `MEAN`, `STD`) written in.
+
+    Its paths no longer depend on the working directory, so that the run's config.yaml and checkpoints work from any
+    other. `LOG.PREFIX` stays as it is: a run writes below the directory that it is started in.
+    """
     cfg = cfg.clone()
     for key, value in dataset.items():
         cfg.DATASET[key] = list(value) if isinstance(value, tuple) else value
+    for section, key in ((cfg.DATASET, "ROOT"), (cfg.DISTILLER, "TEACHER_WEIGHTS")):
+        section[key] = section[key] and anywhere(section[key])
+    if cfg.TEACHER_CACHE not in CACHES:
+        cfg.TEACHER_CACHE = anywhere(cfg.TEACHER_CACHE)
+    cfg.EXPERIMENT.REFERENCE = [anywhere(path) for path in cfg.EXPERIMENT.REFERENCE]
+    cfg.PLUGINS = [anywhere(plugin) if is_file(plugin) else plugin for plugin in cfg.PLUGINS]
     cfg.freeze()
     return cfg
 

@@ -11,7 +11,7 @@ import yaml
 
 from ..distillers._plugins import plugin_list
 from ..errors import UserError
-from ..paths import CLONE, text_of, usable
+from ..paths import expanded, find_config, shipped_configs, text_of, usable
 from .plain_yaml import parse
 
 
@@ -42,16 +42,28 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
     base = content.pop("_BASE_", None)
     if base is None:
         return content
-    return _over(read_file(usable(path.parent / str(base)), (*seen, real)), content)
+    return _over(read_file(_base_file(path, str(base)), (*seen, real)), content)
+
+
+def _base_file(path: Path, base: str) -> Path:
+    """Return the file that `_BASE_` in the file `path` names: relative to that file, or a shipped configuration."""
+    beside = usable(path.parent / expanded(base))
+    found = beside if beside.exists() else find_config(base)
+    return found if found.exists() else beside
 
 
 def _similar_configs(path: Path) -> str:
-    shipped = CLONE / "configs"
     # beside it or among ours; the nearest folder that exists may be a home folder or a whole disk: no search below it
-    files = [*path.parent.glob("*.yaml"), *(shipped.rglob("*.yaml") if shipped.is_dir() else ())]
-    known = {file.stem: file for file in reversed(files) if file != path}
-    near = difflib.get_close_matches(path.stem, list(known), n=3)
-    return f"; did you mean {' or '.join(str(known[n]) for n in near)}?" if near else "; give the path of a YAML file"
+    form = "configs/{}.yaml" if path.suffix == ".yaml" else "{}"
+    shipped = {name: form.format(name) for name in shipped_configs()}
+    stems = {name.rpartition("/")[2]: text for name, text in reversed(list(shipped.items()))}
+    known = {**stems, **shipped, **{file.stem: str(file) for file in path.parent.glob("*.yaml") if file != path}}
+    wanted = path.with_suffix("") if path.suffix == ".yaml" else path
+    for name in (wanted.as_posix().rpartition("configs/")[2], wanted.name):
+        near = difflib.get_close_matches(name, list(known), n=3)
+        if near:
+            return f"; did you mean {' or '.join(dict.fromkeys(known[n] for n in near))}?"
+    return "; give the path of a YAML file, or the name of a shipped one such as demo/sfakd"
 
 
 def _over(base: Dict[str, Any], change: Dict[str, Any]) -> Dict[str, Any]:

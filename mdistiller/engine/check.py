@@ -12,15 +12,14 @@ from ..dataset.options import option_faults
 from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..errors import UserError, refuse
-from ..paths import usable
+from ..paths import expanded, possible
 from ..ranges import LARGEST
-from .cfg import experiment_name
+from .cfg import CACHES, experiment_name
 from .cfg_values import leaves, to_dict
 from .optim import OPTIMIZERS, SCHEDULES
 from .precision import pick_device, pick_precision
 from .schedule import SaveSchedule
 
-CACHES = ("off", "memory")
 MOST = 10**6  # epochs, or images a batch: more are a slip
 LONGEST_NAME = 255  # characters
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
@@ -86,10 +85,7 @@ def setting_faults(cfg: Any) -> List[str]:
     expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
     expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
     expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
-    faults += place_faults(cfg)
-    # a word misspelt would otherwise become a folder of that name
-    if not (cfg.TEACHER_CACHE in CACHES or "/" in cfg.TEACHER_CACHE or os.path.isdir(cfg.TEACHER_CACHE)):
-        faults.append(f"TEACHER_CACHE is {cfg.TEACHER_CACHE!r}; expected off, memory, or a folder such as ./cache")
+    faults += [*place_faults(cfg), *_cache_faults(cfg.TEACHER_CACHE)]
     compiles = solver.COMPILE != "off" and pick_device().type == "cpu"
     if compiles and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         faults.append(f"SOLVER.COMPILE {solver.COMPILE} needs a C++ compiler on a CPU; install g++, or set it to off")
@@ -118,11 +114,21 @@ def place_faults(cfg: Any) -> Iterator[str]:
         return
     try:
         f"{cfg.LOG.PREFIX}/{name}".encode()  # it is written to worklog.txt
-        usable(Path(cfg.LOG.PREFIX) / name)
+        possible(expanded(cfg.LOG.PREFIX) / name)
     except UnicodeEncodeError:
         yield "EXPERIMENT.NAME or LOG.PREFIX is no text (UTF-8); give another name"
     except UserError as error:
         yield f"EXPERIMENT.NAME or LOG.PREFIX: {error}"
+
+
+def _cache_faults(choice: str) -> Iterator[str]:
+    """Yield a line for a word misspelt, which would otherwise become a folder of that name."""
+    try:
+        folder = expanded(choice)
+        if not (choice in CACHES or "/" in str(folder) or "/" in choice or folder.is_dir()):
+            yield f"TEACHER_CACHE is {choice!r}; expected off, memory, or a folder such as ./cache"
+    except UserError as error:
+        yield f"TEACHER_CACHE: {error}"
 
 
 def _is_interval(text: str) -> bool:

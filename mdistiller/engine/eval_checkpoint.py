@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+import logging
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 from torch import nn
 
 from ..dataset import get_val_loader
+from ..paths import find_file
 from .build import check_classes, released_weights
 from .cfg import CFG, merge_known, merge_overrides
 from .checkpoint import check_known, is_described, load_student, read_checkpoint
 from .evaluate import evaluate
 from .foreign_weights import weights_of
 from .precision import pick_device, prepare_device
+
+log = logging.getLogger("mdistiller")
 
 
 def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = ()) -> str:
@@ -35,7 +39,10 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     described = is_described(checkpoint)
     if described:
         trained_on = checkpoint["config"]["DATASET"]
-        asked = dict(zip(overrides[::2], overrides[1::2])).get("DATASET.TYPE", checkpoint["dataset"])
+        given = dict(zip(overrides[::2], overrides[1::2]))
+        asked = given.get("DATASET.TYPE", checkpoint["dataset"])
+        if asked == checkpoint["dataset"] and "DATASET.ROOT" not in given:
+            trained_on = _on_this_machine(trained_on)
         # another data set lies elsewhere, but the student sees it as it was taught to
         keys = trained_on if asked == checkpoint["dataset"] else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
         merge_known(cfg, {"DATASET": {key: trained_on[key] for key in keys}}, str(source))
@@ -72,6 +79,17 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
             f"  (by training, epoch {checkpoint['epoch']})"
         )
     return "\n".join(lines)
+
+
+def _on_this_machine(dataset: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a checkpoint's `DATASET` settings, without a folder that is not here: the data set's own then serves."""
+    root = dataset.get("ROOT")
+    if not isinstance(root, str) or not root or find_file(root).exists():
+        return dataset
+    log.info(
+        f"note: the checkpoint was trained on data in {root}, which is not here; give their folder as DATASET.ROOT"
+    )
+    return {**dataset, "ROOT": ""}
 
 
 def _millions(module: nn.Module) -> str:

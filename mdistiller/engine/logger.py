@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import netrc
 import os
 import time
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional
-from urllib.parse import urlparse
 
 from ..errors import UserError
 from .cfg import experiment_name, to_dict
 from .events import EventFile, cut_events
 from .run_folder import RunFolder
 from .safe_files import replace_text, writing_to
+from .wandb_run import one_line, start_run
 
 # what a row of metrics.jsonl says of the machine; everything else follows from the configuration
 MACHINE_FIELDS = ("images_per_second", "seconds", "memory_mib", "peak_memory_mib")
-
-
-def _has_wandb_key() -> bool:
-    """Whether wandb would find an API key. It is not asked: its own look-up may use the network, or a prompt."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class RunLogger:
@@ -78,27 +66,20 @@ class RunLogger:
             ) from None
 
     def _start_wandb(self, cfg: Any) -> Any:
-        """Return a wandb run; offline without credentials, `None` when wandb cannot start. Never asks, never fails."""
+        """Return a wandb run; `None`, after a line, when wandb cannot start. It never asks, and never costs the run."""
         try:
-            import wandb
-
-            mode: Any = os.environ.get("WANDB_MODE")
-            if mode is None and not _has_wandb_key():
-                mode = "offline"
-                self.say("wandb: no credentials, logging offline (wandb login, or LOG.WANDB False to switch it off)")
-            return wandb.init(
+            return start_run(
+                self.say,
                 project=cfg.EXPERIMENT.PROJECT,
                 name=experiment_name(cfg),
                 tags=[tag.strip() for tag in cfg.EXPERIMENT.TAG.split(",")],
                 config=to_dict(cfg),
                 dir=str(self.folder.path),
-                mode=mode,
                 id=self.wandb_id,
                 resume="allow",
-                settings=wandb.Settings(silent=True, console="off", init_timeout=30),
             )
         except Exception as error:  # a logging service must not cost a training run, whatever it raises
-            self.say(f"wandb: off for this run ({' '.join(str(error).split())[:160]})")
+            self.say(f"wandb: off for this run ({one_line(error)})")
             return None
 
     def _to_wandb(self, call: Callable[[Any], Any]) -> None:
@@ -107,7 +88,7 @@ class RunLogger:
                 call(self.wandb)
         except Exception as error:  # as above
             self.wandb = None
-            self.say(f"wandb: off from now on ({' '.join(str(error).split())[:160]})")
+            self.say(f"wandb: off from now on ({one_line(error)})")
 
     def abort(self, error: BaseException) -> None:
         """Keep in worklog.txt why the run stopped, and close the sinks."""

@@ -9,6 +9,7 @@ import torch
 
 from .. import processes
 from ..errors import UserError
+from ..models import released_teacher
 from ..paths import find_file, text_of
 from .memory import memory_figures
 
@@ -32,6 +33,12 @@ def opening_lines(trainer: Trainer, resume: bool) -> Iterator[str]:
         f" {info.num_classes} classes, {info.input_size} px), {trainer.device}, {trainer.precision},"
         f" output {trainer.folder.path}"
     )
+    if info.root:
+        yield f"data {info.root.absolute()}"
+    if trainer.distiller.teacher is not None:
+        weights = cfg.DISTILLER.TEACHER_WEIGHTS or released_teacher(cfg.DISTILLER.TEACHER, info.name, info.input_size)
+        if weights:
+            yield f"teacher {cfg.DISTILLER.TEACHER} from {find_file(weights).absolute()}"
     if trainer.distiller.tests_otherwise:
         yield (
             f"note: {cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare one, whose"

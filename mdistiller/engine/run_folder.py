@@ -10,7 +10,7 @@ from typing import Iterator, List, Tuple
 
 from .. import launcher
 from ..errors import UserError
-from ..paths import check_ends
+from ..paths import check_ends, expanded
 from .lock import check_free, lock_file, locked
 from .safe_files import replace_text, writing_to
 
@@ -25,7 +25,7 @@ class RunFolder:
     """
 
     def __init__(self, prefix: str, experiment_name: str) -> None:
-        self.path = Path(prefix).expanduser() / experiment_name
+        self.path = expanded(prefix) / experiment_name
         self.latest = self.path / "latest.pth"
         self.previous = self.path / "latest.previous.pth"  # in its place if it cannot be read
         self.damaged = self.path / "latest.damaged.pth"  # one that could not

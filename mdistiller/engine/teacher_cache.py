@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .. import processes
 from ..dataset.loader import Batch, Loader
+from ..paths import expanded
 from .memory import available_memory, free_disk, gib, reserve
 from .precision import Precision
 from .vector_table import FileTable, MemoryTable
@@ -165,11 +166,11 @@ def open_cache(
     about = {**FORMAT, **about, "widths": widths, "rows": rows, "dtype": str(dtype).split(".")[-1]}
     name = f"{about['name']}-{digest(about)[:12]}"
     try:
-        folder = Path(choice).expanduser() / name
+        folder = expanded(choice) / name
         sizes = {FileTable.VECTORS: size, FileTable.CHECKSUMS: 4 * rows}
         state = processes.by_first(lambda: _prepare(folder, about, sizes))
         table = FileTable(folder, rows, values, dtype, loader.device)
-    except (OSError, RuntimeError) as error:  # the latter where ~user is nobody
+    except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         say(f"teacher cache: none, {Path(choice, name)}: {reason}; the teacher runs in each step")
         return None

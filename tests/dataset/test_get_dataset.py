@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from mdistiller import paths
 from mdistiller.dataset import DeviceLoader, StreamLoader, dataset_dict, get_dataset, get_val_loader
 from mdistiller.dataset.draws import mix
 from mdistiller.dataset.fashion_demo import MEAN, STD, fashion_demo
@@ -44,7 +43,6 @@ def test_demo_files() -> None:
     assert len(sheets) == 20 and sum(sheet.stat().st_size for sheet in sheets) <= 4.8e6
 
 
-@pytest.mark.skipif(not (paths.CLONE / "data").is_dir(), reason="the package is not imported from a clone")
 def test_demo_is_found_from_anywhere(make_cfg: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MDISTILLER_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)

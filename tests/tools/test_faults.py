@@ -75,7 +75,7 @@ CONFIGURATIONS = [
     ("LOG.PREFIX " + "a" * 300, ["EXPERIMENT.NAME or LOG.PREFIX: 'aaaa"]),
     (
         "LOG.PREFIX ~nobody_of_that_name",
-        ["EXPERIMENT.NAME or LOG.PREFIX: '~nobody_of_that_name/distill/default' cannot"],
+        ["EXPERIMENT.NAME or LOG.PREFIX: '~nobody_of_that_name' cannot"],
     ),
     ("EXPERIMENT.REFERENCE [/dev/zero]", ["EXPERIMENT.REFERENCE /dev/zero is not the summary.json of a run (OSError"]),
     ("X\x1bY 1", ["unknown config key X?Y in the command line; known: AT.LOSS.CE_WEIGHT, "]),

@@ -1,0 +1,1 @@
+"""The command lines that an installation has; tools/ has the same for a clone."""

@@ -1,0 +1,30 @@
+"""Evaluate a model: mdistiller-eval -m MODEL [-c CKPT] [-d DATASET] [-bs N] [KEY VALUE ...]."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from ..cli import OneLineParser, add_overrides, run
+
+
+def main() -> None:
+    parser = OneLineParser(description="Print the accuracy of a checkpoint.")
+    parser.add_argument("-m", "--model", required=True, help="architecture, as resnet8x4")
+    parser.add_argument("-c", "--ckpt", help="checkpoint file; without it, the released teacher of that name")
+    parser.add_argument("-d", "--dataset", help="data set; without it, the checkpoint's own, else cifar100")
+    parser.add_argument("-bs", "--batch-size", type=int, help="images a batch; does not change the result")
+    add_overrides(parser)
+    args = parser.parse_intermixed_args()
+
+    from ..engine.eval_checkpoint import eval_checkpoint
+
+    if args.dataset:
+        args.overrides += ["DATASET.TYPE", args.dataset]
+    if args.batch_size is not None:
+        args.overrides += ["DATASET.TEST.BATCH_SIZE", str(args.batch_size)]
+    print(eval_checkpoint(args.model, args.ckpt, args.overrides))
+
+
+def command() -> NoReturn:
+    """Run `main` as a command line does."""
+    run(main, interrupted="start again")

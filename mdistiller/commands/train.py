@@ -1,0 +1,36 @@
+"""Train a student: mdistiller-train --cfg FILE [-d DATASET] [--resume | --overwrite] [KEY VALUE ...]."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from ..cli import OneLineParser, add_overrides, run
+
+
+def main() -> None:
+    parser = OneLineParser(description="Train a student as a YAML configuration says.")
+    parser.add_argument(
+        "--cfg", required=True, metavar="FILE", help="configuration: a file, or a shipped one as demo/sfakd"
+    )
+    parser.add_argument("-d", "--dataset", help="overrides DATASET.TYPE")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    add_overrides(parser)
+    args = parser.parse_intermixed_args()
+
+    from .. import processes
+    from ..engine.build import build_trainer, load_checked
+    from ..engine.cfg import experiment_name
+    from ..engine.run_folder import RunFolder
+
+    dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
+    with processes.joined():
+        cfg = load_checked(args.cfg, args.overrides + dataset, args.resume, args.overwrite)
+        folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
+        processes.by_first(lambda: folder.checked(args.resume, args.overwrite))  # before anything is built
+        build_trainer(cfg).train(args.resume, args.overwrite)
+
+
+def command() -> NoReturn:
+    """Run `main` as a command line does."""
+    run(main)

@@ -1,0 +1,93 @@
+"""A run of Weights & Biases: online with credentials and a server, else offline, never with a question or a long wait.
+
+wandb changes the place of its credentials between versions (0.31 has another host than 0.24), so it is asked for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional
+
+TIMEOUT = 10  # seconds without an answer from the server
+INIT_TIMEOUT = 30  # seconds until a run is given up
+NO_CREDENTIALS = "no credentials"
+
+
+def start_run(say: Callable[[str], None], **options: Any) -> Any:
+    """Return the run that `wandb.init` starts with `options`: offline, after a line to `say`, if it cannot be online.
+
+    What the user chose (`WANDB_MODE`, `wandb offline`, `wandb disabled`) stands.
+
+    Raises:
+        Exception: whatever wandb raises when it cannot even log offline.
+    """
+    import wandb
+
+    settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT)
+
+    def init(mode: Optional[str]) -> Any:
+        return wandb.init(mode=mode, settings=settings, **options)  # type: ignore[arg-type]
+
+    with _nobody_to_ask():
+        chosen = wandb.setup(settings=settings).settings
+        if chosen.mode not in (None, "online"):
+            return init(None)
+        reason = _obstacle(wandb, chosen.base_url)
+        if reason is None:
+            try:
+                return init(None)
+            except Exception as error:  # refused by the server, or it went away meanwhile
+                reason = one_line(error)
+        run = init("offline")
+    if reason == NO_CREDENTIALS:
+        say("wandb: no credentials, logging offline (wandb login, or LOG.WANDB False to switch it off)")
+    else:
+        say(f"wandb: logging offline ({reason}); send the run later with: wandb sync {Path(run.dir).absolute().parent}")
+    return run
+
+
+def _obstacle(wandb: Any, server: str) -> Optional[str]:
+    """Return why a run cannot be online, `None` if nothing is known against it."""
+    if "prompt" in inspect.signature(wandb.login).parameters:  # since 0.31; it tries the credentials with the server
+        try:
+            return None if wandb.login(prompt=False) else NO_CREDENTIALS
+        except Exception as error:  # of many types
+            return one_line(error)
+    try:
+        known = wandb.api.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    except Exception as error:  # a key of a wrong form
+        return one_line(error)
+    return _out_of_reach(server) if known else NO_CREDENTIALS
+
+
+def _out_of_reach(server: str) -> Optional[str]:
+    """Return why a server does not answer, `None` if it does: earlier wandb retries for minutes."""
+    try:
+        urllib.request.urlopen(server, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError as answer:  # an answer nevertheless
+        answer.close()
+    except (OSError, ValueError) as error:  # a ValueError: an address that is none
+        return f"{server} cannot be reached: {one_line(getattr(error, 'reason', error))}"
+    return None
+
+
+def one_line(error: object) -> str:
+    """Return what an exception says, on one line and not endless."""
+    return " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
+
+
+@contextmanager
+def _nobody_to_ask() -> Iterator[None]:
+    """Have wandb find no terminal at standard input, where it would ask for a key."""
+    before = sys.stdin
+    with open(os.devnull, encoding="utf-8") as sys.stdin:
+        try:
+            yield
+        finally:
+            sys.stdin = before
