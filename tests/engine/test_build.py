@@ -40,7 +40,7 @@ def test_faults_of_all_kinds_at_once(tmp_path):
         "SOLVER.WARMUP_EPOCHS in the command line is 'x'; expected ",
         "LOG.WANDB in the command line is 7; expected a boolean, fo",
         "unknown trainer 'dott'; did you mean dot or crd_dot?",
-        "unknown data set 'cifar'; did you mean cifar100?",
+        "unknown data set 'cifar'; did you mean cifar10 or cifar100",
         "unknown CIFAR model 'resnet9'; did you mean resnet8 or res",
         "DISTILLER.TEACHER_WEIGHTS: no checkpoint at gone.pth; give",
         "SOLVER.MOMENTUM is 2.0; expected a number from 0 to below ",
