@@ -77,7 +77,7 @@ BAD = [
     ((*TRAIN, "DISTILLER.TEACHER", "wrn402"), "unknown CIFAR model 'wrn402'; did you mean .*wrn_40_2"),
     ((*TRAIN, "DISTILLER.TYPE", "SFAK"), "unknown distiller 'SFAK'; did you mean SFAKD"),
     ((*TRAIN, "SOLVER.TRAINER", "bass"), "unknown trainer 'bass'; did you mean base"),
-    ((*TRAIN, "-d", "cifar10"), "unknown data set 'cifar10'; did you mean cifar100"),
+    ((*TRAIN, "-d", "cifar1000"), "unknown data set 'cifar1000'; did you mean cifar100"),
     ((*TRAIN, "SOLVER.LRR", "1"), "unknown config key SOLVER.LRR in the command line; did you mean SOLVER.LR"),
     ((*TRAIN, "SOLVER.LR"), "override 'SOLVER.LR' has no value; expected KEY VALUE pairs"),
     ((*TRAIN, "SOLVER.LR", "fast"), "SOLVER.LR in the command line is 'fast'; expected a number"),
