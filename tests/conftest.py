@@ -6,6 +6,7 @@ import copy
 import faulthandler
 import importlib.util
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,8 @@ GRACE = 60  # seconds
 
 def pytest_configure(config):
     config.own_stderr = os.fdopen(os.dup(2), "w")  # before pytest captures it
+    # A shell starts what runs in the background with SIGINT ignored, and a process that ignores it passes that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -120,15 +120,14 @@ class Started:
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        while True:
+        while True:  # what is started meanwhile is found in the next round
             left = list(self._alive())
             if not left:
                 break
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(left, LIMIT)
-        self.process.wait()
+            self.process.wait()
         for reader in self._readers:
             reader.join()
         with suppress(BrokenPipeError):

@@ -22,7 +22,8 @@ from mdistiller.models import build_model
 from tests.conftest import REPO
 from tests.processes import run_python
 
-pytestmark = pytest.mark.usefixtures("registries_as_before")
+# a test starts up to three processes, one after the other
+pytestmark = [pytest.mark.usefixtures("registries_as_before"), pytest.mark.timeout(900)]
 
 # In the manner of MDistiller's forks: no register, `super` with arguments, a map flattened by `view`, a loss that is
 # no scalar, an input size of two numbers, a section in capitals.

@@ -21,6 +21,8 @@ from tests.engine.test_trainer import settings
 from tests.processes import run_python
 from tests.soak.kill_and_resume import differences
 
+pytestmark = pytest.mark.timeout(1500)  # seconds; a test starts up to six groups of processes
+
 WORKER = REPO / "tests/engine/worker.py"
 FLOAT32 = ["SFAKD", "KD", "CRD", "REVIEWKD"]
 DOUBLE = [f"{name}-double" for name in (*FLOAT32, "RKD", "SP", "PKT", "MLKD", "DIST")]
@@ -32,6 +34,8 @@ import os, signal
 from mdistiller import processes
 from mdistiller.distillers import register
 from mdistiller.distillers.KD import KD
+
+processes.SECONDS_TO_TELL = 120  # the first process may be slow
 
 @register("FRAIL")
 class Frail(KD):
@@ -61,10 +65,9 @@ class Frail(KD):
 
 def launched(*arguments, count=2, restarts=0, folder=".", plan=""):
     """Run a script in several processes; return the launcher's status and what all of them said."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [f"--nproc_per_node={count}", f"--max-restarts={restarts}", f"--master-port={port}"]
+    # the launcher binds a port that is free, and no one else can take it in between
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=127.0.0.1"]
+    launcher = [f"--nproc-per-node={count}", f"--max-restarts={restarts}", *meeting]
     status, out, err = run_python("-m", "torch.distributed.run", *launcher, *arguments, folder=folder, PLAN=plan)
     return status, out + err
 

@@ -135,7 +135,7 @@ class Noisy(Distiller):
         return logits, {"loss_ce": torch.nn.functional.cross_entropy(logits, target) * noise}
 
 
-@pytest.mark.parametrize("every", ["", "1 steps", "0.00001 minutes"])
+@pytest.mark.parametrize("every", ["", "1 steps", "0.0000001 minutes"])
 def test_the_random_generators_go_on(folder, every):
     def make(name):
         return built(folder, name, "NONE", "base", every, wrap=Noisy)
@@ -326,13 +326,13 @@ def test_wall_clock_goes_on(folder):
         part.train()
     state = checkpoint.read_checkpoint(part.folder.latest)
     assert state["epoch_seconds"] > 0
-    state["epoch_seconds"] = 1000.0
+    state["epoch_seconds"] = 1e6  # longer than any machine takes for these epochs
     checkpoint.save(state, part.folder.latest)
     resumed = built(folder, "part")
     resumed.train(resume=True)
-    assert 1000 < rows(resumed)[0]["seconds"] < 1100
-    assert rows(resumed)[1]["seconds"] < 100
-    assert 1000 < resumed.total_seconds < 1100
+    assert 1e6 < rows(resumed)[0]["seconds"] < 1.5e6
+    assert rows(resumed)[1]["seconds"] < 5e5
+    assert 1e6 < resumed.total_seconds < 1.5e6
     assert set(MACHINE_FIELDS) <= set(rows(resumed)[0])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from mdistiller import download
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.models import build_model, cifar_model_dict
 
@@ -84,8 +85,9 @@ def folder():
 
 
 @pytest.fixture
-def fetch(command):
+def fetch(command, monkeypatch):
     """Run the tool; failures must be one line and status 2. Returns what was printed."""
+    monkeypatch.setattr(download, "TIMEOUT", 300)  # the server here may be slow to answer
 
     def call(*arguments, fails=False):
         status, out, err = command("fetch_ckpts", *arguments)

@@ -10,6 +10,8 @@ from tests.processes import REPO
 from tests.soak.kill_and_resume import Kill, differences, train
 from tests.soak.long_run import verdict
 
+pytestmark = pytest.mark.timeout(900)  # seconds; a test starts up to three processes, one after the other
+
 OUTPUT = Path("output")
 
 

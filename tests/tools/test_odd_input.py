@@ -217,7 +217,9 @@ def test_closed_streams(place):
 
 
 def test_nobody_reads(place):
-    status, _, err = in_shell("tools/train.py --cfg run.yaml | true; exit ${PIPESTATUS[0]}")
+    os.mkfifo(place / "gone")  # the run starts when the reader of its output is gone
+    reader = "{ exec <&-; echo > gone; }"
+    status, _, err = in_shell(f"{{ read < gone; tools/train.py --cfg run.yaml; }} | {reader}; exit ${{PIPESTATUS[0]}}")
     assert status == 2
     line = "error: the output cannot be written (Broken pipe); continue with --resume from the last saved state"
     assert err == line + "\n"
