@@ -47,7 +47,7 @@ setup(
     },
     python_requires=">=3.8",
     install_requires=requirements,
-    extras_require={"test": ["pytest>=7", "ruff>=0.5", "mypy>=1.8", "types-PyYAML"]},
+    extras_require={"test": ["pytest>=7", "ruff>=0.5", "mypy>=1.8", "types-PyYAML", "setuptools>=70.1"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
