@@ -56,6 +56,7 @@ setup(
             "ruff>=0.5",
             "mypy>=1.8",
             "types-PyYAML",
+            "setuptools>=70.1",  # the tests build a wheel
         ]
     },
     classifiers=[

@@ -45,9 +45,3 @@ def test_files_and_configs_that_are_named_exist():
 
 def test_every_model_is_named():
     assert not [name for name in cifar_model_dict if not re.search(rf"\b{name}\b", README)]
-
-
-def test_requirements_and_setup_name_the_same_packages():
-    listed = re.findall(r"^(\w+>=[\d.]+)", (REPO / "requirements.txt").read_text(), flags=re.M)
-    install_requires = re.search(r"install_requires=\[(.*?)\]", (REPO / "setup.py").read_text(), flags=re.S)[1]
-    assert listed == re.findall(r'"(\w+>=[\d.]+)"', install_requires)

@@ -11,6 +11,7 @@ from torch import nn
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.check import setting_faults
 from mdistiller.engine.precision import Precision
 from mdistiller.engine.teacher_cache import CachedTeacher, _prepare, open_cache
 from mdistiller.engine.training_form import TrainingForm
@@ -278,10 +279,12 @@ def test_yes_and_no_are_understood(settings, given, meant):
     assert meant == settings("KD", "TEACHER_CACHE", given).TEACHER_CACHE
 
 
-def test_a_users_folder_that_is_nobodys(settings):
-    line, form, trainer = opened(settings, "TEACHER_CACHE", "~nobody-of-that-name/cache")
-    assert line.startswith("teacher cache: none, ~nobody-of-that-name/cache/resnet14-")
-    assert len(fill(form, trainer)) == len(trainer.train_loader)
+def test_a_folder_that_cannot_be_is_refused_with_the_settings(settings):
+    for folder, fault in (
+        ("~nobody-of-that-name/cache", "TEACHER_CACHE: '~nobody-of-that-name/cache' cannot be a path"),
+        ("${NOT-SET}/cache", "TEACHER_CACHE: '${NOT-SET}/cache' names the environment variable NOT-SET"),
+    ):
+        assert [line for line in setting_faults(settings("KD", "TEACHER_CACHE", folder)) if line.startswith(fault)]
 
 
 class Bare(nn.Module):

@@ -1,0 +1,99 @@
+"""What is installed holds what ships: a source distribution, the wheel built of it, a run of that wheel elsewhere."""
+
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+from tests.conftest import REPO
+
+SOURCES = ("setup.py", "pyproject.toml", "requirements.txt", "MANIFEST.in", "README.md", "LICENSE")
+FOLDERS = ("mdistiller", "configs", "data/fashion-mnist-part", "download_ckpts/demo")
+
+pytestmark = pytest.mark.slow
+
+
+def python(code, *arguments, cwd, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel that is built of the source distribution; nothing is written to the repository."""
+    pytest.importorskip("setuptools", "70.1")  # the first that builds wheels by itself
+    place = tmp_path_factory.mktemp("packaging")
+    for name in FOLDERS:
+        shutil.copytree(REPO / name, place / "clone" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SOURCES:
+        shutil.copy(REPO / name, place / "clone" / name)
+    build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+    python(build, "build_sdist", place, cwd=place / "clone")
+    [archive] = place.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        content.extractall(place / "unpacked")
+    [sources] = (place / "unpacked").iterdir()
+    python(build, "build_wheel", place, cwd=sources)
+    [wheel] = place.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_code_and_every_shipped_file(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {
+        f"mdistiller/shipped/{path.relative_to(REPO).as_posix()}"
+        for folder in FOLDERS[1:]
+        for path in (REPO / folder).rglob("*")
+        if path.is_file()
+    }
+    assert len(shipped) > 100
+    assert {name for name in names if name.startswith("mdistiller/shipped/")} == shipped
+    code = {path.relative_to(REPO).as_posix() for path in (REPO / "mdistiller").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == code
+
+
+def test_its_metadata_name_commands_and_requirements(wheel):
+    archive = zipfile.ZipFile(wheel)
+    [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    needs = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
+    listed = re.findall(r"^(\w+>=[\d.]+)", (REPO / "requirements.txt").read_text(), flags=re.M)
+    assert [need for need in needs if "extra" not in need] == listed
+    assert len(listed) >= 9
+    commands = archive.read(metadata.replace("METADATA", "entry_points.txt")).decode()
+    assert re.findall(r"^(mdistiller-\S+) =", commands, flags=re.M) == [
+        "mdistiller-train",
+        "mdistiller-eval",
+        "mdistiller-fetch-ckpts",
+    ]
+
+
+def test_it_trains_and_evaluates_the_demo_in_an_empty_folder(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    for folder in ("empty", "elsewhere"):
+        (tmp_path / folder).mkdir()
+
+    def call(command, *arguments, folder):
+        code = f"from mdistiller.commands.{command} import command; command()"
+        environment = {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+        return python(code, *arguments, cwd=tmp_path / folder, **environment)
+
+    quick = "SOLVER.EPOCHS 1 DATASET.TRAIN_FRACTION 0.02 DISTILLER.TEACHER_WEIGHTS download_ckpts/demo/wrn_16_2.pth"
+    out = call("train", "--cfg", "demo/sfakd", *quick.split(), folder="empty")
+    assert f"data {tmp_path / 'site/mdistiller/shipped/data/fashion-mnist-part'}\n" in out
+    assert "reference run configs/demo/vanilla_summary.json" in out
+    best = re.search(r"best top-1 ([\d.]+)", out)[1]
+    checkpoint = tmp_path / "empty/output/demo_sfakd/student_best.pth"
+    assert f"deployed  top-1 {best}" in call("eval", "-m", "resnet8", "-c", checkpoint, folder="elsewhere")
