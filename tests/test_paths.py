@@ -15,13 +15,8 @@ TEACHER = "download_ckpts/demo/wrn_16_2.pth"
 def clone(tmp_path, monkeypatch):
     """A clone with files of its user's, who works in another folder."""
     clone = tmp_path / "clone"
-    for name in (
-        TEACHER,
-        "configs/demo/sfakd.yaml",
-        "data/fashion-mnist-part/a.png",
-        "data/mine/a.png",
-        "output/t.pth",
-    ):
+    shipped = (TEACHER, "configs/demo/sfakd.yaml", "data/fashion-mnist-part/a.png")
+    for name in (*shipped, "data/mine/a.png", "output/t.pth", "output/t.yaml", "setup.py"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).touch()
     monkeypatch.setattr(paths, "SHIPPED", clone)

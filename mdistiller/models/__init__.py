@@ -118,7 +118,7 @@ def released_teacher(
     """Return where released weights of the model `name` are to be, `None` if there are none; see `find_model`.
 
     Those for ImageNet are torchvision's, which are downloaded if they are not there. The others are of CIFAR-100, and
-    come with tools/fetch_ckpts.py.
+    come with mdistiller-fetch-ckpts.
 
     Raises:
         UserError: no such model, or weights for ImageNet that cannot be had.

@@ -57,8 +57,9 @@ class Frail(KD):
         plan = os.environ.get("PLAN", "").split()
         for number, (rank, when, name) in enumerate(entry.split(":") for entry in plan):
             if number == done and int(rank) == processes.rank() and when == moment:
-                with open("steps.txt", "w") as file:
+                with open(f"steps.{rank}", "w") as file:  # renamed whole: another process may be reading
                     file.write(str(done + 1))
+                os.replace(f"steps.{rank}", "steps.txt")
                 os.kill(os.getpid(), getattr(signal, name))
 """
 
