@@ -13,7 +13,7 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.models import build_model
 from mdistiller.models.cifar.mobilenetv2_full import FullMobileNetV2
 from tests.conftest import REPO
-from tests.distillers.one_step import batch, check_step
+from tests.distillers.one_step import batch, check_gradients
 
 CONFIGS = sorted((REPO / "configs/tiny_imagenet").glob("*/*.yaml"))
 
@@ -45,21 +45,27 @@ def models():
     return [build_model(name, 7, "tiny_imagenet", 32) for name in ("MobileNetV2", "ResNet18")]
 
 
+def step(method, student, teacher, *overrides):
+    """Take a step in float32: in bfloat16 the narrow depthwise convolutions take ten times as long on a CPU."""
+    image, target = batch()
+    cfg = load_cfg(None, ["DISTILLER.TYPE", method, "DATASET.INPUT_SIZE", "32", "CRD.NCE.K", "3", *overrides])
+    distiller = distiller_dict[method](copy.deepcopy(student), copy.deepcopy(teacher), cfg).train()
+    distiller.attach_data(SimpleNamespace(targets=torch.arange(7).repeat(3), num_images=21))
+    logits, losses = distiller(image=image, target=target, index=torch.arange(4), epoch=1)
+    assert logits.shape == (4, 7)
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    check_gradients(distiller)
+
+
 @pytest.mark.parametrize("method", [name for name in distiller_dict if name != "NONE"])
 def test_a_step(models, method):
-    student, teacher = copy.deepcopy(models)
+    student, teacher = models
     assert isinstance(student, FullMobileNetV2)
-    image, target = batch()
-    cfg = load_cfg(None, ["DISTILLER.TYPE", method, "DATASET.INPUT_SIZE", "32", "CRD.NCE.K", "3"])
-    distiller = distiller_dict[method](student, teacher, cfg).train()
-    distiller.attach_data(SimpleNamespace(targets=torch.arange(7).repeat(3), num_images=21))
-    check_step(distiller, image=image, target=target, index=torch.arange(4), epoch=1)
+    step(method, student, teacher)
 
 
-def test_a_step_with_it_as_the_teacher(models):
-    teacher, student = copy.deepcopy(models)
-    image, target = batch()
-    for method, overrides in (("SFAKD", ["SFAKD.ALIGN", "map"]), ("SIMKD", []), ("CAT_KD", [])):
-        cfg = load_cfg(None, ["DISTILLER.TYPE", method, "DATASET.INPUT_SIZE", "32", *overrides])
-        distiller = distiller_dict[method](copy.deepcopy(student), copy.deepcopy(teacher), cfg).train()
-        check_step(distiller, image=image, target=target, index=torch.arange(4), epoch=1)
+@pytest.mark.parametrize(("method", "overrides"), [("SFAKD", ("SFAKD.ALIGN", "map")), ("SIMKD", ())])
+def test_a_step_with_it_as_the_teacher(models, method, overrides):
+    teacher, _ = models
+    step(method, build_model("resnet8", 7), teacher, *overrides)
