@@ -66,7 +66,8 @@ class Trainer:
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.cfg = cfg
-        self.origin = {} if train_loader is None else processes.by_first(partial(origin.origin_of, self))
+        measured = train_loader is None or val_loader is None  # by a benchmark: never saved, hence never resumed
+        self.origin = {} if measured else processes.by_first(partial(origin.origin_of, self))
         self.references = read_references(cfg.EXPERIMENT.REFERENCE)
         self.device = next(distiller.parameters()).device
         self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
