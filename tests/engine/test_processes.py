@@ -64,12 +64,23 @@ class Frail(KD):
 """
 
 
-def launched(*arguments, count=2, restarts=0, folder=".", plan=""):
+# the launcher binds a port that is free, and no one else can take it in between
+TORCHRUN = [
+    "-m",
+    "torch.distributed.run",
+    "--rdzv-backend=c10d",
+    "--rdzv-endpoint=localhost:0",
+    "--local-addr=127.0.0.1",
+]
+
+
+def launched(*arguments, count=2, restarts=0, folder=".", plan="", torchrun=False):
     """Run a script in several processes; return the launcher's status and what all of them said."""
-    # the launcher binds a port that is free, and no one else can take it in between
-    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=127.0.0.1"]
-    launcher = [f"--nproc-per-node={count}", f"--max-restarts={restarts}", *meeting]
-    status, out, err = run_python("-m", "torch.distributed.run", *launcher, *arguments, folder=folder, PLAN=plan)
+    launcher = [REPO / "tests/engine/launch.py", count, restarts]
+    if torchrun:
+        number = (f"--nproc-per-node={count}", f"--max-restarts={restarts}")
+        launcher = ["-m", "torch.distributed.run", *MEETING, *number]
+    status, out, err = run_python(*launcher, *arguments, folder=folder, PLAN=plan)
     return status, out + err
 
 
@@ -147,16 +158,16 @@ def run(tmp_path):
     settings["SOLVER"]["CHECKPOINT_EVERY"] = "3 steps"
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
 
-    def call(name, *words, restarts=0, plan="", count=2):
+    def call(name, *words, **options):
         script = [REPO / "tools/train.py", "--cfg", "run.yaml", "EXPERIMENT.NAME", name, *words]
         (tmp_path / "steps.txt").unlink(missing_ok=True)
-        return launched(*script, restarts=restarts, folder=tmp_path, plan=plan, count=count)
+        return launched(*script, folder=tmp_path, **options)
 
     return call
 
 
 def test_interrupted_runs_end_like_an_undisturbed_one(run, tmp_path):
-    status, output = run("whole")
+    status, output = run("whole", torchrun=True)
     assert status == 0, output
     whole = tmp_path / "output/whole"
     rows = [json.loads(line)["epoch"] for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -215,7 +226,7 @@ def test_statistics_that_differ_are_kept_apart_and_evaluated_as_one(run, tmp_pat
 
 
 def test_errors_are_told_once(run):
-    status, output = run("wrong", "SOLVER.BATCH_SIZE", "3", "SOLVER.TRAINER", "dot")
+    status, output = run("wrong", "SOLVER.BATCH_SIZE", "3", "SOLVER.TRAINER", "dot", torchrun=True)
     assert status != 0
     lines = sorted(line for line in output.splitlines() if line.startswith("error:"))
     assert lines == [
