@@ -23,9 +23,9 @@ from .paths import check_ends
 TIMEOUT = 30  # seconds without an answer from the server
 CHUNK = 1 << 20  # bytes
 BLOCK = 512  # bytes, of a tar archive
-MAX_DEPTH = 100  # folders within one another; Python's functions on paths fail from some number on
+MAX_DEPTH = 100  # nested folders; Python's functions on paths fail beyond some depth
 
-# URLError, timeouts and broken connections are OSErrors; an address that is none is a ValueError
+# URLError, timeouts and broken connections are OSErrors; an invalid address is a ValueError
 NetworkError = (OSError, http.client.HTTPException, ValueError)
 
 

@@ -38,9 +38,11 @@ def pytest_runtest_protocol(item):
 
     Its signal reaches no test that hangs in C++ code, and its thread none that hangs with Python's global lock held.
     """
-    marker = item.get_closest_marker("timeout")
-    limit = float(marker.args[0] if marker else item.config.getini("timeout"))
-    faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=item.config.own_stderr)
+    marker, limit = item.get_closest_marker("timeout"), item.config.getoption("timeout")
+    if limit is None:
+        limit = marker.args[0] if marker else item.config.getini("timeout")
+    if float(limit) > 0:  # 0 switches it off
+        faulthandler.dump_traceback_later(float(limit) + GRACE, exit=True, file=item.config.own_stderr)
     yield
     faulthandler.cancel_dump_traceback_later()
 

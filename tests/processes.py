@@ -47,7 +47,7 @@ class Started:
             self.command,
             cwd=folder,
             env={**inherited, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment, MARK: self.mark},
-            stdin=subprocess.PIPE,  # whose end tells a process that waits for it that this one is gone
+            stdin=subprocess.PIPE,  # a child that reads it sees its end when this process dies
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",

@@ -1,17 +1,15 @@
 """What is installed holds what ships: a source distribution, the wheel built of it, a run of that wheel elsewhere."""
 
 import email
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 
 import pytest
 
 from tests.conftest import REPO
+from tests.processes import run_python
 
 SOURCES = ("setup.py", "pyproject.toml", "requirements.txt", "MANIFEST.in", "README.md", "LICENSE")
 FOLDERS = ("mdistiller", "configs", "data/fashion-mnist-part", "download_ckpts/demo")
@@ -20,21 +18,14 @@ pytestmark = pytest.mark.slow
 
 
 def python(code, *arguments, cwd, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    return done.stdout
+    status, out, err = run_python("-c", code, *arguments, folder=cwd, **environment)
+    assert status == 0, (out, err)
+    return out
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel that is built of the source distribution; nothing is written to the repository."""
-    pytest.importorskip("setuptools", "70.1")  # the first that builds wheels by itself
     place = tmp_path_factory.mktemp("packaging")
     for name in FOLDERS:
         shutil.copytree(REPO / name, place / "clone" / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -86,8 +77,7 @@ def test_it_trains_and_evaluates_in_an_empty_folder(wheel, tmp_path):
         (tmp_path / folder).mkdir()
 
     def call(code, *arguments, folder):
-        environment = {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-        return python(code, *arguments, cwd=tmp_path / folder, **environment)
+        return python(code, *arguments, cwd=tmp_path / folder, PYTHONPATH=str(tmp_path / "site"))
 
     # the demo's teacher and reference are there; its student alone is cheaper to train
     demo = "from mdistiller.engine.build import load_checked; load_checked('demo/sfakd')"

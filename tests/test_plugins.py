@@ -200,7 +200,7 @@ def test_installed_with_an_entry_point(settings):
     warning = [line for line in out.splitlines() if "left out" in line]
     assert warning == [
         "installed distillers left out: my_package.broken cannot be imported (ModuleNotFoundError: No module named"
-        f" 'a_package_that_is_not_there', {site}/my_package/broken.py line 1); mend it, or uninstall it"
+        f" 'a_package_that_is_not_there', {site}/my_package/broken.py line 1); fix it, or uninstall it"
     ]
     assert losses_of()[-1]["loss_feat"] > 0
 
@@ -397,7 +397,7 @@ def test_names_that_two_files_share(settings):
         load_cfg(None, ["PLUGINS", "c/KD.py"])
 
 
-def test_a_file_can_be_mended_and_loaded_again(settings):
+def test_a_file_can_be_fixed_and_loaded_again(settings):
     write(settings, mine=HEADED + "\nraise RuntimeError('half way')\n")
     with pytest.raises(UserError, match="half way"):
         load_cfg(None, ["PLUGINS", "mine.py"])

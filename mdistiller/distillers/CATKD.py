@@ -5,9 +5,10 @@ class's row of the classifier. The student's CAMs are drawn to the teacher's, po
 
 Paper and published code: the paper sums the squared error over the cells, the code averages it, as here. The CAMs here
 leave out the classifier's bias, a constant of each class. The published code turns each model's classifier into a 1×1
-convolution, which no checkpoint fits; here the CAMs come from the linear layer itself, the logits are the usual ones.
-`CE_WEIGHT: 0` is the paper's CAT, which trains on CAMs alone. The defaults are those of the authors' code; for each
-pair they choose the weight, the resolution, and whether CAMs are normalised, as in `configs/cifar100/cat_kd`.
+convolution, which no checkpoint fits, and the student's has no bias. Here the CAMs come from the linear layer itself,
+and the student's classifier keeps its bias. `CE_WEIGHT: 0` is the paper's CAT, which trains on CAMs alone. The defaults
+are those of the authors' code; for each pair they choose the weight, the resolution, and whether CAMs are normalised,
+as in `configs/cifar100/cat_kd`.
 
 Shapes: `B` batch, `C` channels of the map that is pooled for the classifier, `H`/`W` its cells, `N` classes.
 """

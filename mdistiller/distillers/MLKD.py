@@ -1,12 +1,12 @@
 """MLKD: "Multi-Level Logit Distillation" (2023).
 
-Predictions at several temperatures are matched on three levels: each image, the images of a batch among each other, and
-the classes among each other.
+Predictions at several temperatures are matched on three levels: for each image, between the images of a batch, and
+between the classes.
 
-Paper and published code: the paper has no masks. The code masks the losses of the weakly augmented view: of the images
-it means to keep those of which the teacher is at most as sure as of the median one, of the classes those that get at
-most the median of the teacher's probability. But it multiplies each mask with a loss that is already averaged, and
-averages again. So a loss is only multiplied by the share of images, or classes, that its mask keeps, about one half.
+Paper and published code: the paper has no masks. The code masks the losses of the weakly augmented view. It means to
+keep the images whose highest teacher probability is at most the median, and the classes whose summed probability is at
+most the median. But it multiplies each mask with a loss that is already averaged, and averages again. So the mask only
+scales the loss by the share of images, or classes, that it keeps: about one half.
 `CONFIDENCE_MASK: False`, the default, is the paper's form; `True` is the code's.
 
 Views: the code trains on two views of each image, a weakly augmented one and one by RandAugment with 2 operations of

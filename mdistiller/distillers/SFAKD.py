@@ -8,7 +8,7 @@ Text and published code differ in four points. The defaults follow the text; the
 
 - The text aligns pooled features, the code aligns maps (`ALIGN: map`).
 - The code averages the squared error over the channels, too (`FEAT_WEIGHT: 1 / C_t`, as it is summed over them here).
-  The text gives no weight; the default is measured.
+  The text gives no weight; the default comes from a small measurement.
 - The code's filter starts near zero (`FILTER_INIT: uniform`). The text does not say; the default is the identity.
 - Of a WRN the code takes the last block's raw output for the final map. Here it is the activated map in either form,
   the one that the classifier pools.

@@ -67,7 +67,7 @@ def import_pasted(name: str) -> None:
     Raises:
         UserError: it cannot be imported, or defines a name that another file has.
     """
-    with _registering(f"{PACKAGE}.{name}", f"mdistiller/distillers/{name}.py", "mend it, or move it elsewhere"):
+    with _registering(f"{PACKAGE}.{name}", f"mdistiller/distillers/{name}.py", "fix it, or move it elsewhere"):
         adopt(importlib.import_module(f"{PACKAGE}.{name}"))
 
 
@@ -77,7 +77,7 @@ def load_installed() -> None:
     points = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())  # Python before 3.10
     for module in sorted({point.value.partition(":")[0].strip() for point in points}):
         try:
-            _load_module(module, "mend it, or uninstall it")
+            _load_module(module, "fix it, or uninstall it")
         except UserError as error:
             logging.getLogger("mdistiller").warning("installed distillers left out: %s", error)
 
@@ -115,7 +115,7 @@ def load(plugins: List[str]) -> None:
         else:
             if os.getcwd() not in sys.path:
                 sys.path.append(os.getcwd())  # last: a folder of the user's must not stand before what is installed
-            _load_module(plugin, "mend it, or take it out of PLUGINS")
+            _load_module(plugin, "fix it, or take it out of PLUGINS")
 
 
 def is_file(plugin: str) -> bool:
@@ -143,7 +143,7 @@ def _load_file(given: Path) -> None:
     folders = sys.modules[PACKAGE].__path__
     folders.append(str(path.parent))
     try:
-        with _registering(name, str(given), "mend it, or take it out of PLUGINS"):
+        with _registering(name, str(given), "fix it, or take it out of PLUGINS"):
             sys.modules[name] = module
             spec.loader.exec_module(module)
             adopt(module)

@@ -58,7 +58,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     except UserError:
         raise
     except PermissionError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}); mend its permissions") from None
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}); fix its permissions") from None
     except zipfile.BadZipFile as error:
         raise UserError(f"checkpoint {path} is damaged ({_reason(error)}); get it again") from None
     except pickle.UnpicklingError as error:

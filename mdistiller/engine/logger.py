@@ -62,7 +62,7 @@ class RunLogger:
             return [int(json.loads(line)["epoch"]) for line in lines]
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"{self.folder.metrics} holds a line that is not a row of this run; mend or remove the line"
+                f"{self.folder.metrics} holds a line that is not a row of this run; fix or remove the line"
             ) from None
 
     def _start_wandb(self, cfg: Any) -> Any:

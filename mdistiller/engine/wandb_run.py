@@ -72,7 +72,7 @@ def _out_of_reach(server: str) -> Optional[str]:
         urllib.request.urlopen(server, timeout=TIMEOUT).close()
     except urllib.error.HTTPError as answer:  # an answer nevertheless
         answer.close()
-    except (OSError, ValueError) as error:  # a ValueError: an address that is none
+    except (OSError, ValueError) as error:  # a ValueError: an invalid address
         return f"{server} cannot be reached: {one_line(getattr(error, 'reason', error))}"
     return None
 

@@ -168,6 +168,7 @@ def at_a_terminal(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_login_of_the_installed_wandb_is_found_and_its_rows_kept(monkeypatch, tmp_path):
     """The real package, without a network: `wandb login` to a server that does not answer."""
     for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:

@@ -344,8 +344,12 @@ def test_processes_that_start_together_share_a_table(tmp_path):
         processes = [context.Process(target=fill_a_table, args=(folder, n % 2, barrier)) for n in range(4)]
         for process in processes:
             process.start()
-        for process in processes:
-            process.join(60)
+        try:
+            for process in processes:
+                process.join()
+        finally:
+            for process in processes:
+                process.kill()
         assert [process.exitcode for process in processes] == [0] * 4
         table = FileTable(folder, 100, 3, torch.float32, CPU)
         assert not table.missing(torch.arange(100)).any()

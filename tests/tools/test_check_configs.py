@@ -63,8 +63,8 @@ def test_all_values_are_printed_on_request(command, copy):
         (
             "_base_/cifar100_mobile.yaml",
             "LR: 0.01",
-            "LR: 0.01\n  NESTEROV: True",
-            "SOLVER.NESTEROV: published not listed (by default False), here True",
+            "LR: 0.01\n  SYNC_BN: False",
+            "SOLVER.SYNC_BN: published not listed (by default True), here False",
             6,
         ),
         (OURS, "STUDENT: MobileNetV2", "STUDENT: vgg8", "DISTILLER.STUDENT: published MobileNetV2, here vgg8", 1),
@@ -84,7 +84,7 @@ def test_values_that_are_ours_are_free(command, copy):
         file.write("WTTM:\n  TEMPERATURE: 8.0\n")
     status, out, _ = check(command, copy)
     assert status == 0
-    assert f"{OURS}: ok, 14 values (ours: the authors publish values of vgg13_vgg8 alone)" in out
+    assert re.search(rf"{OURS}: ok, \d+ values \(ours: the authors publish values of vgg13_vgg8 alone\)", out)
 
 
 def test_a_configuration_that_the_table_does_not_list(command, copy):
