@@ -142,10 +142,11 @@ class ContrastMemory(nn.Module):
 
 
 class Embed(nn.Linear):
-    """A linear map of pooled features `[B, C]` to embeddings `[B, D]` of length 1, float32."""
+    """A linear map of pooled features `[B, C]` to embeddings `[B, D]` of length 1, float32 or more precise."""
 
     def forward(self, pooled: Tensor) -> Tensor:
-        embedding = super().forward(pooled).float()
+        embedding = super().forward(pooled)
+        embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
         return embedding / embedding.norm(dim=1, keepdim=True)
 
 

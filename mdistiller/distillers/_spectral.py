@@ -17,7 +17,7 @@ LARGEST_AS_MATRIX = 256  # positions, H · W; the matrices' cost grows with its 
 
 
 class SpectralFilter(nn.Module):
-    """`y = IFFT2(FFT2(x) ⊙ gain)` of real maps `x [B, C, H, W]`, in float32, with a gain for each channel.
+    """`y = IFFT2(FFT2(x) ⊙ gain)` of real maps `x [B, C, H, W]`, in the gain's precision, with a gain for each channel.
 
     Small maps are transformed by two constant matrices, those of the real Fourier transform: in channels_last strides
     an image is a matrix `[H · W, C]`, so no map is transposed, and the gradient is two products more. (Forward and
@@ -47,12 +47,12 @@ class SpectralFilter(nn.Module):
         self.register_buffer("synthesis", torch.cat(waves).T.float().contiguous(), persistent=False)
 
     def forward(self, feature: Tensor, gain: Tensor) -> Tensor:
-        """Filter `feature [B, C, H, W]`, floating point, by `gain`, complex `[C, H, W // 2 + 1]`; returns float32."""
+        """Filter `feature [B, C, H, W]`, floating point, by `gain`, complex `[C, H, W // 2 + 1]`."""
         with torch.autocast(feature.device.type, enabled=False):
             if not self.as_matrix:
-                spectrum = torch.fft.rfft2(feature.float(), norm="ortho")
+                spectrum = torch.fft.rfft2(feature.to(gain.real.dtype), norm="ortho")
                 return torch.fft.irfft2(spectrum * gain, s=self.size, norm="ortho")
-            pixels = feature.permute(0, 2, 3, 1).flatten(1, 2).float()
+            pixels = feature.permute(0, 2, 3, 1).flatten(1, 2).to(self.analysis.dtype)
             gain = gain.flatten(1).T
             gain_real, gain_imag = gain.real.contiguous(), gain.imag.contiguous()
             real, imag = (self.analysis @ pixels).chunk(2, dim=1)
@@ -85,7 +85,8 @@ class FrequencyFilter(nn.Module):
         `(K(u) + K*(−u)) / 2`, alone; half of that determines the rest.
         """
         # contiguous: `module.to(memory_format=channels_last)` re-strides this 4-D parameter too
-        full = torch.view_as_complex(self.weight.float().contiguous())
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        full = torch.view_as_complex(self.weight.to(wide).contiguous())
         mirrored = torch.roll(full.flip(-2, -1), shifts=(1, 1), dims=(-2, -1)).conj()
         return (0.5 * (full + mirrored))[..., : full.shape[-1] // 2 + 1]
 
@@ -133,7 +134,7 @@ class HighPass(nn.Module):
 
 
 class FrequencyBranch(nn.Module):
-    """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, in float32 whatever autocast says."""
+    """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, in the filter's precision, float32 at least, whatever autocast says."""
 
     def __init__(
         self,

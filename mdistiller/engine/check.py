@@ -125,7 +125,7 @@ def _cache_faults(choice: str) -> Iterator[str]:
     """Yield a line for a word misspelt, which would otherwise become a folder of that name."""
     try:
         folder = expanded(choice)
-        if not (choice in CACHES or "/" in str(folder) or "/" in choice or folder.is_dir()):
+        if not (choice in CACHES or "/" in f"{choice}{folder}" or (choice and folder.is_dir())):
             yield f"TEACHER_CACHE is {choice!r}; expected off, memory, or a folder such as ./cache"
     except UserError as error:
         yield f"TEACHER_CACHE: {error}"

@@ -100,7 +100,7 @@ class DistillationOriented(UpdateRule):
             group["momentum"] = momentum - delta
         self.optimizer.add_param_group({"params": self.distillation, "momentum": momentum + delta, "weight_decay": 0.0})
         self.optimizer.add_param_group({"params": self.task_alone, "momentum": momentum})
-        self.optimizer.add_param_group({"params": self.distillation_alone, "momentum": momentum})
+        self.optimizer.add_param_group({"params": self.distillation_alone, "momentum": momentum, "weight_decay": 0.0})
         self.weight_decay = cfg.SOLVER.WEIGHT_DECAY
 
     @classmethod
@@ -111,6 +111,8 @@ class DistillationOriented(UpdateRule):
                 f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}; expected one of at least 0, with"
                 " MOMENTUM − DELTA not below 0 and MOMENTUM + DELTA below 1 (0.075 is the default)"
             )
+        if momentum == 0:
+            yield "SOLVER.MOMENTUM is 0, without momentum SOLVER.TRAINER dot is plain SGD; use SOLVER.TRAINER base"
         if processes.count() > 1:
             yield "SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base"
         if losses is not None:
@@ -137,9 +139,20 @@ class DistillationOriented(UpdateRule):
         for task, distillation, task_alone, distillation_alone in zip(
             self.task, self.distillation, self.task_alone, self.distillation_alone
         ):
-            if distillation.grad is None:
+            if task.grad is not None and distillation.grad is not None:
+                self._pass_momentum(task_alone, task)
+                self._pass_momentum(distillation_alone, distillation)
+            elif task.grad is not None:
+                self._pass_momentum(task, task_alone)
                 task_alone.grad, task.grad = task.grad, None
-            elif task.grad is None:
+            elif distillation.grad is not None:
+                self._pass_momentum(distillation, distillation_alone)
                 distillation_alone.grad, distillation.grad = distillation.grad, None
-        first = not any(p in self.optimizer.state for p in self.distillation_alone)
-        self.optimizer.param_groups[-1]["weight_decay"] = 0.0 if first else self.weight_decay
+                if distillation_alone in self.optimizer.state:  # not in its first step
+                    decay = self.weight_decay * distillation_alone.detach()
+                    distillation_alone.grad.add_(self.scaler.scale(decay))
+
+    def _pass_momentum(self, source: nn.Parameter, target: nn.Parameter) -> None:
+        """Keep the momentum of a parameter that other losses reach than in the last step."""
+        if source in self.optimizer.state:
+            self.optimizer.state[target] = self.optimizer.state.pop(source)

@@ -39,7 +39,7 @@ def drawn(random, how, shape, scale=1.0, relu=False, low=None, high=None):
 
 
 def inputs_of(case):
-    """Return the inputs of a case of authors_losses.json by name; those with a gradient are leaves."""
+    """Return the inputs of a case of authors_losses.json by name, float32; those with a gradient are leaves."""
     random = np.random.RandomState(case["inputs"]["seed"])
     arrays = {}
     for draw in case["inputs"]["draws"]:
@@ -47,6 +47,7 @@ def inputs_of(case):
     for name, (rows, boost) in case["inputs"].get("right_for_first", {}).items():
         arrays[name][np.arange(rows), arrays["target"][:rows]] += boost
     tensors = {name: rounded(array) for name, array in arrays.items()}
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     for name in case["gradients"]:
         tensors[name].requires_grad_()
     return tensors

@@ -73,6 +73,27 @@ def check_equal(model, other):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("absent", ["loss_ce", "loss_kd"])
+def test_momentum_is_kept_while_a_loss_does_not_reach_a_parameter(absent):
+    model, reference = Toy(), Toy().shared.detach()
+    update = rule(model, "SOLVER.WEIGHT_DECAY", "0.0")
+    buffers = {"loss_ce": torch.zeros(4), "loss_kd": torch.zeros(4)}
+    for step in range(5):
+        x = torch.randn(4, generator=torch.Generator().manual_seed(step))
+        everywhere = step % 2 == 0
+        terms = {"loss_ce": (model.shared * x).sum() ** 2 / 10, "loss_kd": (model.shared - x).square().mean()}
+        grads = {"loss_ce": x * (reference * x).sum() / 5, "loss_kd": (reference - x) / 2}
+        if not everywhere:
+            terms[absent] = model.idle.sum() ** 2
+            del grads[absent]
+        update(terms)
+        deltas = {"loss_ce": -0.075, "loss_kd": 0.075} if everywhere else dict.fromkeys(grads, 0.0)
+        for name, grad in grads.items():
+            buffers[name] = (0.9 + deltas[name]) * buffers[name] + grad
+        reference = reference - 0.1 * sum(buffers[name] for name in grads)
+        torch.testing.assert_close(model.shared.detach(), reference)
+
+
 @pytest.mark.parametrize("delta", [0.0, 0.075])
 def test_several_steps_equal_the_definition(delta):
     model, reference = Toy(), Toy()
@@ -161,6 +182,11 @@ def test_it_needs_the_task_and_something_else(kept):
 def test_bad_options(delta, momentum):
     with pytest.raises(UserError, match=f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}"):
         rule(Toy(), "SOLVER.DOT.DELTA", delta, "SOLVER.MOMENTUM", momentum)
+
+
+def test_without_momentum_it_is_refused():
+    with pytest.raises(UserError, match="SOLVER.MOMENTUM is 0, .*use SOLVER.TRAINER base"):
+        rule(Toy(), "SOLVER.DOT.DELTA", "0.0", "SOLVER.MOMENTUM", "0.0")
 
 
 def test_trainers_by_name():
