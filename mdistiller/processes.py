@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
@@ -23,7 +23,7 @@ from .errors import UserError
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(minutes=30)  # of one process with another
 PATIENCE_TO_MEET = timedelta(minutes=5)  # at the start; torchrun has brought them together before
-SECONDS_TO_TELL = 3  # how long the others wait for the first to print an error that it may have met too
+SECONDS_TO_TELL = 3  # how long processes wait for each other where one has met an error that all may have met
 
 _joined: List[Any] = []  # the store of the group that this process is in
 
@@ -134,14 +134,26 @@ def leave_group() -> None:
 
 
 def _told_by_the_first(store: Any, message: str) -> bool:
-    if is_first():
-        store.set("first", message)
-        return False
+    """Whether this error is the first process's too, which then tells it alone.
+
+    The store may end with the first process, which therefore waits until the others have read. A launcher ends all
+    processes when it sees one end; therefore the others wait for the first to end.
+    """
+    patience = timedelta(seconds=SECONDS_TO_TELL)
     try:
-        store.wait(["first"], timedelta(seconds=SECONDS_TO_TELL))
-        return store.get("first").decode() == message
-    except (RuntimeError, ValueError):  # it said nothing, or is gone
+        if is_first():
+            store.set("first", message)
+            store.wait([f"read by {number}" for number in range(1, count())], patience)
+            return False
+        store.wait(["first"], patience)
+        told = bool(store.get("first").decode() == message)
+        store.set(f"read by {rank()}", "")
+    except (RuntimeError, ValueError):  # the others said nothing, or are gone
         return False
+    if told:
+        with suppress(RuntimeError, ValueError):
+            store.wait(["never"], patience)
+    return told
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

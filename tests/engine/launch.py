@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 import traceback
 
@@ -17,6 +18,8 @@ import tests.engine.test_trainer  # noqa: F401
 
 
 def run_script(*arguments: str) -> None:
+    for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, handler)  # not those of the launcher that this is a fork of
     sys.argv = list(arguments)
     try:
         runpy.run_path(arguments[0], run_name="__main__")

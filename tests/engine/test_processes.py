@@ -65,13 +65,7 @@ class Frail(KD):
 
 
 # the launcher binds a port that is free, and no one else can take it in between
-TORCHRUN = [
-    "-m",
-    "torch.distributed.run",
-    "--rdzv-backend=c10d",
-    "--rdzv-endpoint=localhost:0",
-    "--local-addr=127.0.0.1",
-]
+MEETING = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=127.0.0.1"]
 
 
 def launched(*arguments, count=2, restarts=0, folder=".", plan="", torchrun=False):
