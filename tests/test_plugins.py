@@ -327,7 +327,7 @@ def test_a_head_of_a_plug_in_is_deployed_saved_and_evaluated(command, settings):
     assert (
         "needs the head 'LINEAR', which no distiller here has; if you trust it, load what it was trained with:" in err
     )
-    assert 'PLUGINS "[plug/headed.py]"' in err
+    assert f'PLUGINS "[{settings / "plug/headed.py"}]"' in err
 
 
 # --- what goes wrong

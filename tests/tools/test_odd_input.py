@@ -188,7 +188,7 @@ def test_the_other_command_lines(command, place, arguments, expected):
         ("images", "the folder images cannot be read (Permission denied); fix its permissions"),
         ("images/train", "the folder images/train cannot be read (Permission denied); fix its permissions"),
         ("images/train/class_0", "the folder images/train/class_0 cannot be read (Permission denied); fix its"),
-        ("teacher.pth", "checkpoint teacher.pth cannot be read (Permission denied); fix its permissions"),
+        ("teacher.pth", "teacher.pth cannot be read (Permission denied); fix its permissions"),
         ("run.yaml", "config run.yaml cannot be read (Permission denied)"),
     ],
 )
