@@ -13,8 +13,9 @@ import os
 import pickle
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import IO, Any, Dict, List, Optional
 
 import torch
 
@@ -94,7 +95,16 @@ def _reason(error: Exception) -> str:
 
 def save(content: Dict[str, Any], path: Path, previous: Optional[Path] = None) -> None:
     """Write `content` to `path` so that there is never half a file under that name; see `safe_files.replace`."""
-    replace(path, lambda file: torch.save(content, file), previous)
+    replace(path, partial(_save, content), previous)
+
+
+def _save(content: Dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # closing a file that is cut off hides Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
 
 
 def describe_student(

@@ -214,3 +214,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         ck.save({"model": {"a": torch.ones(1)}}, tmp_path / "s.pth")
     assert torch.equal(ck.read_checkpoint(tmp_path / "s.pth")["model"]["a"], torch.zeros(1))
     assert [path.name for path in tmp_path.glob("s.*")] == ["s.pth"]
+
+
+def test_ctrl_c_during_a_save_is_not_hidden(tmp_path, monkeypatch):
+    """PyTorch's writer, closed in the middle of an entry, raises an error of its own."""
+
+    def interrupted(content, file):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 24320 vs 24216")
+
+    ck.save({"a": torch.zeros(2)}, tmp_path / "c.pth")
+    before = (tmp_path / "c.pth").read_bytes()
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ck.save({"a": torch.ones(2)}, tmp_path / "c.pth")
+    assert (tmp_path / "c.pth").read_bytes() == before

@@ -9,6 +9,7 @@ from mdistiller.distillers import Distiller
 from mdistiller.engine import checkpoint
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.foreign_weights import weights_of
 from mdistiller.engine.logger import MACHINE_FIELDS
 from mdistiller.engine.meter import NonFiniteLoss
 from mdistiller.errors import UserError
@@ -200,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_state(image_folde
     assert kept["config"]["SOLVER"]["LR"] == 0.02
     assert kept["optimizer"]["state"]
     with pytest.raises(UserError, match="is a training state"):
-        checkpoint.weights_of(kept, "nonfinite.pth")
+        weights_of(kept, "nonfinite.pth")
     # the run's own file: replaced with the run, and no obstacle to going on
     build_trainer(settings(image_folder, epochs=2)).train(resume=True)
     build_trainer(settings(image_folder, epochs=1)).train(overwrite=True)
