@@ -175,7 +175,11 @@ DATA = {
     ),
     "an empty class": (emptied("train/class_1"), "", "the class folder images/train/class_1 holds no image; add some"),
     "two": (emptied("train/class_1", "train/class_2"), "", "the class folders class_1, class_2 of .*/train hold no"),
-    "no class": (lambda images: None, "DATASET.ROOT images/val", r"images/val/val is missing: images/val seems to be a part of a data set, set DATASET.ROOT to images; expected"),
+    "no class": (
+        lambda images: None,
+        "DATASET.ROOT images/val",
+        r"images/val/val is missing: images/val seems to be a part of a data set, set DATASET.ROOT to images; expected",
+    ),
     "no folder": (lambda images: None, "DATASET.ROOT gone", "DATASET.ROOT gone is not a folder; expected"),
     "another class in val": (
         lambda images: shutil.copytree(images / "val/class_1", images / "val/dog"),
