@@ -10,7 +10,7 @@ import errno
 import os
 import re
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 from .errors import UserError
 
@@ -47,17 +47,19 @@ def cache_root() -> Path:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user gave with `~`, `~user`, `$NAME` and `${NAME}` replaced.
+    """Return a path that a user gave with `~`, `~user`, `$NAME` and `${NAME}` replaced, unless it exists as given.
 
     Raises:
         UserError: no variable or no user of that name.
     """
     text = os.fspath(path)
+    if os.path.lexists(text):
+        return Path(text)
     for braced, plain in re.findall(r"\$(?:\{([^}]*)\}|(\w+))", text):
         if not os.environ.get(braced or plain):
             raise UserError(
-                f"{text!r:.200} names the environment variable {braced or plain}, which is not set; set it, or give"
-                " the path in full"
+                f"{text!r:.200} names the environment variable {braced or plain}, which is not set or empty; set"
+                " it, or give the path in full"
             )
     try:
         return Path(os.path.expandvars(text)).expanduser()
@@ -66,12 +68,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def usable(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user gave, `expanded`; nothing need be there.
+    """Return a path that a user gave; nothing need be there. A text is `expanded`, a `Path` is taken as it stands.
 
     Raises:
         UserError: nothing can be there: a name that is too long or not text, a circle of links; or see `expanded`.
     """
-    return possible(expanded(path))
+    return possible(path if isinstance(path, Path) else expanded(path))
 
 
 def possible(path: Path) -> Path:
@@ -127,11 +129,21 @@ def find_config(name: str | os.PathLike[str]) -> Path:
         UserError: see `usable`.
     """
     given = usable(name)
-    files = [given, Path(f"{given}.yaml")]
-    for file in [*files, *map(find_file, files), *(find_file(CONFIGS / file) for file in files)]:
+    files = (given, Path(f"{given}.yaml"))
+    for file in (*files, *(CONFIGS / file for file in files)):
         if file.exists() and not file.is_dir():
             return file
-    return given
+    return shipped_config(given) or given
+
+
+def shipped_config(name: Path) -> Optional[Path]:
+    """Return the shipped configuration of that name or path, as `find_config` takes it; `None` if there is none."""
+    files = (name, Path(f"{name}.yaml"))
+    for file in (*files, *(CONFIGS / file for file in files)):
+        normal = Path(os.path.normpath(file))
+        if _is_shipped(normal) and (SHIPPED / normal).is_file():
+            return SHIPPED / normal
+    return None
 
 
 def shipped_configs() -> Iterator[str]:

@@ -95,3 +95,10 @@ def test_a_path_that_means_the_same_anywhere(clone, monkeypatch):
     monkeypatch.chdir(clone)
     assert paths.anywhere(TEACHER) == paths.anywhere(clone / TEACHER) == TEACHER
     assert paths.anywhere("data/mine") == str(clone / "data/mine")
+
+
+def test_names_with_a_dollar_that_exist_are_taken_as_they_stand(monkeypatch, tmp_path):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    (tmp_path / "a$NOT_SET").mkdir()
+    assert paths.find_file("a$NOT_SET") == Path("a$NOT_SET")
+    assert paths.usable(tmp_path / "b$NOT_SET") == tmp_path / "b$NOT_SET"  # a Path is one of ours

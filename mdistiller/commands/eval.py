@@ -28,3 +28,7 @@ def main() -> None:
 def command() -> NoReturn:
     """Run `main` as a command line does."""
     run(main, interrupted="start again")
+
+
+if __name__ == "__main__":
+    command()

@@ -66,3 +66,7 @@ def _check_sum(archive: Path, given: str) -> None:
 def command() -> NoReturn:
     """Run `main` as a command line does."""
     run(main, interrupted="run this again to continue")
+
+
+if __name__ == "__main__":
+    command()

@@ -34,3 +34,7 @@ def main() -> None:
 def command() -> NoReturn:
     """Run `main` as a command line does."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -54,7 +54,7 @@ def _download(published: Type[CIFAR10], title: str, root: Path) -> None:
         if not archive.is_file():
             download(published.url, archive)
         if not check_integrity(str(archive), published.tgz_md5):
-            raise UserError(f"{archive} is damaged, its MD5 sum is not {published.tgz_md5}")
+            raise UserError(f"{archive} is damaged, remove it: its MD5 sum is not {published.tgz_md5}")
         unpack(archive, root)
     except (UserError, OSError) as error:
         reason = str(error).split(";")[0]

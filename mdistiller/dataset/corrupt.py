@@ -165,8 +165,8 @@ def usable(split: ImageSplit, findings: Findings, corrupt: str, role: str) -> Te
 def checked(split: ImageSplit, corrupt: str, num_workers: int, role: str) -> ImageSplit:
     """Return a split that is to be streamed, once all its pictures are known to be usable, or without the others.
 
-    Each is read once, by `num_workers` processes; what they found is remembered until a file is added, removed or
-    changed, but for the faulty, which are tried again. With `corrupt` "unchecked" nothing is read.
+    Each is read once, by `num_workers` processes. The result is remembered until a file is added, removed or changed.
+    Unreadable pictures are tried again each time. With `corrupt` "unchecked" nothing is read.
     """
     if corrupt == "unchecked" or not isinstance(split, FileSplit):
         return split

@@ -101,7 +101,7 @@ def decode_chunks(
 
 
 def decode_all(split: ImageSplit, view: View, num_workers: int, corrupt: str, role: str) -> ArraySplit:
-    """Return the whole split in memory, as the model sees it, but for pictures that cannot be used; see `usable`."""
+    """Return the split in memory, as the model sees it, without the pictures that cannot be used; see `usable`."""
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == (view.size, view.size) and not view.margin:
         return split
     try:

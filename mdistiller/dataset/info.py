@@ -16,8 +16,8 @@ class DatasetInfo:
         classes: class names, in label order.
         input_size: side of the square image that a model sees, in pixels.
         mean, std: channel statistics (RGB) of images scaled to [0, 1], for normalisation.
-        root: the folder that the images were read from, as `DATASET.ROOT` takes it; no fact about the images, hence not
-            compared.
+        root: the folder that the images were read from, as `DATASET.ROOT` takes it. It does not describe the images,
+            so `==` ignores it.
     """
 
     name: str

@@ -23,15 +23,16 @@ VAL_NAMES = ("val", "valid", "validation")
 
 
 def find_val(root: Path) -> Optional[Path]:
-    """Return the validation folder of `root`, by whichever of its names, or None.
+    """Return the validation folder of `root`, by any of its names in upper or lower case, or None.
 
     Raises:
         UserError: there are two; or see `is_folder`.
     """
-    found = [root / name for name in VAL_NAMES if is_folder(root / name)]
+    names = sorted(entry.name for entry in entries(root)) if is_folder(root) else []
+    found = [root / name for name in names if name.lower() in VAL_NAMES and is_folder(root / name)]
     if len({os.path.realpath(folder) for folder in found}) > 1:
-        names = " and ".join(folder.name for folder in found)
-        raise UserError(f"{root} holds {names}, and each is a name of the validation folder; keep one of them")
+        both = " and ".join(folder.name for folder in found)
+        raise UserError(f"{root} holds {both}, and each is a name of the validation folder; keep one of them")
     return found[0] if found else None
 
 

@@ -29,11 +29,11 @@ class Loader:
       there is no such key where `num_variants` is None.
 
     All randomness of an epoch comes from the seed and the epoch's number: call `set_epoch` before each epoch, or every
-    pass repeats epoch 0. Training shuffles; the last, partial batch is kept, but for one of a single image, which is
-    dropped (BatchNorm cannot train on it). Validation shows every image, in index order, un-augmented.
+    pass repeats epoch 0. Training shuffles. The last, partial batch is kept, except when it has a single image, which
+    BatchNorm cannot train on. Validation shows every image, in index order, un-augmented.
 
-    Several processes share each training batch, in equal parts but for one image; a last batch that has fewer than two
-    images for each of them is dropped. Validation batches are dealt to them in turn.
+    Several processes share each training batch, in parts whose sizes differ by at most one image. A last batch with
+    fewer than two images for each of them is dropped. Validation batches are dealt to them in turn.
 
     Args:
         info: of the data set.
@@ -71,7 +71,7 @@ class Loader:
         self.batch_size = options.batch_size if train else options.test_batch_size
         self.augment = options.augment if train else "none"
         self.padding = options.padding if self.augment == "pad_crop" else 0
-        self.flip = options.flip
+        self.flip = options.flip and self.augment != "none"
         self.rotation = options.rotation if self.augment == "rotate_flip" else 0.0
         self.num_variants: Optional[int] = {
             "pad_crop": (1 + self.flip) * (2 * self.padding + 1) ** 2,

@@ -186,7 +186,7 @@ def _registering(module: str, what: str, remedy: str) -> Iterator[None]:
         sys.modules.pop(module, None)
         for registry, known in zip(registries, before):
             for name in set(registry) - known:
-                # a model's constructor may be anybody's function
+                # a model's constructor may come from another module, so its `__module__` says nothing
                 if registry in FAMILIES or registry[name].__module__ == module:
                     del registry[name]
         if isinstance(error, UserError):

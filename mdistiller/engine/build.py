@@ -84,6 +84,12 @@ def build_teacher(cfg: Any, info: DatasetInfo) -> nn.Module:
                 f" {checkpoint['mean']} DATASET.STD {checkpoint['std']}, this run gives it {info.input_size} px,"
                 f" {list(info.mean)}, {list(info.std)}"
             )
+        fraction = checkpoint["config"]["DATASET"].get("VAL_FRACTION", 0.0)
+        if checkpoint["dataset"] == info.name and fraction != cfg.DATASET.VAL_FRACTION:
+            log.info(
+                f"note: the teacher was trained with DATASET.VAL_FRACTION {fraction}, this run has"
+                f" {cfg.DATASET.VAL_FRACTION}: some images to validate on may be ones that the teacher was trained on"
+            )
         trained_on = (checkpoint["dataset"], checkpoint["input_size"])
     teacher = build_model(arch, info.num_classes, *trained_on)
     load_checkpoint(teacher, checkpoint, path)
@@ -187,7 +193,7 @@ def build_trainer(cfg: Any) -> Trainer:
     processes.check_alike(
         "the data set", f"{_in_short(train_loader)} for training, {_in_short(val_loader)} to validate"
     )
-    root = str(info.root or cfg.DATASET.ROOT)
+    root = info.root or cfg.DATASET.ROOT
     cfg = resolved(cfg, ROOT=root, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
 
     teacher = build_teacher(cfg, info) if distiller_class.needs_teacher else None

@@ -56,7 +56,7 @@ CFG.DATASET.VAL_FRACTION = 0.0  # class-balanced part of train/ to validate on w
 CFG.DATASET.AUGMENT = "auto"  # auto | pad_crop | resized_crop | rotate_flip | none
 CFG.DATASET.PADDING = 4  # pixels, of pad_crop
 CFG.DATASET.ROTATION = 20.0  # largest angle of rotate_flip, degrees
-CFG.DATASET.FLIP = True  # mirror half of the training images; False for digits, text, arrows
+CFG.DATASET.FLIP = True  # mirror half of the training images (not with AUGMENT none); False for digits, text, arrows
 CFG.DATASET.IN_MEMORY = "auto"  # auto | yes | no
 CFG.DATASET.MEMORY_GB = 2.0  # what auto may fill with images, GiB
 CFG.DATASET.CORRUPT = "refuse"  # refuse | skip | unchecked: pictures that cannot be read
@@ -145,7 +145,7 @@ def merge_known(cfg: CN, change: Dict[str, Any], source: str) -> None:
 
 
 def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
-    """Change `cfg` in place by `KEY VALUE` pairs; values are YAML, but for texts, which stand as they are."""
+    """Change `cfg` in place by `KEY VALUE` pairs; values are YAML, except texts, which are taken unchanged."""
     refuse(line for _, line in _merge_pairs(cfg, overrides))
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from ..distillers._plugins import plugin_list
 from ..errors import UserError
-from ..paths import expanded, find_config, shipped_configs, text_of, usable
+from ..paths import expanded, shipped_config, shipped_configs, text_of, usable
 from .plain_yaml import parse
 
 
@@ -47,9 +47,12 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
 
 def _base_file(path: Path, base: str) -> Path:
     """Return the file that `_BASE_` in the file `path` names: relative to that file, or a shipped configuration."""
-    beside = usable(path.parent / expanded(base))
-    found = beside if beside.exists() else find_config(base)
-    return found if found.exists() else beside
+    named = expanded(base)
+    beside = usable(path.parent / named)
+    for file in (beside, Path(f"{beside}.yaml")):
+        if file.exists() and not file.is_dir():
+            return file
+    return shipped_config(named) or beside
 
 
 def _similar_configs(path: Path) -> str:

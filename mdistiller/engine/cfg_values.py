@@ -26,11 +26,11 @@ SPOKEN: Dict[Tuple[str, Any], str] = {
 
 
 def from_word(text: str, default: Any, name: str) -> Any:
-    """Return what a word of the command line means for the key `name`: YAML, but for texts, which stand as they are."""
+    """Return what a word of the command line means for the key `name`: YAML, except that texts are taken unchanged."""
     parsed = _parsed(text)
     if not isinstance(default, str):
         return parsed
-    # the text as it stands, but for what YAML reads as yes or no
+    # the text as it stands, except what YAML reads as yes or no
     return SPOKEN.get((name, parsed), text) if isinstance(parsed, bool) else text
 
 

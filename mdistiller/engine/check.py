@@ -14,7 +14,7 @@ from ..distillers._base import knows
 from ..errors import UserError, refuse
 from ..paths import expanded, possible
 from ..ranges import LARGEST
-from .cfg import CACHES, experiment_name
+from .cfg import CACHES, CFG, experiment_name
 from .cfg_values import leaves, to_dict
 from .optim import OPTIMIZERS, SCHEDULES
 from .precision import pick_device, pick_precision
@@ -57,7 +57,7 @@ def setting_faults(cfg: Any) -> List[str]:
     rising = numbers and list(stages) == sorted(set(stages))
     expect(rising, "SOLVER.LR_DECAY_STAGES", "epochs above 0 in rising order, for example [150, 180, 210]")
     if rising and stages and solver.SCHEDULE == "step" and solver.EPOCHS >= 1:
-        # a rate that silently never falls is no shorter form of the recipe
+        # otherwise the rate would never fall, without a word
         expect(
             stages[-1] <= solver.EPOCHS,
             "SOLVER.LR_DECAY_STAGES",
@@ -116,7 +116,7 @@ def place_faults(cfg: Any) -> Iterator[str]:
         f"{cfg.LOG.PREFIX}/{name}".encode()  # it is written to worklog.txt
         possible(expanded(cfg.LOG.PREFIX) / name)
     except UnicodeEncodeError:
-        yield "EXPERIMENT.NAME or LOG.PREFIX is no text (UTF-8); give another name"
+        yield "EXPERIMENT.NAME or LOG.PREFIX is not valid UTF-8; give another name"
     except UserError as error:
         yield f"EXPERIMENT.NAME or LOG.PREFIX: {error}"
 
@@ -182,7 +182,9 @@ def check_resumable(saved: Any, given: Dict[str, Any], path: str, leave_out: Seq
         UserError: settings differ.
     """
     free = (*FREE_ON_RESUME, *leave_out)
-    before, now = dict(leaves(saved or {})), dict(leaves(given))
+    # a key that did not exist yet had what is its default now
+    before = {**dict(leaves(to_dict(CFG))), **dict(leaves(saved))} if saved else {}
+    now = dict(leaves(given))
     changed = [
         f"{key} was {before[key]!r}, now {now[key]!r}"
         for key in before

@@ -35,7 +35,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     merge_overrides(cfg, overrides)
     source = path or released_weights(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     checkpoint = read_checkpoint(source)
-    weights_of(checkpoint, source)  # what is no model at all shows before any data is read
+    weights_of(checkpoint, source)  # fail before any data is read if the file holds no model
     described = is_described(checkpoint)
     if described:
         trained_on = checkpoint["config"]["DATASET"]
@@ -87,7 +87,8 @@ def _on_this_machine(dataset: Dict[str, Any]) -> Dict[str, Any]:
     if not isinstance(root, str) or not root or find_file(root).exists():
         return dataset
     log.info(
-        f"note: the checkpoint was trained on data in {root}, which is not here; give their folder as DATASET.ROOT"
+        f"note: the checkpoint was trained on data in {root}, which is not here; the default folder is used,"
+        " DATASET.ROOT names another"
     )
     return {**dataset, "ROOT": ""}
 

@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import UserError
 from ..models import load_weights
 
-WEIGHTS = ("model", "state_dict", "model_state_dict", "net", "network")  # keys of a state_dict
+WEIGHTS = ("model", "module", "state_dict", "model_state_dict", "net", "network")  # keys of a state_dict
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")  # keys of an exponential moving average's
 PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 PATH_MODULES = ("pathlib", "pathlib._local")  # the latter in Python 3.13
@@ -122,8 +122,9 @@ def _states(content: Any, place: str = "") -> Iterator[Tuple[str, Dict[str, torc
     """Yield `(keys to it, joined by dots, state_dict)` of each state_dict below keys that name one."""
     if not (isinstance(content, dict) and content):
         return
-    if all(isinstance(value, torch.Tensor) for value in content.values()):
-        yield place, content
-        return
-    for key in (*WEIGHTS, *AVERAGED):
-        yield from _states(content.get(key), f"{place}.{key}" if place else key)
+    nested = [key for key in (*WEIGHTS, *AVERAGED) if isinstance(content.get(key), dict)]
+    for key in nested:
+        yield from _states(content[key], f"{place}.{key}" if place else key)
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if tensors and not nested:  # beside them there may be an epoch, or an extra state
+        yield place, tensors

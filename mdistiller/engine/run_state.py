@@ -112,7 +112,7 @@ def restore(trainer: Trainer, state: Dict[str, Any]) -> List[str]:
     for name, fits in {**PLAIN, **ABOUT}.items():
         if name in state and not fits(state[name]):
             raise UserError(
-                f"--resume: {path} is no state of a run, its {name} is {state[name]!r:.60}; copy"
+                f"--resume: {path} is not a valid training state: its {name} is {state[name]!r:.60}; copy"
                 f" {trainer.folder.best.name} or an epoch_N.pth to {path.name}, or start again with --overwrite"
             )
     saved, given = state.get("config"), to_dict(trainer.cfg)

@@ -238,7 +238,7 @@ class Trainer:
             group["lr"] = learning_rate(self.cfg, global_step, steps_per_epoch)
         with self.precision.autocast():
             logits, losses = (self.parallel or self.distiller)(**batch, epoch=epoch)
-        # scalars, but for files written for MDistiller, which averages too
+        # scalars, except from files written for MDistiller, which averages too
         losses = {name: loss.mean() if loss.ndim else loss for name, loss in losses.items()}
         self.update(self._weighted(losses, len(logits), global_step % steps_per_epoch))
         return losses, logits

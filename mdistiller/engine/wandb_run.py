@@ -34,7 +34,7 @@ def start_run(say: Callable[[str], None], **options: Any) -> Any:
     def init(mode: Optional[str]) -> Any:
         return wandb.init(mode=mode, settings=settings, **options)  # type: ignore[arg-type]
 
-    with _nobody_to_ask():
+    with _without_terminal():
         chosen = wandb.setup(settings=settings).settings
         if chosen.mode not in (None, "online"):
             return init(None)
@@ -45,18 +45,21 @@ def start_run(say: Callable[[str], None], **options: Any) -> Any:
             except Exception as error:  # refused by the server, or it went away meanwhile
                 reason = one_line(error)
         run = init("offline")
+    later = f"send the run later with: wandb sync {Path(run.dir).absolute().parent}"
     if reason == NO_CREDENTIALS:
-        say("wandb: no credentials, logging offline (wandb login, or LOG.WANDB False to switch it off)")
+        say(f"wandb: no credentials, logging offline (wandb login, or LOG.WANDB False to switch it off); {later}")
     else:
-        say(f"wandb: logging offline ({reason}); send the run later with: wandb sync {Path(run.dir).absolute().parent}")
+        say(f"wandb: logging offline ({reason}); {later}")
     return run
 
 
 def _obstacle(wandb: Any, server: str) -> Optional[str]:
     """Return why a run cannot be online, `None` if nothing is known against it."""
-    if "prompt" in inspect.signature(wandb.login).parameters:  # since 0.31; it tries the credentials with the server
+    parameters = inspect.signature(wandb.login).parameters
+    if "prompt" in parameters:  # since 0.31; it tries the credentials with the server
+        limit = {"timeout": TIMEOUT} if "timeout" in parameters else {}
         try:
-            return None if wandb.login(prompt=False) else NO_CREDENTIALS
+            return None if wandb.login(prompt=False, **limit) else NO_CREDENTIALS
         except Exception as error:  # of many types
             return one_line(error)
     try:
@@ -83,8 +86,8 @@ def one_line(error: object) -> str:
 
 
 @contextmanager
-def _nobody_to_ask() -> Iterator[None]:
-    """Have wandb find no terminal at standard input, where it would ask for a key."""
+def _without_terminal() -> Iterator[None]:
+    """Hide the terminal from wandb, so that it cannot ask for a key."""
     before = sys.stdin
     with open(os.devnull, encoding="utf-8") as sys.stdin:
         try:

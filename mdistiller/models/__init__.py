@@ -17,7 +17,7 @@ from ..registry import Registry
 from ._adapt import adapt, own_code
 from ._contract import ClassifierModel, Stages
 from ._weights import load_weights
-from .cifar import cifar_model_dict, tiny_imagenet_model_dict
+from .cifar import TeacherCheckpoint, cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict, released_file
 
 FAMILIES: Tuple[Registry[Any], ...] = (cifar_model_dict, tiny_imagenet_model_dict, imagenet_model_dict)
@@ -105,7 +105,7 @@ def _families(dataset: str, input_size: Optional[int]) -> Tuple[Mapping[str, Any
     """Return the family whose members a data set prefers, and the other."""
     if dataset == "tiny_imagenet":
         return tiny_imagenet_model_dict, imagenet_model_dict
-    # a size that is no number is refused later, by what reads the data
+    # `read_options` refuses a size that is not a number
     large_images = isinstance(input_size, int) and input_size > LARGEST_SMALL_IMAGE
     if dataset == "imagenet" or (large_images and dataset not in CIFAR):
         return imagenet_model_dict, cifar_model_dict
@@ -126,7 +126,7 @@ def released_teacher(
     _, teacher = _entry(name, dataset, input_size)
     if teacher is None and dataset == "imagenet":
         return released_file(name)
-    return None if dataset == "cifar10" else teacher
+    return None if isinstance(teacher, TeacherCheckpoint) and dataset != "cifar100" else teacher
 
 
 __all__ = [

@@ -29,7 +29,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
         source: where the weights come from, for the message.
 
     Raises:
-        UserError: keys are missing or unexpected, shapes differ, or values are no finite numbers; the message names
+        UserError: keys are missing or unexpected, shapes differ, or values are not finite numbers; the message names
             the first few.
     """
     expected = model.state_dict()

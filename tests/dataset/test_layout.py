@@ -211,3 +211,10 @@ def test_a_class_of_one_image_cannot_be_divided(make: Make, without_val: Path) -
 @pytest.mark.parametrize("value", [-0.1, 1.0, "0.1", True])
 def test_fractions_out_of_range(make: Make, value: Any) -> None:
     assert f"VAL_FRACTION is {value!r}; expected a number from 0" in refused(make(VAL_FRACTION=value))
+
+
+@pytest.mark.parametrize("name", ["Val", "VAL", "Validation"])
+def test_the_case_of_a_validation_folder_does_not_matter(make, root, name):
+    (root / "val").rename(root / name)
+    assert get_dataset(make(), "cpu")[1].num_images == 6
+    assert "VAL_FRACTION" in refused(make(VAL_FRACTION=0.25))

@@ -53,3 +53,17 @@ def test_an_anchor_in_itself_is_refused(tmp_path):
         load_cfg(str(tmp_path / "loop.yaml"))
     (tmp_path / "twice.yaml").write_text("SOLVER: {EPOCHS: &n 7, BATCH_SIZE: *n}\n")
     assert load_cfg(str(tmp_path / "twice.yaml")).SOLVER.BATCH_SIZE == 7
+
+
+def test_a_base_is_not_looked_for_in_the_working_directory(tmp_path):
+    (tmp_path / "base.yaml").write_text("SOLVER: {EPOCHS: 9}\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/mine.yaml").write_text("_BASE_: base.yaml\n")
+    with pytest.raises(UserError, match="folder/base.yaml cannot be read"):
+        load_cfg("folder/mine.yaml")
+    (tmp_path / "folder/base.yaml").write_text("SOLVER: {EPOCHS: 300}\n")
+    for name in ("base.yaml", "base"):
+        (tmp_path / "folder/mine.yaml").write_text(f"_BASE_: {name}\n")
+        assert load_cfg("folder/mine.yaml").SOLVER.EPOCHS == 300
+    (tmp_path / "folder/mine.yaml").write_text("_BASE_: demo/sfakd\n")
+    assert load_cfg("folder/mine.yaml").DISTILLER.TYPE == "SFAKD"

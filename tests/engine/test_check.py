@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.check import check_settings, setting_faults
+from mdistiller.engine.cfg_values import to_dict
+from mdistiller.engine.check import check_resumable, check_settings, setting_faults
 from mdistiller.errors import UserError
 from tests.conftest import REPO
 from tests.engine.test_cfg import CONFIGS
@@ -101,3 +104,13 @@ def test_stages_lie_within_the_epochs_where_they_count():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO / "configs")))
 def test_every_shipped_config_passes(path):
     assert setting_faults(load_cfg(str(path))) == []
+
+
+def test_a_key_that_a_saved_run_lacks_had_its_default():
+    cfg = to_dict(load_cfg(None, ["DISTILLER.TYPE", "KDSVD"]))
+    saved = copy.deepcopy(cfg)
+    del saved["DATASET"]["FLIP"], saved["KDSVD"]["LAYOUT"]
+    check_resumable(saved, cfg, "latest.pth")
+    cfg["DATASET"]["FLIP"] = False
+    with pytest.raises(UserError, match="DATASET.FLIP was True, now False"):
+        check_resumable(saved, cfg, "latest.pth")

@@ -208,3 +208,17 @@ def test_without_the_package_it_is_what_to_install(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(UserError, match="w.safetensors is a safetensors file; run: pip install safetensors"):
         ck.read_checkpoint("w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda state: {"module": state},
+        lambda state: {"ema": {"module": state}},
+        lambda state: {"model": {**state, "_extra_state": None}},
+        lambda state: {**state, "epoch": 3},
+    ],
+    ids=["deepspeed", "an average", "an extra state", "an epoch beside"],
+)
+def test_what_stands_around_or_beside_the_weights(trained, around):
+    assert same(loaded(around(trained[0].state_dict())), trained[0])

@@ -71,7 +71,7 @@ CONFIGURATIONS = [
     ("EXPERIMENT.NAME .", ["EXPERIMENT.NAME (or PROJECT/TAG) is '.'; expected a folder below LOG.PREFIX"]),
     ("EXPERIMENT.NAME " + "a/" * 2000, ["EXPERIMENT.NAME (or PROJECT/TAG) is 'a/a/"]),
     ("EXPERIMENT.NAME a\0b", ["EXPERIMENT.NAME or LOG.PREFIX: 'output/a\\x00b' cannot be a path (embedded null byte)"]),
-    ("EXPERIMENT.NAME \udcff", ["EXPERIMENT.NAME or LOG.PREFIX is no text (UTF-8)"]),
+    ("EXPERIMENT.NAME \udcff", ["EXPERIMENT.NAME or LOG.PREFIX is not valid UTF-8"]),
     ("LOG.PREFIX " + "a" * 300, ["EXPERIMENT.NAME or LOG.PREFIX: 'aaaa"]),
     (
         "LOG.PREFIX ~nobody_of_that_name",

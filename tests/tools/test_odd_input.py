@@ -38,7 +38,7 @@ YAMLS = {
     "two bases": ('_BASE_: "a\\0b"', "is given twice"),
     "a plug-in that no file can be": ('PLUGINS: ["a\\0b.py"]', "cannot be a path (embedded null byte)"),
     "a name of two lines": ('SOLVER: {"A\\nB": 1}', "unknown config key SOLVER.A B in x.yaml"),
-    "a name in no encoding": ('EXPERIMENT: {NAME: "\\ud800"}', "EXPERIMENT.NAME or LOG.PREFIX is no text"),
+    "a name in no encoding": ('EXPERIMENT: {NAME: "\\ud800"}', "EXPERIMENT.NAME or LOG.PREFIX is not valid UTF-8"),
 }
 CONFIGS = {
     "/dev/zero": "neither a file nor a folder",
