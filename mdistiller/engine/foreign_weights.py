@@ -42,7 +42,7 @@ def _path_of(module: str, name: str) -> Callable[..., str]:
     def path(*parts: str) -> str:
         if not all(isinstance(part, str) for part in parts):
             raise pickle.UnpicklingError(f"Unsupported path of {parts!r}")
-        return posixpath.join("", *parts)
+        return posixpath.join("", *parts) or "."
 
     path.__module__, path.__name__, path.__qualname__ = module, name, name  # where the reader looks it up
     return path

@@ -105,7 +105,7 @@ def test_training_files_of_timm_and_torchvision(trained, zipped, caplog):
 def test_arguments_come_back_as_data():
     torch.save({"args": arguments(out=pathlib.Path("/runs/first"), home=pathlib.Path("."))}, "a.pth")
     args = ck.read_checkpoint("a.pth")["args"]
-    assert args == arguments(out="/runs/first", home="")
+    assert args == arguments(out="/runs/first", home=".")
 
 
 @pytest.mark.parametrize("module", PATH_MODULES)
@@ -118,9 +118,10 @@ def test_paths_of_any_system_and_python_are_texts(module, name):
     pathlib.Path("p.pth").write_bytes(content)
     assert ck.read_checkpoint("p.pth") == {"out": "/runs"}
     # neither another function of that module nor parts that are no texts
-    for old, new in ((f"\n{name}\n", f"\n{name}.cwd\n"), ("X\4\0\0\0runs", "K\1")):
-        assert old.encode() in content
-        pathlib.Path("p.pth").write_bytes(content.replace(old.encode(), new.encode()))
+    part = rb"X.\0\0\0/?runs"  # Python 3.13 keeps the path in one part
+    for old, new in ((f"\n{name}\n".encode(), f"\n{name}.cwd\n".encode()), (part, b"K\1")):
+        assert re.search(old, content, flags=re.DOTALL)
+        pathlib.Path("p.pth").write_bytes(re.sub(old, new, content, flags=re.DOTALL))
         with pytest.raises(UserError, match="p.pth refused: .*(GLOBAL|Unsupported)"):
             ck.read_checkpoint("p.pth")
 
