@@ -207,7 +207,9 @@ def test_the_archive_is_unpacked_once(
     archive.write_bytes(archive.read_bytes()[:400])
     assert load()[2] == 6
     (folder / published.train[0]).unlink()
-    with pytest.raises(UserError, match=r"cannot be downloaded \(.*is damaged, remove it: its MD5 sum is not ") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot be downloaded \(.*is damaged, remove it: its MD5 sum is not "
+    ) as caught:
         load()
     assert "\n" not in str(caught.value)
 
