@@ -99,7 +99,7 @@ def text_of(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read; see `check_ends`.
-        UnicodeDecodeError: it is no text.
+        UnicodeDecodeError: it is not UTF-8 text.
     """
     check_ends(path)
     return path.read_text(encoding="utf-8")

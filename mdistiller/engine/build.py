@@ -146,7 +146,7 @@ def config_faults(cfg: Any) -> List[str]:
 
 
 def _name_faults(cfg: Any) -> Iterator[str]:
-    """Yield a line for each name that nothing has, and for what the named ones cannot do together."""
+    """Yield a line for each unknown name, and for each combination of names that cannot work."""
     for registry, name in (
         (distiller_dict, cfg.DISTILLER.TYPE),
         (trainer_dict, cfg.SOLVER.TRAINER),

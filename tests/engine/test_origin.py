@@ -57,7 +57,7 @@ def place(trained, tmp_path):
 
 @pytest.fixture
 def refusal(command, place):
-    """Resume, which must leave every file as it is; return what is said in brackets."""
+    """Resume, which must leave every file as it is; return the part of the message in brackets."""
 
     def files():
         return {path: path.read_bytes() for path in (place / "output").rglob("*") if path.is_file()}

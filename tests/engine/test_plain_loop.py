@@ -1,4 +1,4 @@
-"""The baseline loop does what it is said to do: its loss, its step, its images."""
+"""The baseline loop is MDistiller's: its loss, its step, its images."""
 
 import math
 import re

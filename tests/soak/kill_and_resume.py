@@ -44,7 +44,7 @@ class Kill(NamedTuple):
 
 
 def differences(one: Path, other: Path) -> List[str]:
-    """Return in what two runs' folders differ, but for wall-clock times, names and folders."""
+    """Return in what two runs' folders differ, except in wall-clock times, names and folders."""
     found = []
     for name in STATES:
         contents = [{k: v for k, v in read_checkpoint(run / name).items() if k not in FREE} for run in (one, other)]

@@ -1,4 +1,4 @@
-"""What a method cannot do is said in one line, with status 2, before any training: no output folder is left."""
+"""What a method cannot do becomes one line, with status 2, before any training: no output folder is left."""
 
 import pytest
 import torch
