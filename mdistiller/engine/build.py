@@ -51,7 +51,7 @@ def released_weights(arch: str, dataset: str, input_size: Optional[int]) -> str 
     """
     path = released_teacher(arch, dataset, input_size)
     if path is None:
-        raise UserError(f"no checkpoint of {arch} is released; train one, and give its file")
+        raise UserError(f"no checkpoint of {arch} is released for {dataset}; train one, and give its file")
     if not os.path.isfile(path):
         raise UserError(
             f"no checkpoint at {path}; get cifar_teachers.tar with mdistiller-fetch-ckpts"

@@ -78,3 +78,8 @@ def test_a_method_without_ranges_is_left_alone(registries_as_before, tmp_path):
     )
     given = ["PLUGINS", "free.py", "DISTILLER.TYPE", "FREE", "FREE.TEMPERATURE", "-1", "FREE.CE_WEIGHT", "-2"]
     assert build.config_faults(load_cfg(None, given)) == []
+
+
+def test_a_released_teacher_that_is_not_there_yet():
+    with pytest.raises(UserError, match=r"no checkpoint at .*resnet56_vanilla.*; get cifar_teachers.tar with"):
+        build.released_weights("resnet56", "cifar100", None)

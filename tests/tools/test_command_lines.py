@@ -87,10 +87,10 @@ BAD = [
     ((*TRAIN, "DATASET.INPUT_SIZE", "abc"), "DATASET.INPUT_SIZE is 'abc'"),
     ((*TRAIN, "SFAKD.SIGMA", "-1"), "SFAKD.SIGMA is -1.0; expected a number above 0"),
     ((*TRAIN, "DISTILLER.TEACHER_WEIGHTS", "gone.pth"), "no checkpoint at gone.pth"),
-    ((*TRAIN, "DISTILLER.TEACHER_WEIGHTS", ""), "no checkpoint of resnet14 is released; train one"),
+    ((*TRAIN, "DISTILLER.TEACHER_WEIGHTS", ""), "no checkpoint of resnet14 is released for imagefolder; train one"),
     (
         (*TRAIN, "DISTILLER.TEACHER_WEIGHTS", "", "DISTILLER.TEACHER", "resnet56"),
-        "no checkpoint at .*resnet56_vanilla.*get cifar_teachers.tar",
+        "no checkpoint of resnet56 is released for imagefolder; train one",
     ),
     ((*TRAIN, "DISTILLER.TEACHER", "resnet20"), "DISTILLER.TEACHER is resnet20, but .* holds a resnet14"),
     ((*TRAIN, "DATASET.ROOT", "gone"), "gone"),
