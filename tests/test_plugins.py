@@ -336,7 +336,7 @@ def test_a_head_of_a_plug_in_is_deployed_saved_and_evaluated(command, settings):
 @pytest.mark.parametrize(
     ("content", "plugin", "message"),
     [
-        (FORK, "gone.py", "PLUGINS: there is no file gone.py; give it relative to"),
+        (FORK, "gone.py", "PLUGINS: no file at gone.py; give it relative to"),
         (FORK, "gone_package.mine", "gone_package.mine cannot be imported .*No module named 'gone_package'"),
         (FORK, "3", "PLUGINS in the command line is 3; expected files and modules"),
         (FORK, "[3]", "PLUGINS in the command line is .3.; expected files and modules"),

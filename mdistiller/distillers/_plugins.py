@@ -128,7 +128,7 @@ def _load_file(given: Path) -> None:
     path = Path(os.path.realpath(given))
     if not path.is_file():
         raise UserError(
-            f"PLUGINS: there is no file {given}; give it relative to the configuration or to the working directory"
+            f"PLUGINS: no file at {given}; give it relative to the configuration or to the working directory"
         )
     name = f"{PACKAGE}.{path.stem.replace('.', '_')}"
     if name in sys.modules:

@@ -37,7 +37,7 @@ CONFIGURATIONS = [
     ("LOG.WANDB perhaps", ["LOG.WANDB in the command line is 'perhaps'; expected a boolean"]),
     ("EXPERIMENT.SEED -1", ["EXPERIMENT.SEED is -1; expected a whole number from 0"]),
     ("EXPERIMENT.REFERENCE [gone.json]", ["EXPERIMENT.REFERENCE gone.json is not the summary.json of a run"]),
-    ("PLUGINS gone.py", ["PLUGINS: there is no file gone.py"]),
+    ("PLUGINS gone.py", ["PLUGINS: no file at gone.py"]),
     ("DATASET.TYPE cifar", ["unknown data set 'cifar'; did you mean cifar10"]),
     ("DATASET.INPUT_SIZE small", ["DATASET.INPUT_SIZE is 'small'; expected the side in pixels, a whole number"]),
     ("DATASET.TRAIN_FRACTION 1.5", ["DATASET.TRAIN_FRACTION is 1.5; expected a number above 0 and up to 1"]),
