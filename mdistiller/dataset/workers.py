@@ -53,6 +53,20 @@ class _Queue(queues.Queue):
         os._exit(1)
 
 
+class _Event:
+    """An event without a lock. A process that was killed while it held the lock would make `set` wait for ever."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self._reader, self._writer = context.Pipe(duplex=False)
+
+    def set(self) -> None:
+        if not self.is_set():
+            self._writer.send_bytes(b"set")
+
+    def is_set(self) -> bool:
+        return self._reader.poll()
+
+
 _enduring: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # process: the one that started it
 
 
@@ -71,6 +85,9 @@ def enduring() -> BaseContext:
 
         def Queue(self, maxsize: int = 0) -> Any:
             return _Queue(maxsize, ctx=self.get_context())
+
+        def Event(self) -> Any:
+            return _Event(self.get_context())
 
     return Noting()
 

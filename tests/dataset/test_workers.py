@@ -14,7 +14,7 @@ from tests.processes import Started
 
 # streams, with processes, from an image folder; those that read may be made to hang, without a look at signals
 SCRIPT = """
-import multiprocessing.process, os, resource, signal, sys
+import multiprocessing.process, multiprocessing.synchronize, os, resource, signal, sys
 from mdistiller.cli import run
 from mdistiller.dataset import FileSplit, get_dataset
 from mdistiller.engine.cfg import load_cfg
@@ -37,7 +37,13 @@ if sys.argv[1] == "early":  # a signal to every process while they start
 if sys.argv[1] == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # of files in /dev/shm too
     run(lambda: [batch for batch in train])
-if sys.argv[1] == "hang":
+if sys.argv[1] == "locked":  # the workers hang where they look whether they are to end, and hold its lock
+    def hold(event):
+        event._cond.acquire()
+        slow(None, None, None)
+
+    multiprocessing.synchronize.Event.is_set = hold
+if sys.argv[1] in ("hang", "locked"):
     FileSplit.load = slow
     run(lambda: [batch for batch in train], "stopped here")
 for number, batch in enumerate(train):
@@ -66,7 +72,7 @@ def test_a_script_that_still_holds_its_loader_ends(started: Started, status: int
     assert said.endswith(err)
 
 
-@pytest.mark.parametrize("started", ["hang"], indirect=True)
+@pytest.mark.parametrize("started", ["hang", "locked"], indirect=True)
 def test_ctrl_c_ends_a_pass_whose_workers_hang(started: Started) -> None:
     started.wait_for("reading")
     started.send_signal(signal.SIGINT)
