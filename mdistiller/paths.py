@@ -78,6 +78,8 @@ def usable(path: str | os.PathLike[str]) -> Path:
 
 def possible(path: Path) -> Path:
     """Return `path` if something could be there; see `usable`."""
+    if "\0" in str(path):  # Python's own message depends on its version
+        raise UserError(f"{str(path)!r:.200} cannot be a path (embedded null byte); give another")
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -34,8 +34,7 @@ def wheel(tmp_path_factory):
     build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
     python(build, "build_sdist", place, cwd=place / "clone")
     [archive] = place.glob("*.tar.gz")
-    with tarfile.open(archive) as content:
-        content.extractall(place / "unpacked")
+    shutil.unpack_archive(archive, place / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     [sources] = (place / "unpacked").iterdir()
     python(build, "build_wheel", place, cwd=sources)
     [wheel] = place.glob("*.whl")
@@ -61,7 +60,7 @@ def test_its_metadata_name_commands_and_requirements(wheel):
     [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
     needs = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
     listed = re.findall(r"^(\w+>=[\d.]+)", (REPO / "requirements.txt").read_text(), flags=re.M)
-    assert [need for need in needs if "extra" not in need] == listed
+    assert [need.replace(" ", "") for need in needs if "extra" not in need] == listed  # old setuptools space them
     assert len(listed) >= 9
     commands = archive.read(metadata.replace("METADATA", "entry_points.txt")).decode()
     assert set(re.findall(r"^(\S+) =", commands, flags=re.M)) == {
