@@ -77,7 +77,7 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
             print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
-        from .dataset.workers import explanation
+        from .dataset.loading.workers import explanation
 
         # PyTorch's signal handler raises the one wherever the main process is by then
         line = explanation(error) or memory_shortage(error)

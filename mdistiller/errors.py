@@ -6,8 +6,8 @@ import difflib
 import re
 from typing import Iterable
 
-LONGEST_LINE = 2000  # characters
-MOST_NAMES = 50  # that are listed where none is near
+MAX_LINE_LENGTH = 2000  # characters
+MAX_NAMES = 50  # that are listed where none is near
 _NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
 
 
@@ -31,7 +31,9 @@ class UserError(ValueError):
 def _plain(text: str) -> str:
     """Return `text` as one line that any terminal shows, without the middle of a very long one."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    return (
+        line if len(line) <= MAX_LINE_LENGTH else f"{line[: MAX_LINE_LENGTH // 2]} ... {line[-MAX_LINE_LENGTH // 2 :]}"
+    )
 
 
 def refuse(faults: Iterable[str]) -> None:
@@ -59,5 +61,5 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=limit, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(by_lower[c] for c in close)}?"
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"; known: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"; known: {', '.join(names[:MAX_NAMES]) or 'none'}{more}"

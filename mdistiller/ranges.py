@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple
 
-LARGEST = 1e18  # of a number: its square, too, is a float32
+MAX_NUMBER = 1e18  # of a number: its square, too, is a float32
 
 
 class Range(NamedTuple):
@@ -71,8 +71,8 @@ def out_of_range(options: Any, ranges: Mapping[str, Range], section: str) -> Ite
         value = options
         for part in key.split("."):
             value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
-        if is_number(value) and abs(value) > LARGEST:
-            yield f"{section}.{key} is {value!r}; expected at most {LARGEST:g}"
+        if is_number(value) and abs(value) > MAX_NUMBER:
+            yield f"{section}.{key} is {value!r}; expected at most {MAX_NUMBER:g}"
         elif value is not _ABSENT and value not in allowed:
             yield f"{section}.{key} is {value!r}; expected {allowed.expected}"
 

@@ -1,4 +1,4 @@
-"""Measure the training loop: tools/benchmark.py [--pair A,B | --cfg FILE] [--method A,B] [--baseline] [KEY VALUE ...].
+"""Measure the training loop: tools/throughput.py [--pair A,B | --cfg FILE] [--method A,B] [--baseline] [KEY VALUE ...].
 
 Images per second with data loading, and memory; with `--baseline` the ratio to a plain loop that runs in turns with it;
 and how close the loop comes to the least time in which the machine could do the arithmetic. A pair trains on random
@@ -18,7 +18,7 @@ from mdistiller.cli import OneLineParser, add_overrides, check_new_file, run
 
 
 def main() -> None:
-    parser = OneLineParser(prog="tools/benchmark.py", description="Measure the training loop; print a Markdown table.")
+    parser = OneLineParser(prog="tools/throughput.py", description="Measure the training loop; print a Markdown table.")
     parser.add_argument("--pair", metavar="A,B", default="", help="of configs/cifar100/sfakd/; default res32x4_res8x4")
     parser.add_argument("--cfg", metavar="FILE", default="", help="in place of a pair: a configuration, with its data")
     parser.add_argument("--method", metavar="A,B", default="", help="methods; default SFAKD, or what FILE says")
@@ -47,8 +47,8 @@ def main() -> None:
         if getattr(args, first) and getattr(args, second):
             parser.error(f"--{first} and --{second} exclude each other; give one of them")
 
-    from mdistiller.engine import benchmark, stand_ins
-    from mdistiller.engine.turns import Budget
+    from mdistiller.benchmark import synthetic, throughput
+    from mdistiller.benchmark.interleave import Budget
 
     def listed(names: str) -> list[str]:
         return [name for name in names.split(",") if name]
@@ -56,12 +56,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # notes of the data sets
         overrides = args.overrides
         if not args.cfg and "DATASET.TYPE" not in overrides:
-            overrides = [*stand_ins.make_images(Path(folder)), *overrides]
+            overrides = [*synthetic.make_images(Path(folder)), *overrides]
         pairs = listed(args.pair) or ["res32x4_res8x4"]
-        cases = benchmark.plan(pairs, args.cfg or None, listed(args.method), args.setting, overrides, args.warm)
+        cases = throughput.plan(pairs, args.cfg or None, listed(args.method), args.setting, overrides, args.warm)
         budget = Budget(steps=args.steps) if args.steps else Budget(seconds=args.seconds or 10.0)
-        rows, conditions = benchmark.benchmark(cases, args.baseline, args.rounds, budget)
-    print(benchmark.show(rows, conditions))
+        rows, conditions = throughput.benchmark(cases, args.baseline, args.rounds, budget)
+    print(throughput.show(rows, conditions))
     if args.json:
         content = {"command": sys.argv, "conditions": conditions, "rows": rows}
         Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -10,8 +10,8 @@ import yaml
 
 from mdistiller.cli import OneLineParser, run
 from mdistiller.engine.cfg import CFG, load_cfg
-from mdistiller.engine.cfg_values import leaves
-from mdistiller.engine.plain_yaml import parse
+from mdistiller.engine.cfg.values import leaves
+from mdistiller.engine.cfg.yaml_files import parse
 from mdistiller.errors import UserError, did_you_mean
 from mdistiller.paths import text_of
 

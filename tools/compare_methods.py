@@ -26,17 +26,17 @@ def main() -> None:
         parser.error("--rounds, --steps and --epochs must be at least 1")
     check_new_file(parser, "--json", args.json)
 
-    from mdistiller.engine import compare
+    from mdistiller.benchmark import methods
     from mdistiller.engine.cfg import load_cfg
 
     load_cfg(None, args.overrides)  # loads PLUGINS, whose methods may be named
-    methods = compare.choose([name for name in args.methods.split(",") if name])
+    chosen = methods.choose([name for name in args.methods.split(",") if name])
     if args.what == "table":
-        rows, conditions = compare.cost_table(args.pair, methods, args.overrides, args.rounds, args.steps)
-        print(compare.show_costs(rows, conditions))
+        rows, conditions = methods.cost_table(args.pair, chosen, args.overrides, args.rounds, args.steps)
+        print(methods.show_costs(rows, conditions))
     else:
-        rows, conditions = compare.train_each(methods, args.epochs, args.overrides)
-        print(compare.show_learning(rows, conditions))
+        rows, conditions = methods.train_each(chosen, args.epochs, args.overrides)
+        print(methods.show_learning(rows, conditions))
     if args.json:
         content = {"command": sys.argv, "conditions": conditions, "rows": rows}
         Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

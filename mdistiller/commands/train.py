@@ -18,16 +18,16 @@ def main() -> None:
     add_overrides(parser)
     args = parser.parse_intermixed_args()
 
-    from .. import processes
+    from .. import distributed
     from ..engine.build import build_trainer, load_checked
     from ..engine.cfg import experiment_name
-    from ..engine.run_folder import RunFolder
+    from ..engine.run.folder import RunFolder
 
     dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
-    with processes.joined():
+    with distributed.process_group():
         cfg = load_checked(args.cfg, args.overrides + dataset, args.resume, args.overwrite)
         folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
-        processes.by_first(lambda: folder.checked(args.resume, args.overwrite))  # before anything is built
+        distributed.run_on_main(lambda: folder.checked(args.resume, args.overwrite))  # before anything is built
         build_trainer(cfg).train(args.resume, args.overwrite)
 
 

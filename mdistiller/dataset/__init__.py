@@ -8,25 +8,19 @@ from typing import Tuple, Union
 import torch
 from yacs.config import CfgNode
 
-from .. import processes
+from .. import distributed
 from ..errors import UserError
-from . import (  # noqa: F401 (they register themselves)
-    cifar10,
-    cifar100,
-    fashion_demo,
-    imagefolder,
-    imagenet,
-    tiny_imagenet,
-)
-from .corrupt import checked
-from .device_loader import DeviceLoader
-from .draws import EpochDraws
-from .images import View, decode_all
+from . import cifar10, cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (registers)
 from .info import DatasetInfo
-from .loader import Batch, Loader
+from .loading.decode import View
+from .loading.device_loader import DeviceLoader
+from .loading.epoch_plan import EpochDraws
+from .loading.image_check import checked
+from .loading.in_memory import decode_all
+from .loading.loader import Batch, Loader
+from .loading.splits import ArraySplit, FileSplit, ImageSplit, Splits, balanced_part, dataset_dict
+from .loading.stream_loader import StreamLoader
 from .options import Options, read_options
-from .splits import ArraySplit, FileSplit, ImageSplit, Splits, balanced_part, dataset_dict
-from .stream_loader import StreamLoader
 
 __all__ = [
     "ArraySplit",
@@ -79,7 +73,7 @@ def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
 
 
 def _read(cfg: CfgNode) -> Tuple[Splits, Options]:
-    with processes.first_here_first():
+    with distributed.local_main_first():
         splits = dataset_dict[cfg.DATASET.TYPE](cfg)
     options = read_options(cfg, splits.info.input_size)
     if options.val_fraction != splits.val_fraction:
@@ -96,7 +90,7 @@ def _loader(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     view = View(info.input_size, margin=options.augment == "resized_crop")
     role = "training" if train else "validation"
-    with processes.first_here_first():  # all of them, though machines may differ in what they find
+    with distributed.local_main_first():  # all of them, though machines may differ in what they find
         usable = split if in_memory else checked(split, options.corrupt, options.num_workers, role)
     if in_memory:
         decoded = decode_all(usable, view, options.num_workers, options.corrupt, role)

@@ -15,8 +15,8 @@ from .. import paths
 from ..download import download, unpack
 from ..errors import UserError
 from .info import DatasetInfo
+from .loading.splits import ArraySplit, Splits
 from .options import Channels, read_options
-from .splits import ArraySplit, Splits
 
 SIZE = 32  # px
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"

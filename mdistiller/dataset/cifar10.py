@@ -6,7 +6,7 @@ from torchvision.datasets import CIFAR10
 from yacs.config import CfgNode
 
 from .cifar import cifar
-from .splits import Splits, dataset_dict
+from .loading.splits import Splits, dataset_dict
 
 # over all pixels of the training images, as given in most public code for this set
 MEAN = (0.4914, 0.4822, 0.4465)

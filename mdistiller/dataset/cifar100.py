@@ -6,7 +6,7 @@ from torchvision.datasets import CIFAR100
 from yacs.config import CfgNode
 
 from .cifar import cifar
-from .splits import Splits, dataset_dict
+from .loading.splits import Splits, dataset_dict
 
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)

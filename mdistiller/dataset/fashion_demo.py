@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from .. import paths
 from ..errors import UserError
 from .info import DatasetInfo
+from .loading.splits import ArraySplit, Splits, dataset_dict
 from .options import read_options
-from .splits import ArraySplit, Splits, dataset_dict
 
 FOLDER = "fashion-mnist-part"
 CLASSES = (
@@ -21,7 +21,7 @@ CLASSES = (
 )  # fmt: skip
 TILE = 28  # px, the side of an image in a sheet
 SIZE = 32  # px, its side after zero-padding
-# Over all pixels of the 6,000 training images after padding to 32×32, by mdistiller.dataset.stats.measure.
+# Over all pixels of the 6,000 training images after padding to 32×32, by mdistiller.dataset.loading.stats.measure.
 MEAN = (0.2197, 0.2197, 0.2197)
 STD = (0.3326, 0.3326, 0.3326)
 

@@ -11,15 +11,16 @@ from yacs.config import CfgNode
 
 from .. import paths
 from ..errors import UserError
-from .corrupt import Findings, refusal
-from .draws import mix
-from .folders import entries, is_folder
-from .images import View, decode_all, decode_chunks
+from .folders.class_folders import entries, is_folder
+from .folders.layout import TRAIN, find_parts
 from .info import DatasetInfo
-from .layout import TRAIN, find_parts
+from .loading.decode import View
+from .loading.epoch_plan import mix
+from .loading.image_check import Findings, refusal
+from .loading.in_memory import decode_all, decode_chunks
+from .loading.splits import FileSplit, ImageSplit, Splits, dataset_dict
+from .loading.stats import Memory, measure
 from .options import Channels, Options, read_options
-from .splits import FileSplit, ImageSplit, Splits, dataset_dict
-from .stats import Memory, measure
 
 log = logging.getLogger("mdistiller")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from .. import paths
+from .folders.layout import find_parts
 from .info import DatasetInfo
-from .layout import find_parts
+from .loading.splits import Splits, dataset_dict
 from .options import read_options
-from .splits import Splits, dataset_dict
 
 FOLDER = "imagenet"
 SIZE = 224  # px

@@ -8,7 +8,7 @@ from typing import Any, Iterator, Optional, Sequence, Tuple
 from yacs.config import CfgNode
 
 from ..errors import did_you_mean, refuse
-from ..ranges import LARGEST, Range, at_least, is_number, out_of_range, whole
+from ..ranges import MAX_NUMBER, Range, at_least, is_number, out_of_range, whole
 
 CHOICES = {
     "AUGMENT": ("auto", "pad_crop", "resized_crop", "rotate_flip", "none"),
@@ -27,7 +27,7 @@ RANGES = {
     "NUM_WORKERS": whole(0, 512),
     "MEMORY_GB": at_least(0),
 }
-LARGEST_PAD_CROP = 64  # px: above, "auto" means the ImageNet recipe
+MAX_PAD_CROP_SIZE = 64  # px: above, "auto" means the ImageNet recipe
 
 Channels = Tuple[float, float, float]
 
@@ -96,7 +96,7 @@ def option_faults(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
             "DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop, which needs the whole pictures;"
             " set IN_MEMORY to no or AUGMENT to pad_crop"
         )
-    if size in SIZE and _augment(data.AUGMENT, size) == "pad_crop" and size <= data.PADDING <= LARGEST:
+    if size in SIZE and _augment(data.AUGMENT, size) == "pad_crop" and size <= data.PADDING <= MAX_NUMBER:
         yield f"DATASET.PADDING is {data.PADDING!r}; expected less than the image's side, {size} pixels"
 
 
@@ -138,7 +138,7 @@ def _word(given: Any) -> Any:
 
 
 def _augment(given: str, size: int) -> str:
-    return given if given != "auto" else "pad_crop" if size <= LARGEST_PAD_CROP else "resized_crop"
+    return given if given != "auto" else "pad_crop" if size <= MAX_PAD_CROP_SIZE else "resized_crop"
 
 
 def _test_batch_size(given: Optional[int], size: int) -> int:

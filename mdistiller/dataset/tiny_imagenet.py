@@ -9,11 +9,11 @@ from yacs.config import CfgNode
 
 from .. import paths
 from ..errors import UserError
-from .folders import check_same_classes, class_folders, find_images, is_folder
+from .folders.class_folders import check_same_classes, class_folders, find_images, is_folder
+from .folders.layout import TRAIN, VAL_NAMES, check_root, find_val
 from .info import DatasetInfo
-from .layout import TRAIN, VAL_NAMES, check_root, find_val
+from .loading.splits import FileSplit, Splits, dataset_dict
 from .options import read_options
-from .splits import FileSplit, Splits, dataset_dict
 
 FOLDER = "tiny-imagenet-200"
 SIZE = 64  # px

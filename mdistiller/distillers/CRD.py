@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import gather_with_grad, local_rows
 from ..errors import UserError
-from ..processes import gathered, own_rows
 from ..ranges import Range, above, at_least, one_of, weights
 from ._base import Distiller, register
 from ._common import probe
@@ -124,7 +124,7 @@ class ContrastMemory(nn.Module):
             for anchors, bank in ((student, self.bank_teacher), (teacher, self.bank_student))
         ]
         with torch.no_grad():
-            means = gathered(*(score.mean(1) for score in scores))
+            means = gather_with_grad(*(score.mean(1) for score in scores))
             estimates = torch.stack([mean.mean() for mean in means]) * len(self.bank_student)
             self.constants = torch.where(self.constants < 0, estimates, self.constants)
         return scores[0] / self.constants[0], scores[1] / self.constants[1]
@@ -248,7 +248,7 @@ class CRD(Distiller):
         with torch.autocast(image.device.type, enabled=False):
             num_data = len(self.memory.bank_student)
             loss = sum(contrastive_loss(ratios, num_data) for ratios in self.memory(student, teacher, contrast_index))
-            self.memory.update(*gathered(student, teacher, index))
+            self.memory.update(*gather_with_grad(student, teacher, index))
         return logits, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits.float(), target),
             "loss_kd": self.feat_weight * loss,
@@ -256,7 +256,7 @@ class CRD(Distiller):
 
     def _draw(self, target: Tensor, index: Tensor, epoch: int) -> Tensor:
         images = len(target)
-        target, index = gathered(target, index)  # of all processes, which draw the same, each for all of them
+        target, index = gather_with_grad(target, index)  # of all processes, which draw the same, each for all of them
         if self.sampler is None:
             raise UserError("CRD needs the labels of all training images to draw from; call attach_data(train_loader)")
         if self._generator is None:
@@ -267,7 +267,7 @@ class CRD(Distiller):
         exact = self.mode == "exact"
         positive = index[:, None] if exact else self.sampler.same_class(target, self._generator)
         drawn = torch.cat([positive, self.sampler.other_classes(target, self.num_negatives, self._generator)], dim=1)
-        return own_rows(drawn, images)
+        return local_rows(drawn, images)
 
 
 def _pooled_channels(model: nn.Module, cfg: Any, key: str) -> int:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..processes import gathered
+from ..distributed import gather_with_grad
 from ..ranges import above, weights
 from ._base import Distiller, register
 
@@ -68,7 +68,7 @@ class DIST(Distiller):
         logits_student, _ = self.student(image)
         with torch.no_grad():
             logits_teacher, _ = self.teacher(image)
-        student, teacher = gathered(logits_student, logits_teacher)
+        student, teacher = gather_with_grad(logits_student, logits_teacher)
         inter, intra = dist_losses(student, teacher, self.tau)
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),

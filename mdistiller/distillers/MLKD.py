@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..processes import gathered
+from ..distributed import gather_with_grad
 from ..ranges import Range, above, weights
 from ._base import Distiller, register
 
@@ -129,7 +129,7 @@ class MLKD(Distiller):
         """
         weak, strong = (image, kwargs.get("image_strong")) if isinstance(image, Tensor) else image
         own, own_teacher = self._logits(weak)
-        student, teacher = gathered(own, own_teacher)
+        student, teacher = gather_with_grad(own, own_teacher)
         images, classes = low_confidence_shares(teacher) if self.confidence_mask else (1.0, 1.0)
         loss_ce = F.cross_entropy(own.float(), target)
         loss_kd = images * instance_loss(student, teacher, self.temperatures)

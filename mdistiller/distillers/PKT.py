@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import gather_with_grad
 from ..models._adapt import require_output
-from ..processes import gathered
 from ..ranges import weights
 from ._base import Distiller, register
 
@@ -58,7 +58,7 @@ class PKT(Distiller):
         logits_student, feats_student = self.student(image)
         with torch.no_grad():
             _, feats_teacher = self.teacher(image)
-        student, teacher = gathered(feats_student["pooled_feat"], feats_teacher["pooled_feat"])
+        student, teacher = gather_with_grad(feats_student["pooled_feat"], feats_teacher["pooled_feat"])
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),
             "loss_kd": self.feat_weight * pkt_loss(student, teacher),

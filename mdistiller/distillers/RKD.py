@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import gather_with_grad
 from ..models._adapt import require_output
-from ..processes import gathered
 from ..ranges import above, weights
 from ._base import Distiller, register
 
@@ -99,7 +99,7 @@ class RKD(Distiller):
         logits_student, feats_student = self.student(image)
         with torch.no_grad():
             _, feats_teacher = self.teacher(image)
-        student, teacher = gathered(feats_student["pooled_feat"], feats_teacher["pooled_feat"])
+        student, teacher = gather_with_grad(feats_student["pooled_feat"], feats_teacher["pooled_feat"])
         loss_feat = rkd_loss(student, teacher, self.squared, self.eps, self.distance_weight, self.angle_weight)
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),

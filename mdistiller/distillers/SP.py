@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import gather_with_grad
 from ..models._adapt import require_output
-from ..processes import gathered
 from ..ranges import weights
 from ._base import Distiller, register
 
@@ -57,7 +57,7 @@ class SP(Distiller):
         logits_student, feats_student = self.student(image)
         with torch.no_grad():
             _, feats_teacher = self.teacher(image)
-        student, teacher = gathered(feats_student["feats"][-1], feats_teacher["feats"][-1])
+        student, teacher = gather_with_grad(feats_student["feats"][-1], feats_teacher["feats"][-1])
         loss_feat = sp_loss([student], [teacher])
         return logits_student, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits_student.float(), target),

@@ -16,7 +16,7 @@ from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import IMAGE_SIZE, match_size, settled_input_size, stage_shapes
 
-MOST_VARIANCE = 700.0  # the exponential of more is no float
+MAX_VARIANCE = 700.0  # the exponential of more is no float
 
 
 def vid_loss(predicted_mean: Tensor, log_scale: Tensor, feat_teacher: Tensor, eps: float = 1e-5) -> Tensor:
@@ -76,10 +76,10 @@ class VID(Distiller):
     @classmethod
     def faults(cls, options: Any, section: str) -> Iterator[str]:
         yield from super().faults(options, section)
-        if not MOST_VARIANCE > options.INIT_PRED_VAR > options.EPS:
+        if not MAX_VARIANCE > options.INIT_PRED_VAR > options.EPS:
             yield (
                 f"{section}.INIT_PRED_VAR is {options.INIT_PRED_VAR} and {section}.EPS {options.EPS}; expected the"
-                f" variance to start above EPS, the least it can be, and below {MOST_VARIANCE:g} (5.0 and 1e-5 are the"
+                f" variance to start above EPS, the least it can be, and below {MAX_VARIANCE:g} (5.0 and 1e-5 are the"
                 " defaults)"
             )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-LARGEST_AS_MATRIX = 256  # positions, H · W; the matrices' cost grows with its square
+MAX_MATRIX_POSITIONS = 256  # positions, H · W; the matrices' cost grows with its square
 
 
 class SpectralFilter(nn.Module):
@@ -34,7 +34,7 @@ class SpectralFilter(nn.Module):
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
         self.size = (height, width)
-        self.as_matrix = height * width <= LARGEST_AS_MATRIX
+        self.as_matrix = height * width <= MAX_MATRIX_POSITIONS
         if not self.as_matrix:
             return
         positions, half = height * width, (height, width // 2 + 1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import processes
+from .. import distributed
 from ..dataset import Loader, dataset_dict, get_dataset
 from ..dataset.info import DatasetInfo
 from ..distillers import distiller_dict
@@ -23,15 +23,15 @@ from ..errors import UserError, memory_shortage, refuse
 from ..models import build_model, find_model, released_teacher
 from ..paths import find_file
 from .cfg import experiment_name, read_cfg, resolved
-from .check import check_same_settings, place_faults, setting_faults
 from .checkpoint import is_described, read_checkpoint
-from .foreign_weights import load_checkpoint
-from .origin import labels_digest
-from .precision import pick_device, prepare_device
-from .report import read_references
-from .resuming import check_early, keep_schedule, saved_run
-from .teacher_cache import digest, weights_digest
+from .checkpoint.foreign_weights import load_checkpoint
+from .run.origin import labels_digest
+from .run.report import read_references
+from .run.resume import check_early, keep_schedule, saved_run
+from .speed.precision import pick_device, prepare_device
+from .speed.teacher_cache import digest, weights_digest
 from .trainer import Trainer, trainer_dict
+from .validate import check_same_settings, place_faults, setting_faults
 
 log = logging.getLogger("mdistiller")
 
@@ -190,15 +190,15 @@ def build_trainer(cfg: Any) -> Trainer:
     prepare_device(device)
     train_loader, val_loader, num_data, num_classes = get_dataset(cfg, device)
     info = train_loader.info
-    processes.check_alike(
+    distributed.check_same(
         "the data set", f"{_in_short(train_loader)} for training, {_in_short(val_loader)} to validate"
     )
     root = info.root or cfg.DATASET.ROOT
     cfg = resolved(cfg, ROOT=root, INPUT_SIZE=info.input_size, MEAN=info.mean, STD=info.std)
 
     teacher = build_teacher(cfg, info) if distiller_class.needs_teacher else None
-    if teacher is not None and processes.count() > 1:
-        processes.check_alike(f"the teacher {cfg.DISTILLER.TEACHER}", f"weights {weights_digest(teacher)[:12]}")
+    if teacher is not None and distributed.get_world_size() > 1:
+        distributed.check_same(f"the teacher {cfg.DISTILLER.TEACHER}", f"weights {weights_digest(teacher)[:12]}")
     # after the teacher, so that a student starts from the same weights whatever it is trained with
     seed_everything(cfg.EXPERIMENT.SEED)
     student = build_model(cfg.DISTILLER.STUDENT, num_classes, info.name, info.input_size)
@@ -208,8 +208,8 @@ def build_trainer(cfg: Any) -> Trainer:
     distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
     distiller.attach_data(train_loader)
     distiller.to(device)
-    if not processes.is_first():  # its numbers within the steps are its own
-        seed_everything((cfg.EXPERIMENT.SEED + processes.rank()) % 2**63)
+    if not distributed.is_main_process():  # its numbers within the steps are its own
+        seed_everything((cfg.EXPERIMENT.SEED + distributed.get_rank()) % 2**63)
     return trainer_class(experiment_name(cfg), distiller, train_loader, val_loader, cfg)
 
 

@@ -13,9 +13,9 @@ from ..paths import find_file
 from .build import check_classes, released_weights
 from .cfg import CFG, merge_known, merge_overrides
 from .checkpoint import check_known, is_described, load_student, read_checkpoint
+from .checkpoint.foreign_weights import weights_of
 from .evaluate import evaluate
-from .foreign_weights import weights_of
-from .precision import pick_device, prepare_device
+from .speed.precision import pick_device, prepare_device
 
 log = logging.getLogger("mdistiller")
 

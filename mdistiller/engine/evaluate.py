@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict
 import torch
 from torch import Tensor
 
-from .. import processes
+from .. import distributed
 
 
 def count_correct(logits: Tensor, target: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def evaluate(
     """
     correct: Dict[str, Tensor] = {}
     batches = iter(loader)
-    for _ in range(-(-len(loader) // processes.count())):
+    for _ in range(-(-len(loader) // distributed.get_world_size())):
         check()
         batch = next(batches, None)
         if batch is None:  # the last ones are not dealt to every process
@@ -40,7 +40,7 @@ def evaluate(
                 hits = count_correct(logits, batch["target"])
                 correct[name] = correct[name] + hits if name in correct else hits
     # one that was dealt no batch has no names
-    parts = processes.all_of({name: hits.tolist() for name, hits in correct.items()})
+    parts = distributed.all_gather({name: hits.tolist() for name, hits in correct.items()})
     return {
         f"{name}_top{k}": round(100 * sum(part[name][i] for part in parts if part) / loader.num_images, 2)
         for name in parts[0]

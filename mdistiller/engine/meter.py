@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from .. import processes
+from .. import distributed
 from ..errors import UserError
 from .evaluate import count_correct
 
@@ -74,7 +74,7 @@ class EpochMeter:
                         "epoch": self.epoch,
                         "step": step,
                         "losses": values,
-                        **{key: processes.gathered(value)[0].cpu() for key, value in which.items()},
+                        **{key: distributed.gather_with_grad(value)[0].cpu() for key, value in which.items()},
                         "history": {number: dict(zip(self.names, r)) for (number, *_), r in zip(pending, rows)},
                         "saved_after_step": pending[-1][0],
                     },
@@ -87,7 +87,7 @@ class EpochMeter:
     def state(self) -> Dict[str, Any]:
         """Return what was taken in and synced so far, for `load`."""
         assert not self._pending, "sync first"
-        correct = None if self._correct is None else processes.summed(self._correct).tolist()
+        correct = None if self._correct is None else distributed.all_reduce(self._correct).tolist()
         return {"names": list(self.names), "images": self.images, "sums": dict(self._sums), "correct": correct}
 
     def load(self, state: Dict[str, Any], device: torch.device) -> None:
@@ -100,12 +100,12 @@ class EpochMeter:
         if not all(isinstance(value, float) and name in self.names for name, value in self._sums.items()):
             raise ValueError(f"sums are {self._sums!r:.60}")
         if correct is not None:
-            self._correct = torch.tensor(correct if processes.is_first() else [0, 0], device=device)
+            self._correct = torch.tensor(correct if distributed.is_main_process() else [0, 0], device=device)
 
     def averages(self) -> Dict[str, float]:
         """Return, over the images synced so far: `loss`, each of its parts, `train_top1`, `train_top5` in percent."""
         means = {name: total / self.images for name, total in self._sums.items()}
-        top1, top5 = processes.summed(self._correct).tolist() if self._correct is not None else (0, 0)
+        top1, top5 = distributed.all_reduce(self._correct).tolist() if self._correct is not None else (0, 0)
         return {
             "loss": sum(means.values()),
             **means,
@@ -117,9 +117,9 @@ class EpochMeter:
 def _over_all(counts: List[int], losses: List[Tensor]) -> Tuple[List[List[float]], List[int]]:
     """Return each step's losses, as means over the images of all processes, and how many those are."""
     rows = torch.stack(losses)
-    if processes.count() == 1:
+    if distributed.get_world_size() == 1:
         return rows.tolist(), counts
     own = torch.tensor(counts, dtype=torch.float32, device=rows.device)
-    total = processes.summed(own)
-    rows = processes.summed(rows * own[:, None]) / total[:, None]
+    total = distributed.all_reduce(own)
+    rows = distributed.all_reduce(rows * own[:, None]) / total[:, None]
     return rows.tolist(), [int(images) for images in total.tolist()]

@@ -11,26 +11,27 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import processes
+from .. import distributed
+from ..atomic_files import replace_text
 from ..dataset import Batch
 from ..distillers import Distiller
 from ..registry import Registry
-from . import checkpoint, origin, run_state
+from . import checkpoint
 from .cfg import dump
+from .data_parallel import average_statistics, in_parallel
 from .evaluate import evaluate
-from .logger import RunLogger, SilentLogger
-from .memory import memory_figures
 from .meter import EpochMeter, NonFiniteLoss
 from .optim import learning_rate
-from .parallel import average_statistics, in_parallel
-from .post_mortem import keep_evidence
-from .precision import pick_precision
-from .report import epoch_line, final_line, final_table, opening_lines, read_references, summary_of
-from .run_folder import RunFolder
-from .safe_files import replace_text
-from .schedule import SaveSchedule
-from .stopping import RunStopped, StopSignals
-from .training_form import TrainingForm
+from .run import origin, state
+from .run.folder import RunFolder
+from .run.logger import RunLogger, SilentLogger
+from .run.nonfinite import keep_evidence
+from .run.report import epoch_line, final_line, final_table, opening_lines, read_references, summary_of
+from .run.save_interval import SaveSchedule
+from .run.signals import RunStopped, StopSignals
+from .speed.fast_networks import TrainingForm
+from .speed.memory import memory_figures
+from .speed.precision import pick_precision
 from .update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
 
 SYNC_STEPS = 50  # between two looks of the host at the device's numbers
@@ -67,7 +68,7 @@ class Trainer:
         self.val_loader = val_loader
         self.cfg = cfg
         measured = train_loader is None or val_loader is None  # by a benchmark: never saved, hence never resumed
-        self.origin = {} if measured else processes.by_first(partial(origin.origin_of, self))
+        self.origin = {} if measured else distributed.run_on_main(partial(origin.origin_of, self))
         self.references = read_references(cfg.EXPERIMENT.REFERENCE)
         self.device = next(distiller.parameters()).device
         self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
@@ -99,11 +100,11 @@ class Trainer:
         """
         self._check_losses()
         notes = [f"note: nothing was saved in {self.folder.path} yet; starting from the beginning"] if resume else []
-        resume, overwrite = processes.by_first(lambda: self.folder.checked(resume, overwrite))
+        resume, overwrite = distributed.run_on_main(lambda: self.folder.checked(resume, overwrite))
         with ExitStack() as claim:
-            processes.by_first(lambda: claim.enter_context(self.folder.claimed(resume, overwrite)))
+            distributed.run_on_main(lambda: claim.enter_context(self.folder.claimed(resume, overwrite)))
             if resume:
-                notes = run_state.restore(self, processes.by_first(lambda: run_state.read_latest(self.folder)))
+                notes = state.restore(self, distributed.run_on_main(lambda: state.read_latest(self.folder)))
             logger: RunLogger = SilentLogger()
 
             def start() -> None:
@@ -113,7 +114,7 @@ class Trainer:
                 steps_done = self.epoch * len(self.train_loader) + self.step
                 logger = RunLogger(self.folder, self.cfg, self.epoch, steps_done, self.wandb_id)
 
-            processes.by_first(start)
+            distributed.run_on_main(start)
             for note in notes:
                 logger.say(note)
             self.wandb_id = logger.wandb_id
@@ -123,7 +124,7 @@ class Trainer:
             except BaseException as error:
                 logger.abort(error)
                 if isinstance(error, RunStopped):
-                    processes.wait_for_all()  # the first one to end has its launcher end the others
+                    distributed.synchronize()  # the first one to end has its launcher end the others
                 raise
             logger.close(summary)
         return summary
@@ -138,7 +139,7 @@ class Trainer:
                 logger.say(f"{stopped} at {where}; saved, continue with --resume")
                 raise
         except NonFiniteLoss as error:  # met wherever the losses are looked at
-            raise keep_evidence(error, run_state.capture(self), self.folder.nonfinite) from None
+            raise keep_evidence(error, state.capture(self), self.folder.nonfinite) from None
 
     def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
         self.started = time.perf_counter() - self.epoch_seconds
@@ -157,7 +158,7 @@ class Trainer:
             self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
             self.meter = EpochMeter(self.epoch + 1)
             self.total_seconds += time.perf_counter() - self.started
-            processes.by_first(partial(self._tell, logger, row))
+            distributed.run_on_main(partial(self._tell, logger, row))
             self._save()
         summary = summary_of(self)
         for text in (final_table(summary, self.references), final_line(summary)):
@@ -167,7 +168,7 @@ class Trainer:
     def start_parallel(self) -> None:
         """Have steps average their gradients over the processes, from the weights of the first of them on."""
         self.distiller.train()
-        if processes.count() > 1:
+        if distributed.get_world_size() > 1:
             self.parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
 
     def _tell(self, logger: RunLogger, row: Dict[str, Any]) -> None:
@@ -208,7 +209,7 @@ class Trainer:
         first_step = (epoch - 1) * steps
         title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
         # disable=None: no bar where stderr is a file, the line per epoch says the same
-        quiet = None if processes.is_first() else True
+        quiet = None if distributed.is_main_process() else True
         bar = tqdm(total=total, initial=meter.images, desc=title, unit="img", leave=False, disable=quiet)
         with bar, form.in_place():
             for step, batch in enumerate(self.batches(form), start=self.step + 1):
@@ -245,9 +246,9 @@ class Trainer:
 
     def _weighted(self, losses: Dict[str, Tensor], images: int, step: int) -> Dict[str, Tensor]:
         """Return means over a process's images such that their average over the processes is that over all images."""
-        if processes.count() == 1:
+        if distributed.get_world_size() == 1:
             return losses
-        weight = images * processes.count() / self.train_loader.images_in(step)
+        weight = images * distributed.get_world_size() / self.train_loader.images_in(step)
         return {name: weight * loss for name, loss in losses.items()}
 
     def _log_steps(self, fetched: Dict[int, Dict[str, float]], first_step: int, logger: RunLogger) -> None:
@@ -266,32 +267,32 @@ class Trainer:
         improved = self.last["deployed_top1"] > self.best.get("deployed_top1", -1.0)
         if improved:
             self.best = {**self.last, "epoch": self.epoch}
-        student, state = run_state.deployed(self), run_state.capture(self)
+        student, content = state.deployed(self), state.capture(self)
 
         def write() -> None:
             checkpoint.save(student, self.folder.student_latest)
             if improved:
                 checkpoint.save(student, self.folder.student_best)
-                checkpoint.save(state, self.folder.best)
+                checkpoint.save(content, self.folder.best)
             if self.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
-                checkpoint.save(state, self.folder.kept(self.epoch))
-            checkpoint.save(state, self.folder.latest, self.folder.previous)
+                checkpoint.save(content, self.folder.kept(self.epoch))
+            checkpoint.save(content, self.folder.latest, self.folder.previous)
 
-        processes.by_first(write)
+        distributed.run_on_main(write)
         self.schedule.saved()
 
     def _save_state(self, logger: RunLogger) -> None:
         """Save the state within an epoch."""
         fetched = self.meter.sync()
         self.epoch_seconds = time.perf_counter() - self.started
-        state = run_state.capture(self)
+        content = state.capture(self)
 
         def write() -> None:
             self._log_steps(fetched, self.epoch * len(self.train_loader), logger)
             logger.flush()
-            checkpoint.save(state, self.folder.latest, self.folder.previous)
+            checkpoint.save(content, self.folder.latest, self.folder.previous)
 
-        processes.by_first(write)
+        distributed.run_on_main(write)
         self.schedule.saved()
 
 

@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 import torch
 from torch import Tensor, nn
 
-from .. import processes
+from .. import distributed
 from ..distillers import Distiller
 from ..errors import refuse
 from .optim import build_optimizer
@@ -113,7 +113,7 @@ class DistillationOriented(UpdateRule):
             )
         if momentum == 0:
             yield "SOLVER.MOMENTUM is 0, without momentum SOLVER.TRAINER dot is plain SGD; use SOLVER.TRAINER base"
-        if processes.count() > 1:
+        if distributed.get_world_size() > 1:
             yield "SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base"
         if losses is not None:
             yield from cls._missing(losses)

@@ -21,7 +21,7 @@ from .cifar import TeacherCheckpoint, cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict, released_file
 
 FAMILIES: Tuple[Registry[Any], ...] = (cifar_model_dict, tiny_imagenet_model_dict, imagenet_model_dict)
-LARGEST_SMALL_IMAGE = 64  # px: own images above are for the ImageNet family
+MAX_SMALL_IMAGE = 64  # px: own images above are for the ImageNet family
 NATIVE_SIZE = {"imagenet": 224, "tiny_imagenet": 64}  # px, of the images of a data set; 32 of all others
 CIFAR = ("cifar10", "cifar100")
 OWN_FAMILY = ("imagenet", *CIFAR, "tiny_imagenet")  # data sets that have one family only
@@ -106,7 +106,7 @@ def _families(dataset: str, input_size: Optional[int]) -> Tuple[Mapping[str, Any
     if dataset == "tiny_imagenet":
         return tiny_imagenet_model_dict, imagenet_model_dict
     # `read_options` refuses a size that is not a number
-    large_images = isinstance(input_size, int) and input_size > LARGEST_SMALL_IMAGE
+    large_images = isinstance(input_size, int) and input_size > MAX_SMALL_IMAGE
     if dataset == "imagenet" or (large_images and dataset not in CIFAR):
         return imagenet_model_dict, cifar_model_dict
     return cifar_model_dict, imagenet_model_dict

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader, imagefolder, stats
+from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader, imagefolder
+from mdistiller.dataset.loading import stats
 from mdistiller.errors import UserError
 
 Make = Callable[..., Any]

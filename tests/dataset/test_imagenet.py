@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader, images
-from mdistiller.dataset.images import View, decoded
-from mdistiller.dataset.splits import FileSplit
-from mdistiller.dataset.stream_loader import resized_crop
+from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader
+from mdistiller.dataset.loading import decode
+from mdistiller.dataset.loading.decode import View, decoded
+from mdistiller.dataset.loading.splits import FileSplit
+from mdistiller.dataset.loading.stream_loader import resized_crop
 from mdistiller.errors import UserError
 
 Make = Callable[..., Any]
@@ -113,7 +114,7 @@ def test_a_reduced_scale_changes_next_to_nothing(mode: str, tmp_path: Path, monk
     split = FileSplit([tmp_path / "a.jpg"], [0])
     looks = [View(64, margin=True), View(100, margin=False), *(lambda i, s=s: resized_crop(i, 48, s) for s in range(8))]
     reduced = [np.asarray(split.load(0, look)).astype(int) for look in looks]
-    monkeypatch.setattr(images, "SCALES", ())
+    monkeypatch.setattr(decode, "SCALES", ())
     differences = []
     for look, fast in zip(looks, reduced):
         exact = np.asarray(split.load(0, look)).astype(int)

@@ -10,8 +10,9 @@ from typing import Any, Callable, Set
 import pytest
 import torch
 
-from mdistiller.dataset import corrupt, dataset_dict, get_dataset, get_val_loader
-from mdistiller.dataset.corrupt import checked
+from mdistiller.dataset import dataset_dict, get_dataset, get_val_loader
+from mdistiller.dataset.loading import image_check
+from mdistiller.dataset.loading.image_check import checked
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder
 
@@ -178,9 +179,9 @@ def test_held_out_images_are_checked(make: Make, without_val: Path) -> None:
 
 def test_both_parts_are_remembered_as_checked(make: Make, without_val: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    real = corrupt._read
+    real = image_check._read
     monkeypatch.setattr(
-        corrupt, "_read", lambda split, indices, n: read.append(len(indices)) or real(split, indices, n)
+        image_check, "_read", lambda split, indices, n: read.append(len(indices)) or real(split, indices, n)
     )
     for _ in range(2):
         get_dataset(make(VAL_FRACTION=0.25, IN_MEMORY="no"), "cpu")

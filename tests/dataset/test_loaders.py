@@ -15,8 +15,8 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 
 from mdistiller.dataset import ArraySplit, DatasetInfo, DeviceLoader, Loader, StreamLoader
-from mdistiller.dataset.draws import EpochDraws, draw_epoch
-from mdistiller.dataset.images import View
+from mdistiller.dataset.loading.decode import View
+from mdistiller.dataset.loading.epoch_plan import EpochDraws, draw_epoch
 from mdistiller.errors import UserError
 
 CPU = torch.device("cpu")
@@ -345,7 +345,7 @@ def test_resized_crop_without_mirroring(make_split: Make, make_info: Make, make_
 
 
 def test_resized_crop_is_that_of_torchvision() -> None:
-    from mdistiller.dataset.stream_loader import resized_crop
+    from mdistiller.dataset.loading.stream_loader import resized_crop
 
     # every pixel tells where it is, so that the mean of a crop tells its centre, and the spread its extent
     column = np.tile(np.arange(100, dtype=np.uint8) * 2, (100, 1))

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mdistiller.dataset import FileSplit, get_dataset, get_val_loader, images, orientation
-from mdistiller.dataset.images import View, decoded
-from mdistiller.dataset.orientation import upright, upright_size
-from mdistiller.dataset.stream_loader import resized_crop
+from mdistiller.dataset import FileSplit, get_dataset, get_val_loader
+from mdistiller.dataset.loading import decode, orientation
+from mdistiller.dataset.loading.decode import View, decoded
+from mdistiller.dataset.loading.orientation import upright, upright_size
+from mdistiller.dataset.loading.stream_loader import resized_crop
 
 Make = Callable[..., Any]
 STORED_AS = {  # how a camera that is held that way stores an upright picture
@@ -101,7 +102,7 @@ def test_edges_are_where_they_are(tmp_path: Path, number: int, monkeypatch: pyte
         return shown(tmp_path / "a.jpg", lambda image: decoded(image, (360, 360, 440, 440), (5, 5)))
 
     reduced = corner()
-    monkeypatch.setattr(images, "SCALES", ())
+    monkeypatch.setattr(decode, "SCALES", ())
     assert np.abs(reduced - corner()).max() <= 4
 
 

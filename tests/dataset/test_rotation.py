@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from mdistiller.dataset.rotation import rotated_pixels, rotation_steps
+from mdistiller.dataset.loading.rotation import rotated_pixels, rotation_steps
 
 SPECIAL = (0.0, 20.0, -20.0, 45.0, 90.0, -90.0, 180.0, -180.0)
 

@@ -6,18 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mdistiller.benchmark import methods
+from mdistiller.benchmark.teacher_usage import Watched, used_outputs
 from mdistiller.dataset.info import DatasetInfo
 from mdistiller.distillers import DeployedStudent, Distiller, distiller_dict
-from mdistiller.engine import checkpoint, compare
+from mdistiller.engine import checkpoint
 from mdistiller.engine.cfg import CFG, load_cfg
-from mdistiller.engine.cfg_values import leaves
-from mdistiller.engine.watch import Watched, used_outputs
+from mdistiller.engine.cfg.values import leaves
 from mdistiller.models import build_model
 
 METHODS = list(distiller_dict)
 VARIANTS = [
-    compare.Method("SFAKD on maps", "", "SFAKD", ("SFAKD.ALIGN", "map")),
-    compare.Method("SFAKD, own classifier", "", "SFAKD", ("SFAKD.CLASSIFIER", "student", "SFAKD.CE_WEIGHT", "1")),
+    methods.Method("SFAKD on maps", "", "SFAKD", ("SFAKD.ALIGN", "map")),
+    methods.Method("SFAKD, own classifier", "", "SFAKD", ("SFAKD.CLASSIFIER", "student", "SFAKD.CE_WEIGHT", "1")),
 ]
 TRAINING_SET = SimpleNamespace(targets=torch.arange(60) % 7)
 
@@ -45,7 +46,7 @@ def test_declarations(method):
     assert distiller_class.needs_teacher == (method != "NONE") == bool(distiller_class.teacher_needs)
     if method != "NONE":
         assert method in CFG
-        assert compare.describe(method).paper[-6:-1].startswith("(20"), "the file's docstring names title and year"
+        assert methods.describe(method).paper[-6:-1].startswith("(20"), "the file's docstring names title and year"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -58,7 +59,7 @@ def test_losses_and_logits(method):
     assert all(name.startswith("loss_") and loss.shape == () for name, loss in losses.items())
 
 
-@pytest.mark.parametrize("method", [*compare.choose(), *VARIANTS], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [*methods.choose(), *VARIANTS], ids=lambda m: m.name)
 def test_a_step_uses_of_the_teacher_what_is_declared(method):
     if method.type == "NONE":
         return
@@ -131,7 +132,7 @@ def test_ranges(method):
         assert re.match(rf"{method}\.{key} is .*; expected ", line)
 
 
-@pytest.mark.parametrize("method", [*compare.choose(), *VARIANTS], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [*methods.choose(), *VARIANTS], ids=lambda m: m.name)
 def test_losses_are_those_declared(method):
     cfg = load_cfg(None, ["DISTILLER.TYPE", method.type, *method.options])
     declared = distiller_dict[method.type].loss_names(cfg.get(method.type))

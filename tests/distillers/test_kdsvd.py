@@ -5,13 +5,7 @@ import pytest
 import torch
 from one_step import PAIRS, batch, build, check_cross_entropy, check_step, check_student_deploys_alone
 
-from mdistiller.distillers.KDSVD import (
-    RightSingularVectors,
-    align,
-    kdsvd_loss,
-    right_singular_vectors,
-    stage_relation,
-)
+from mdistiller.distillers.KDSVD import RightSingularVectors, align, kdsvd_loss, right_singular_vectors, stage_relation
 from mdistiller.errors import UserError
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.run_state import capture, restore
+from mdistiller.engine.run.state import capture, restore
 from mdistiller.engine.trainer import Trainer, trainer_dict
 from mdistiller.engine.update_rules import DistillationOriented, SummedLosses
 from mdistiller.errors import UserError

@@ -9,9 +9,9 @@ from mdistiller.distillers import Distiller
 from mdistiller.engine import checkpoint
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.foreign_weights import weights_of
-from mdistiller.engine.logger import MACHINE_FIELDS
+from mdistiller.engine.checkpoint.foreign_weights import weights_of
 from mdistiller.engine.meter import NonFiniteLoss
+from mdistiller.engine.run.logger import MACHINE_FIELDS
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 

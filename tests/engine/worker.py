@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 
 import torch
 
-from mdistiller import processes
+from mdistiller import distributed
 from mdistiller.engine.build import build_trainer
 from tests.engine.test_trainer import settings
 
@@ -46,17 +46,17 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
 
 def main() -> None:
     folder, *methods = sys.argv[1:]
-    with processes.joined():
+    with distributed.process_group():
         as_float = torch.Tensor.float
         for method in methods:
             if method.endswith("-double"):  # a loss asks for no more than float32, which would cost it its digits
                 torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign, assignment]
             result = steps(folder, method)
             torch.Tensor.float = as_float  # type: ignore[method-assign]
-            states = processes.all_of(result["state"])
+            states = distributed.all_gather(result["state"])
             result["alike"] = all(torch.equal(states[0][key], state[key]) for state in states for key in state)
-            if processes.is_first():
-                torch.save(result, Path(folder) / f"{method}-{processes.count()}.pth")
+            if distributed.is_main_process():
+                torch.save(result, Path(folder) / f"{method}-{distributed.get_world_size()}.pth")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from torch import nn
 from mdistiller.distillers import DeployedStudent, distiller_dict
 from mdistiller.distillers._plugins import build_distiller
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.speed.fold_batchnorm import inference_form
 from mdistiller.errors import UserError
 from mdistiller.models import ClassifierModel, build_model, register_model
 from mdistiller.models._adapt import adapt
 from mdistiller.models.cifar import cifar_model_dict
-from mdistiller.models.inference import inference_form
 from tests.conftest import REPO
 
 OWN_MODELS = str(REPO / "tests/models/own_models.py")

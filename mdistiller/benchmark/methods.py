@@ -1,0 +1,242 @@
+"""All methods side by side: what each needs of the teacher, adds and costs, and whether each learns."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import nn
+
+from ..dataset import get_dataset
+from ..distillers import Distiller, Vanilla, distiller_dict
+from ..distillers._plugins import build_distiller
+from ..engine.build import build_trainer, seed_everything
+from ..engine.cfg import load_cfg, resolved
+from ..engine.run.signals import StopSignals
+from ..engine.speed.fast_networks import TrainingForm
+from ..engine.speed.precision import pick_device, prepare_device
+from ..engine.trainer import Trainer, trainer_dict
+from ..errors import UserError, did_you_mean
+from ..models import build_model
+from ..paths import find_file
+from .hardware import describe_hardware
+from .teacher_usage import used_outputs
+
+Row = Dict[str, Any]
+
+CONFIGS = Path("configs/cifar100")
+
+
+class Method(NamedTuple):
+    """A row of the tables.
+
+    Attributes:
+        name: as the field calls it.
+        paper: title and year; empty where there is none.
+        type: its `DISTILLER.TYPE`.
+        options: `KEY VALUE …`, for a method that is an option of another.
+    """
+
+    name: str
+    paper: str
+    type: str
+    options: Tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What a configuration says, in Markdown."""
+        return ", ".join([f"`{self.type}`", *(f"`{k} {v}`" for k, v in zip(self.options[::2], self.options[1::2]))])
+
+
+OPTIONS = (
+    Method(
+        "LSKD",
+        "Logit Standardization in Knowledge Distillation (2024)",
+        "KD",
+        ("KD.LOGIT_STAND", "True", "KD.TEMPERATURE", "2.0", "KD.LOSS.KD_WEIGHT", "9.0"),
+    ),
+    Method("DOT", "DOT: A Distillation-Oriented Trainer (2023)", "KD", ("SOLVER.TRAINER", "dot")),
+    Method(
+        "hard cut after the idea of FAM",
+        "Frequency Attention for Knowledge Distillation (2024)",
+        "SFAKD",
+        ("SFAKD.MASK.TYPE", "hard"),
+    ),
+)
+
+
+def describe(type_name: str) -> Method:
+    """Return the method of that `DISTILLER.TYPE`, by what its file's docstring says: `NAME: … "Title" (year …`."""
+    module = inspect.getmodule(distiller_dict[type_name])
+    text = " ".join((module.__doc__ or "").split()) if module else ""
+    found = re.match(r'(?:(\S+): )?.*?"([^"]+)" \((\d{4})', text)
+    if distiller_dict[type_name] is Vanilla or found is None:
+        return Method("student alone" if type_name == "NONE" else distiller_dict[type_name].__name__, "", type_name)
+    name, title, year = found.groups()
+    return Method(name or type_name, f"{title} ({year})", type_name)
+
+
+def choose(names: Sequence[str] = ()) -> List[Method]:
+    """Return the methods of these names or types, all of them for none.
+
+    Raises:
+        UserError: an unknown name; the message lists the nearest.
+    """
+    types = {distiller: name for name, distiller in reversed(list(distiller_dict.items()))}  # one name for each class
+    methods = [describe(name) for name in reversed(list(types.values()))] + list(OPTIONS)
+    known = {**{method.type: method for method in reversed(methods)}, **{method.name: method for method in methods}}
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown method {name!r}{did_you_mean(name, known)}")
+    return [known[name] for name in names] or methods
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def pair_config(pair: str, method: Method) -> str:
+    """Return the configuration of a CIFAR-100 pair: the method's own, or SFAKD's where it has none.
+
+    Raises:
+        UserError: there is no such pair.
+    """
+    folder = find_file(CONFIGS)
+    known = [path.stem for path in (folder / "sfakd").glob("*.yaml")]
+    if pair not in known:
+        raise UserError(f"unknown pair {pair!r}{did_you_mean(pair, known)}")
+    own = folder / method.type.lower() / f"{pair}.yaml"
+    return str(own if own.is_file() else folder / "sfakd" / own.name)
+
+
+def cost_table(
+    pair: str, methods: Sequence[Method], overrides: Sequence[str], rounds: int = 7, steps: int = 4
+) -> Tuple[List[Row], str]:
+    """Return `(rows, conditions)`: needs, extra parameters, and the time of a training step in multiples of KD's.
+
+    All methods train, from fresh weights, in turn, `steps` steps of each in each of `rounds` rounds; a ratio is one to
+    KD in the same round. The median of the rounds counts; the quartiles are its spread.
+    """
+    device = pick_device()
+    prepare_device(device)
+    configs = []
+    kd = describe("KD")
+    for method in (kd, *methods):
+        options = ["DISTILLER.TYPE", method.type, "DATASET.TYPE", "fashion_demo", *method.options, *overrides]
+        configs.append(load_cfg(pair_config(pair, method), options))
+    train_loader, _, num_data, num_classes = get_dataset(configs[0], device)
+    info = train_loader.info
+    batches = list(islice(train_loader, steps))
+    models = (configs[0].DISTILLER.TEACHER, configs[0].DISTILLER.STUDENT)
+    teacher = build_model(models[0], num_classes, info.name, info.input_size).to(device)
+
+    def distiller_of(cfg: Any, teacher: nn.Module) -> Distiller:
+        seed_everything(cfg.EXPERIMENT.SEED)
+        student = build_model(models[1], num_classes, info.name, info.input_size).to(device)
+        distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
+        distiller.attach_data(train_loader)
+        return distiller.to(device).train()
+
+    epoch = 30  # after the warm-up of every method
+    rows: List[Row] = []
+    trainers: List[Trainer] = []
+    forms: List[TrainingForm] = []
+    for method, cfg in zip((kd, *methods), configs):
+        print(f"building {method.name}", file=sys.stderr)
+        cfg = resolved(cfg, INPUT_SIZE=info.input_size)
+        needs = used_outputs(partial(distiller_of, cfg), teacher, {**batches[0], "epoch": epoch})
+        distiller = distiller_of(cfg, teacher)
+        trainers.append(trainer_dict[cfg.SOLVER.TRAINER](method.name, distiller, train_loader, None, cfg))
+        forms.append(TrainingForm(distiller, train_loader, cfg, trainers[-1].precision, lambda line: None))
+        extra = distiller.get_extra_parameters()
+        rows.append({"method": method.name, "paper": method.paper, "key": method.key, "needs": needs, "extra": extra})
+
+    def seconds(trainer: Trainer, form: TrainingForm) -> float:
+        started = time.perf_counter()
+        with form.in_place():
+            for step, batch in enumerate(batches):
+                trainer._step(trainer.as_taken(batch), epoch, step, len(train_loader))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    for trainer, form in zip(trainers, forms):
+        seconds(trainer, form)  # the first steps tune kernels and fill caches
+    times = []
+    for number in range(rounds):
+        times.append([seconds(*pair) for pair in zip(trainers, forms)])
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    for index, row in enumerate(rows):
+        ratios = [round_times[index] / round_times[0] for round_times in times]
+        row["step_time"] = statistics.median(ratios)
+        row["spread"] = [min(ratios), max(ratios)] if rounds < 4 else statistics.quantiles(ratios, n=4)[::2]
+    milliseconds = 1000 * statistics.median(round_times[0] for round_times in times) / len(batches)
+    conditions = (
+        f"{models[0]} → {models[1]}, {info.name} ({num_data} images), batch {train_loader.batch_size},"
+        f" {trainers[0].precision}, {describe_hardware(device)}; {rounds} interleaved rounds of {len(batches)} steps,"
+        f" median ({'range' if rounds < 4 else 'quartiles'}); KD's step took {milliseconds:.0f} ms"
+    )
+    return rows[1:], conditions
+
+
+def show_costs(rows: Sequence[Row], conditions: str) -> str:
+    """Return `cost_table`'s result in Markdown."""
+    header = ["method", "paper", "config", "needs of the teacher", "extra parameters", "step time / KD"]
+    table = [
+        [
+            *(row[name] or "–" for name in ("method", "paper", "key")),
+            ", ".join(row["needs"]) or "–",
+            f"{row['extra']:,}",
+            f"{row['step_time']:.2f} ({row['spread'][0]:.2f}–{row['spread'][1]:.2f})",
+        ]
+        for row in rows
+    ]
+    return f"{markdown(header, table)}\n\n{conditions}"
+
+
+def train_each(methods: Sequence[Method], epochs: int, overrides: Sequence[str]) -> Tuple[List[Row], str]:
+    """Return `(rows, conditions)`: the last epoch's top-1, in percent, of each method after a short training.
+
+    By default resnet8 learns the demo's images from the demo's teacher; the runs' folders are removed afterwards.
+    """
+    rows: List[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for method in methods:
+            own = ["DISTILLER.TYPE", method.type, "SOLVER.EPOCHS", str(epochs), "EXPERIMENT.REFERENCE", "[]"]
+            where = ["EXPERIMENT.NAME", method.name, "LOG.PREFIX", folder]
+            cfg = load_cfg("configs/demo/sfakd.yaml", [*own, *method.options, *overrides, *where])
+            with redirect_stdout(sys.stderr):
+                trainer = build_trainer(cfg)
+                trainer.stop = StopSignals(())  # a state in a folder that is removed is of no use
+                summary = trainer.train()
+            rows.append({**method._asdict(), "key": method.key, "summary": summary})
+    last = rows[-1]["summary"]
+    conditions = (
+        f"{last['dataset']}: {last['train_images']} training and {last['val_images']} validation images,"
+        f" {last['num_classes']} classes; student {last['student']}, {epochs} epochs, seed {last['seed']},"
+        f" {last['precision']}"
+    )
+    return rows, conditions
+
+
+def show_learning(rows: Sequence[Row], conditions: str) -> str:
+    """Return `train_each`'s result in Markdown."""
+    table = []
+    for row in rows:
+        summary = row["summary"]
+        chance = 100 / summary["num_classes"]
+        top1 = summary["last"]["deployed_top1"]
+        table.append([row["name"], row["key"], f"{top1:.2f}", f"{chance:.2f}", f"{top1 / chance:.1f}"])
+    return f"{markdown(['method', 'config', 'last top-1, %', 'chance, %', 'times chance'], table)}\n\n{conditions}"

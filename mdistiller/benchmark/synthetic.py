@@ -1,0 +1,51 @@
+"""What measuring speed needs and does not depend on: any images, and a teacher with any weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, List
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ..dataset import dataset_dict
+from ..engine.build import seed_everything
+from ..models import build_model
+
+CLASSES, IMAGES, SIZE = 100, 50, 32  # training images of each class, and their side in pixels
+
+
+def make_images(folder: Path) -> List[str]:
+    """Write random JPEG pictures below `folder`; return the `KEY VALUE …` that name them."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", IMAGES), ("val", 1)):
+        for label in range(CLASSES):
+            place = folder / split / f"{label:03}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+                coarse.resize((SIZE, SIZE), Image.Resampling.BILINEAR).save(place / f"{number}.jpg")
+    half = "[0.5, 0.5, 0.5]"
+    where = ["DATASET.TYPE", "imagefolder", "DATASET.ROOT", str(folder), "DATASET.INPUT_SIZE", str(SIZE)]
+    return [*where, "DATASET.MEAN", half, "DATASET.STD", half]
+
+
+def random_teacher(cfg: Any, folder: Path) -> str:
+    """Save a teacher for `cfg` with random weights in `folder`; return its file.
+
+    Its BatchNorm statistics are those of random images: without, outputs grow from layer to layer, and a student that
+    aligns with them diverges.
+    """
+    info = dataset_dict[cfg.DATASET.TYPE](cfg).info
+    seed_everything(cfg.EXPERIMENT.SEED)
+    teacher = build_model(cfg.DISTILLER.TEACHER, info.num_classes, info.name, info.input_size).train()
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        teacher(torch.randn(16, 3, info.input_size, info.input_size))
+    file = folder / "teacher.pth"
+    torch.save({"model": teacher.state_dict()}, file)
+    return str(file)

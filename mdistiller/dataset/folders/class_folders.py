@@ -1,0 +1,186 @@
+"""Images that lie in a folder per class."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import FrozenSet, List, Sequence
+
+from ...errors import UserError
+from ..loading.splits import FileSplit
+from .file_names import is_leftover, picture_suffixes, suffix_of
+
+log = logging.getLogger("mdistiller")
+
+NAMED = 5  # classes or suffixes in a message
+
+
+def entries(folder: Path) -> List[Path]:
+    """Return what lies in `folder`, except for what is hidden or left there by a system.
+
+    Raises:
+        UserError: it may not be read.
+    """
+    try:
+        return [folder / name for name in os.listdir(folder) if not is_leftover(name)]
+    except OSError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(f"the folder {error.filename} cannot be read ({error.strerror}); fix its permissions")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder or a link to one.
+
+    Raises:
+        UserError: it is a link to what is not there, as where a disk is not mounted, or may not be looked at.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        if os.path.islink(path):
+            raise UserError(
+                f"{path} is a link to {os.readlink(path)}, which cannot be reached ({error.strerror});"
+                " mount the disk it leads to, or correct or remove the link"
+            ) from None
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return False
+        raise _unreadable(error) from None
+
+
+def folders_in(folder: Path) -> List[str]:
+    """Return the sorted names of the folders in `folder`, and of links to folders; see `entries`.
+
+    Raises:
+        UserError: see `is_folder`.
+    """
+    return sorted(entry.name for entry in entries(folder) if is_folder(entry))
+
+
+def class_folders(folder: Path, layout: str) -> List[str]:
+    """Return the sorted names of the classes, which are the folders in `folder`; a link to a folder is one.
+
+    Raises:
+        UserError: there is no `folder`, or fewer than two in it; the message ends in `layout`, which says what is
+            expected.
+    """
+    if not is_folder(folder):
+        raise UserError(f"{folder} is missing; {layout}")
+    names = folders_in(folder)
+    suffixes = picture_suffixes()
+    loose = sum(suffix_of(name) in suffixes for name in {entry.name for entry in entries(folder)} - {*names})
+    if len(names) < 2:
+        raise UserError(f"{folder} holds {_too_few(folder, names, loose)}; {layout}")
+    if loose:
+        log.warning("passed over %s in %s itself, outside the class folders", _counted(loose, "image"), folder)
+    return names
+
+
+def _too_few(folder: Path, names: List[str], loose: int) -> str:
+    """Say what a folder holds that has fewer than two class folders, and where the classes seem to be."""
+    if not names:
+        return "no class folders" + (f", but {_counted(loose, 'image')} in no folder" if loose else "")
+    place, inner, seen = folder, names, {os.path.realpath(folder)}
+    while len(inner) == 1 and os.path.realpath(place / inner[0]) not in seen:
+        place /= inner[0]
+        inner = folders_in(place)
+        seen.add(os.path.realpath(place))
+    if "train" in inner:
+        return f"no classes but a whole data set, {place}: set DATASET.ROOT to that"
+    if len(inner) > 1:
+        alone = f"one folder alone, {place.relative_to(folder)}, with {len(inner)} folders in it ({listed(inner)})"
+        return f"{alone}: the classes seem to be there, move them up to {folder}"
+    return f"one class alone, {names[0]}, of at least two"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s'[: count != 1]}"
+
+
+def check_same_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """Refuse a data set whose two splits differ in their class folders."""
+    more, less = sorted(set(val) - set(train)), sorted(set(train) - set(val))
+    if more or less:
+        wrong = [f"val has {listed(more)}, which train lacks"] if more else []
+        wrong += [f"val lacks {listed(less)}, which train has"] if less else []
+        raise UserError(f"the classes of {root} differ: {'; '.join(wrong)}; give both the same class folders")
+
+
+def listed(names: Sequence[str], limit: int = NAMED) -> str:
+    """Return the first few names as text, and how many more there are."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] = ()) -> FileSplit:
+    """Return the images at any depth below `folder/<class>`; labels are positions in `classes`.
+
+    A line counts the files that are passed over because of their suffix.
+
+    Args:
+        folder: of the class folders.
+        classes: their names.
+        companions: suffixes of other files that belong to the data set, which are not counted.
+
+    Raises:
+        UserError: a class has no image, all such are named; or see `is_folder`.
+    """
+    files: List[str] = []
+    targets: List[int] = []
+    empty: List[str] = []
+    passed_over: Counter[str] = Counter()
+    suffixes = picture_suffixes()
+    for label, name in enumerate(classes):
+        found = _images(folder / name, suffixes, passed_over)
+        if not found:
+            empty.append(name)
+        files += found
+        targets += [label] * len(found)
+    for suffix in companions:
+        del passed_over[suffix]
+    others = _by_suffix(passed_over)
+    if empty:
+        where = f"folder {folder / empty[0]} holds" if len(empty) == 1 else f"folders {listed(empty)} of {folder} hold"
+        hint = f" (the files passed over in {folder} are {others})" if others else ""
+        raise UserError(f"the class {where} no image{hint}; add some, as JPEG or PNG for instance")
+    if others:
+        log.warning(
+            "passed over %s in %s that Pillow does not read as pictures: %s",
+            *(_counted(sum(passed_over.values()), "file"), folder, others),
+        )
+    return FileSplit(files, targets)
+
+
+def _by_suffix(counts: Counter[str]) -> str:
+    return listed([f"{count} {suffix}" for suffix, count in counts.most_common()])
+
+
+def _images(folder: Path, suffixes: FrozenSet[str], passed_over: Counter[str]) -> List[str]:
+    """Return the images at any depth below `folder`, sorted, each linked folder once; count other files by suffix."""
+
+    def refuse(error: OSError) -> None:  # by itself, os.walk passes over what it may not read
+        raise _unreadable(error)
+
+    seen, found = set(), []
+    for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in below if not is_leftover(name)]
+        for name in names:
+            path, suffix = os.path.join(place, name), suffix_of(name)
+            if is_leftover(name):
+                continue
+            if suffix in suffixes:
+                found.append(path)
+            else:
+                is_folder(Path(path))  # refuses a link to nowhere: it may be a folder of a disk that is not mounted
+                passed_over[suffix] += 1
+    return sorted(found, key=lambda file: file.split(os.sep))

@@ -1,0 +1,144 @@
+"""The two parts of an image folder, `train/` and `val/`, each with a folder per class."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Callable, List, Optional, Tuple
+
+import torch
+
+from ...errors import UserError
+from ..loading.splits import FileSplit
+from .class_folders import check_same_classes, class_folders, entries, find_images, is_folder, listed
+
+log = logging.getLogger("mdistiller")
+
+Find = Callable[[], FileSplit]
+
+TRAIN = "train"
+VAL_NAMES = ("val", "valid", "validation")
+
+
+def find_val(root: Path) -> Optional[Path]:
+    """Return the validation folder of `root`, by any of its names in upper or lower case, or None.
+
+    Raises:
+        UserError: there are two; or see `is_folder`.
+    """
+    names = sorted(entry.name for entry in entries(root)) if is_folder(root) else []
+    found = [root / name for name in names if name.lower() in VAL_NAMES and is_folder(root / name)]
+    if len({os.path.realpath(folder) for folder in found}) > 1:
+        both = " and ".join(folder.name for folder in found)
+        raise UserError(f"{root} holds {both}, and each is a name of the validation folder; keep one of them")
+    return found[0] if found else None
+
+
+def check_root(root: Path, needed: str, layout: str) -> None:
+    """Raise a UserError that says where the data seem to be, if `root` has neither a training nor a validation folder.
+
+    Args:
+        root: what `DATASET.ROOT` is set to, or stands for.
+        needed: the folder to name as missing.
+        layout: what is expected; the message ends in it.
+    """
+    if is_folder(root / TRAIN) or find_val(root):
+        return
+    missing = f"{root / needed} is missing"
+    if not is_folder(root):
+        raise UserError(f"{missing}; {layout}")
+    names = sorted(entry.name for entry in entries(root) if os.path.isdir(entry))
+    inside = [name for name in names if os.path.isdir(root / name / TRAIN)]  # False where it may not be looked at
+    if root.name in (TRAIN, *VAL_NAMES):
+        missing += f": {root} seems to be a part of a data set, set DATASET.ROOT to {root.parent}"
+    elif inside:
+        missing += f", but {root / inside[0] / TRAIN} is there: set DATASET.ROOT to {root / inside[0]}"
+    elif len(names) > 1:
+        missing += (
+            f", but {root} holds {len(names)} folders ({listed(names)}): if these are the classes, move them to"
+            f" {root / TRAIN} and set DATASET.VAL_FRACTION 0.1"
+        )
+    raise UserError(f"{missing}; {layout}")
+
+
+def find_parts(root: Path, val_fraction: float, layout: str) -> Tuple[List[str], Find, Find]:
+    """Return the classes of an image folder, and functions that find its training and its validation images.
+
+    Args:
+        root: of the data set.
+        val_fraction: which part of the training images to hold out where there is no validation folder; 0: none.
+        layout: what is expected, for messages.
+
+    Raises:
+        UserError: what is wrong with the folders.
+    """
+    check_root(root, TRAIN if val_fraction > 0 else VAL_NAMES[0], layout)
+    train_folder, val_folder = root / TRAIN, find_val(root)
+    if val_folder is None:
+        if val_fraction == 0:
+            raise UserError(
+                f"{root / VAL_NAMES[0]} is missing{_test_is_not_taken(root)}; {layout}, or set DATASET.VAL_FRACTION 0.1"
+                f" to validate on a tenth of {TRAIN}/"
+            )
+        classes = class_folders(train_folder, layout)
+        train, val = hold_out(find_images(train_folder, classes), train_folder, classes, val_fraction)
+        return classes, lambda: train, lambda: val
+    if val_fraction > 0:
+        raise UserError(
+            f"DATASET.VAL_FRACTION is {val_fraction:g}, which takes validation images out of {TRAIN}/, but {val_folder}"
+            f" is there; set DATASET.VAL_FRACTION 0, or move {val_folder} away"
+        )
+    classes = class_folders(val_folder, layout)
+
+    def find_train() -> FileSplit:
+        check_same_classes(root, class_folders(train_folder, layout), classes)
+        return find_images(train_folder, classes)
+
+    return classes, find_train, lambda: find_images(val_folder, classes)
+
+
+def _test_is_not_taken(root: Path) -> str:
+    tests = [name for name in ("test", "testing") if os.path.isdir(root / name)]
+    return f" ({root / tests[0]} is not taken for it: a test set must not choose the best epoch)" if tests else ""
+
+
+def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float) -> Tuple[FileSplit, FileSplit]:
+    """Divide images into those for training and those for validation.
+
+    Of a class with `n` images `round(fraction · n)` are held out for validation, at least one and at most `n − 1`.
+    Which ones depends on a hash of each name below `folder` alone, not on `EXPERIMENT.SEED` or the place of `folder`:
+    a teacher, its student and a later evaluation hold out the same ones. A file that is added or removed moves at most
+    one other of its class to the other part. The part of a smaller fraction lies in that of a larger one.
+
+    Args:
+        files: the images, with labels that are positions in `classes`.
+        folder: of the class folders.
+        classes: their names.
+        fraction: in (0, 1).
+
+    Raises:
+        UserError: a class has a single image.
+    """
+
+    def rank(index: int) -> bytes:
+        name = str(files.path(index))[len(str(folder)) + 1 :].replace(os.sep, "/")
+        return hashlib.blake2b(os.fsencode(name), digest_size=8, person=b"validation").digest()
+
+    held_out = torch.zeros(len(files), dtype=torch.bool)
+    for label, name in enumerate(classes):
+        members = (files.targets == label).nonzero().squeeze(1).tolist()
+        if len(members) < 2:
+            raise UserError(
+                f"the class folder {folder / name} holds a single image; DATASET.VAL_FRACTION needs two of each class,"
+                " one to train and one to validate on"
+            )
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held_out[sorted(members, key=rank)[:count]] = True
+    count, total = int(held_out.sum()), len(files)
+    log.info(
+        "DATASET.VAL_FRACTION %g: %d of the %d images in %s are for validation, the others for training",
+        *(fraction, count, total, folder),
+    )
+    return files.subset((~held_out).nonzero().squeeze(1)), files.subset(held_out.nonzero().squeeze(1))

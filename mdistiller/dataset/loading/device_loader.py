@@ -1,0 +1,80 @@
+"""Small sets: uint8 images that stay on the device and are augmented a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Iterator, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..info import DatasetInfo
+from ..options import Options
+from .loader import Batch, Loader
+from .rotation import rotated_pixels, rotation_steps
+from .splits import ArraySplit
+
+
+class DeviceLoader(Loader):
+    """Batches from images on the device, without Python per image, synchronisation or copies from the host.
+
+    The images are stored zero-padded, `[N, W, W, 3]` with `W = S + 2·padding`, and seen as a list of pixels. A crop
+    starts at pixel `n·W² + top·W + left`; its other pixels lie at fixed distances from there, of which there are two
+    tables, plain and mirrored. So a batch is one small look-up, one gather of pixels and one multiply-add. (One core of
+    an AMD EPYC, B = 64, S = 32, images/s, median of 9 interleaved epochs: 162,000; indexing `[n, row, column]` 72,000;
+    windows over a store that also holds the mirrored images, so twice the memory, 183,000.)
+
+    A rotated image has distances of its own, which follow from its angle; see `rotation_steps`.
+
+    Args:
+        split: the images, at the size that the model sees.
+        info, options, device, train: see `Loader`.
+    """
+
+    def __init__(
+        self, split: ArraySplit, info: DatasetInfo, options: Options, device: torch.device, train: bool
+    ) -> None:
+        super().__init__(info, split.targets.to(device), options, device, train)
+        images = torch.as_tensor(split.images).to(device)
+        p, size = self.padding, info.input_size
+        assert images.shape[1:] == (size, size, 3), images.shape
+        self.images = pad(images, (0, 0, p, p, p, p)) if p else images
+        self._width = width = size + 2 * p
+        table = torch.arange(size, device=device)[:, None] * width + torch.arange(size, device=device)
+        self._distances = torch.stack([table, table.flip(1)]).view(2, size * size)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.images.cpu().contiguous().numpy().data).hexdigest()
+
+    def fingerprint(self) -> Tuple[str, str]:
+        return "pixels", self.digest()
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        draws = self.draws()
+        order, variant = draws.order.to(self.device), self.variants(draws).to(self.device)
+        first = (order * self._width**2) + (draws.top * self._width + draws.left).to(self.device)
+        flip = draws.flip.long().to(self.device)
+        size = self.info.input_size
+        if self.augment == "rotate_flip":
+            steps = rotation_steps(draws.angle, draws.flip, size).to(self.device)
+        for part in self.slices(start_step):
+            index = order[part]
+            if self.augment == "none":
+                images = self.images.index_select(0, index)
+            elif self.augment == "rotate_flip":
+                distances, inside = rotated_pixels(steps[part], size)
+                images = self._gather(first[part, None] + distances.flatten(1)) * inside[..., None]
+            else:
+                images = self._gather(self._distances.index_select(0, flip[part]).add_(first[part, None]))
+            batch = {
+                "image": self._normalise(images),
+                "target": self.targets.index_select(0, index),
+                "index": index,
+            }
+            yield batch if self.num_variants is None else {**batch, "variant": variant[part]}
+
+    def _gather(self, where: Tensor) -> Tensor:
+        """Return the pixels `where` (int64 [B, S·S], numbers in the store) as images, uint8 [B, S, S, 3]."""
+        size = self.info.input_size
+        return self.images.view(-1, 3).index_select(0, where.view(-1)).view(-1, size, size, 3)

@@ -1,0 +1,106 @@
+"""Mean and standard deviation of a folder of images: measured once, then remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterable, Optional, Tuple
+
+import numpy as np
+
+from ... import paths
+from ..options import Channels
+
+PIECE = 10_000_000  # numbers counted at a time: bincount widens them to 8 bytes each
+
+log = logging.getLogger("mdistiller")
+
+
+def measure(chunks: Iterable[np.ndarray]) -> Tuple[Channels, Channels]:
+    """Return `(mean, std)` over all pixels of images uint8 [n, S, S, 3], scaled to [0, 1], rounded to 4 decimals.
+
+    A channel without any variation gets a deviation of 1, so that one can divide by it.
+    """
+    histogram = np.zeros((3, 256), dtype=np.int64)
+    for chunk in chunks:
+        for images in np.array_split(chunk, 1 + chunk.size // PIECE):
+            for channel in range(3):
+                histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
+    share = histogram / np.maximum(histogram.sum(axis=1, keepdims=True), 1)
+    levels = np.arange(256) / 255
+    mean = share @ levels
+    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
+    return _rounded(mean), _rounded(np.where(std < 5e-5, 1.0, std))
+
+
+def _rounded(values: Iterable[float]) -> Channels:
+    red, green, blue = (round(float(value), 4) for value in values)
+    return red, green, blue
+
+
+def stamp(path: Path) -> str:
+    """Return a file's size and time of change, as text."""
+    try:
+        stat = os.stat(path)
+    except OSError:  # a link to nowhere, or a name in a list: reading it says what is wrong
+        return "missing"
+    return f"{stat.st_size}\0{stat.st_mtime_ns}"
+
+
+def fingerprint(files: Iterable[Path], folder: Path) -> str:
+    """Return a digest of the files' names below `folder`, sizes and times of change."""
+    digest = hashlib.blake2b(digest_size=16)
+    start = f"{folder}{os.sep}"
+    for path in files:
+        name = str(path)[len(start) :] if str(path).startswith(start) else str(path)
+        digest.update(f"{name}\0{stamp(path)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+class Memory:
+    """What was found out about the images of one folder, by looking in one way: a small JSON file in the cache folder.
+
+    Args:
+        folder: of the images.
+        look: everything besides the files that the findings depend on, as text.
+        files: the images.
+    """
+
+    def __init__(self, folder: Path, look: str, files: Iterable[Path]) -> None:
+        self.key = {"folder": str(folder.resolve()), "look": look, "fingerprint": fingerprint(files, folder)}
+        place = f"{self.key['folder']}\0{look}".encode("utf-8", "surrogateescape")
+        name = hashlib.blake2b(place, digest_size=12).hexdigest()
+        self.file = paths.cache_root() / "statistics" / f"{name}.json"
+
+    def recall(self, *names: str) -> Optional[Dict[str, Any]]:
+        """Return what is remembered under these names, or None if that is not all there or the folder has changed."""
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            if any(found[key] != value for key, value in self.key.items()):
+                return None
+            return {name: found[name] for name in names}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def recall_statistics(self) -> Optional[Tuple[Channels, Channels]]:
+        """Return the remembered `(mean, std)`, if there are any; see `recall`."""
+        found = self.recall("mean", "std")
+        try:
+            return None if found is None else (_rounded(found["mean"]), _rounded(found["std"]))
+        except (ValueError, TypeError):
+            return None
+
+    def store(self, **found: Any) -> None:
+        """Remember what was found under these names; where that cannot be written, say so and go on."""
+        part = self.file.with_suffix(f".{os.getpid()}.part")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps({**self.key, **found}, indent=1) + "\n", encoding="utf-8")
+            os.replace(part, self.file)
+        except OSError as error:
+            log.warning(
+                "cannot remember what the images are like in %s (%s): they will be read again", self.file, error
+            )

@@ -1,0 +1,179 @@
+"""Large sets: images that worker processes read, decode and augment."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as F
+
+from ...errors import UserError
+from ..info import DatasetInfo
+from ..options import Options
+from .decode import View, decoded
+from .epoch_plan import mix
+from .image_check import refusal
+from .loader import Batch, Loader
+from .orientation import upright_size
+from .splits import ImageSplit, UnusableImage
+from .workers import deaths_explained, end_all, enduring, leave_signals, signals_held
+
+Row = Tuple[int, int, int, bool, float]  # what `EpochDraws` says of one image
+Step = Tuple[List[Row], int]  # the images of a batch, and the epoch's seed
+CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: part of the area, width / height
+
+
+class StreamLoader(Loader):
+    """Batches from worker processes, which live as long as the loader; copied as uint8, normalised on the device.
+
+    Order and augmentation depend on the seed, the epoch and the image only, not on the number of workers. With
+    "pad_crop", "rotate_flip" and "none" the batches equal those of a `DeviceLoader`. The caller's random numbers are
+    left alone.
+
+    Args:
+        split: the images.
+        view: how they are shown un-augmented.
+        info, options, device, train: see `Loader`.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        view: View,
+        info: DatasetInfo,
+        options: Options,
+        device: torch.device,
+        train: bool,
+    ) -> None:
+        super().__init__(info, split.targets, options, device, train)
+        self._reader = _Reader(split, view, self.augment, self.padding, self.flip)
+        self._num_workers = options.num_workers
+        self._idle: Optional[DataLoader] = None  # workers that wait for the next pass
+
+    def digest(self) -> str:
+        return self._reader.split.digest()
+
+    def fingerprint(self) -> Tuple[str, str]:
+        return self._reader.split.fingerprint()
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        seed = mix("images", self._seed, self.epoch)
+        draws = self.draws()
+        variant = self.variants(draws)
+        slices = list(self.slices(start_step))  # a generator that held `self` would end workers late, as a cycle
+        # a pass that starts while another runs gets workers of its own
+        workers: Optional[DataLoader] = self._workers(seed) if self._idle is None else self._idle
+        self._idle = None
+        assert workers is not None and isinstance(workers.sampler, _Steps)
+        try:
+            workers.sampler.steps = ((list(zip(*(column[part].tolist() for column in draws))), seed) for part in slices)
+            with signals_held():
+                batches = iter(workers)
+            for batch, part in zip(deaths_explained(batches), slices):
+                if "faults" in batch:
+                    raise refusal(batch["faults"], self.num_images)
+                if self.num_variants is not None:
+                    batch["variant"] = variant[part]
+                batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+                batch["image"] = self._normalise(batch["image"])
+                yield batch
+        except UserError:
+            workers = None  # they end now, not when the traceback is collected
+            raise
+        except KeyboardInterrupt:
+            end_all()  # one may hang in a read
+            workers = None
+            raise
+        finally:
+            self._idle = workers
+
+    def _workers(self, seed: int) -> DataLoader:
+        return DataLoader(
+            self._reader,
+            batch_size=None,
+            sampler=_Steps(),
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals,
+            multiprocessing_context=enduring() if self._num_workers else None,
+            generator=torch.Generator().manual_seed(seed),  # else the workers' seed is drawn from the global numbers
+        )
+
+
+class _Steps(Sampler):
+    """What the workers are to read in the pass at hand."""
+
+    steps: Iterator[Step] = iter(())
+
+    def __init__(self) -> None:  # PyTorch's own takes an argument that it deprecates
+        pass
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.steps
+
+
+class _Reader(Dataset):
+    """Takes a step to its batch.
+
+    What cannot be read is returned as text, not raised, because a worker process adds its traceback to what it raises.
+    """
+
+    def __init__(self, split: ImageSplit, view: View, augment: str, padding: int, flip: bool) -> None:
+        self.split = split
+        self.view = view
+        self.augment = augment
+        self.padding = padding
+        self.flip = flip
+
+    def __getitem__(self, step: Step) -> Dict[str, Any]:
+        rows, seed = step
+        images, faults = [], []
+        for row in rows:
+            try:
+                images.append(self.read(row, seed))
+            except UnusableImage as error:
+                faults.append(error.fault)
+        if faults:
+            return {"faults": faults}
+        index = torch.tensor([row[0] for row in rows])
+        return {
+            "image": torch.from_numpy(np.stack(images)),
+            "target": self.split.targets[index],
+            "index": index,
+        }
+
+    def read(self, row: Row, seed: int) -> np.ndarray:
+        index, top, left, flip, angle = row
+        if self.augment == "resized_crop":
+            crop = partial(resized_crop, size=self.view.size, seed=mix(seed, index), flips=self.flip)
+            return np.asarray(self.split.load(index, crop))
+        image = self.split.load(index, self.view)
+        if self.augment == "rotate_flip":
+            image = F.rotate(image, angle)
+        pixels = np.asarray(image)
+        if self.augment == "pad_crop":
+            size, margin = self.view.size, (self.padding, self.padding)
+            pixels = np.pad(pixels, (margin, margin, (0, 0)))[top : top + size, left : left + size]
+        return pixels[:, ::-1] if flip else pixels
+
+
+def resized_crop(image: Image.Image, size: int, seed: int, flips: bool = True) -> Image.Image:
+    """Return a random part of an opened picture, resized to `size` px; all by `seed`.
+
+    With `flips` it is mirrored half the time.
+
+    The part is chosen before the picture is decoded, at a reduced scale if that suffices.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        whole = torch.empty(upright_size(image)[::-1], device="meta")  # of which the sides alone are read
+        top, left, height, width = RandomResizedCrop.get_params(whole, list(CROP_SCALE), list(CROP_RATIO))
+        flip = bool(torch.rand(()) < 0.5)
+    crop = decoded(image, (left, top, left + width, top + height), (size, size))
+    return F.hflip(crop) if flip and flips else crop

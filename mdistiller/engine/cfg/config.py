@@ -1,0 +1,178 @@
+"""The configuration: every key with its default, and how files and overrides change it.
+
+A file may name another with `_BASE_: path` (relative to itself, or a shipped one), whose values it then changes. Each
+distiller's own section comes from the `DEFAULTS` beside its code; the distillers that `PLUGINS` names are loaded before
+anything else is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from ...distillers import distiller_dict
+from ...distillers._plugins import is_file, load, plugin_list
+from ...errors import UserError, did_you_mean, refuse
+from ...paths import anywhere, find_config
+from .defaults import DEFAULTS
+from .method_defaults import add_sections, complete
+from .values import from_word, leaves, to_dict, typed, undeclared
+from .yaml_files import read_file
+
+
+class Config(CN):
+    """A `CfgNode` that merges as this module does, for scripts written for MDistiller."""
+
+    def merge_from_file(self, cfg_filename: str) -> None:
+        """Change the configuration by a YAML file, `_BASE_` and `PLUGINS` included."""
+        content = read_file(find_config(cfg_filename))
+        _plug_in(self, content.pop("PLUGINS", []))
+        refuse(line for _, line in _merge(self, CFG, content, str(cfg_filename)))
+
+    def merge_from_list(self, cfg_list: Sequence[str]) -> None:
+        """Change the configuration by `KEY VALUE` pairs, values as words of a command line."""
+        merge_overrides(self, [str(part) for part in cfg_list])
+
+
+CFG = Config()
+CFG.update(DEFAULTS)
+CACHES = ("off", "memory")  # values of TEACHER_CACHE that are not a folder
+
+UNKNOWN = "unknown config key"
+Fault = Tuple[str, str]  # the key, and the line that says what is wrong with it
+
+LIBRARY_SECTIONS = tuple(CFG)
+add_sections(CFG, LIBRARY_SECTIONS)
+
+COMMAND_LINE = "the command line"  # as the source of a value, in messages
+
+
+def show_cfg(cfg: CN) -> None:
+    """Print the resolved configuration: the distiller's own section, not those of the others."""
+    others = set(distiller_dict) - {cfg.DISTILLER.TYPE}
+    print(CN({name: section for name, section in cfg.items() if name not in others}))
+
+
+def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
+    """Return the defaults, changed by the YAML file at `path`, then by `overrides` (`KEY VALUE KEY VALUE …`).
+
+    Raises:
+        UserError: a missing or malformed file; or a line for each unknown key, each value of the wrong type, and an
+            override without a value.
+    """
+    cfg, faults = read_cfg(path, overrides)
+    refuse(line for _, line in faults)
+    return cfg
+
+
+def read_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Tuple[CN, List[Fault]]:
+    """Return what `load_cfg` does, as far as it can be read, and what is wrong with the rest."""
+    content = {} if path is None else read_file(find_config(path))
+    plugins = content.pop("PLUGINS", [])
+    cfg = CFG.clone()
+    # before the file's other keys, which they may define; those of the command line stand in place of the file's
+    _plug_in(cfg, dict(_pairs(overrides)).get("PLUGINS", plugins))
+    faults = list(_merge(cfg, CFG, content, str(path)))
+    return cfg, faults + _merge_pairs(cfg, overrides)
+
+
+def merge_known(cfg: CN, change: Dict[str, Any], source: str) -> None:
+    """Change `cfg` in place by nested dictionaries that another version may have written: unknown keys are dropped."""
+    faults = _merge(cfg, CFG, change, source)
+    refuse(line for _, line in faults if not line.startswith(UNKNOWN))
+
+
+def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
+    """Change `cfg` in place by `KEY VALUE` pairs; values are YAML, except texts, which are taken unchanged."""
+    refuse(line for _, line in _merge_pairs(cfg, overrides))
+
+
+def _merge_pairs(cfg: CN, overrides: Sequence[str]) -> List[Fault]:
+    faults: List[Fault] = []
+    if len(overrides) % 2:
+        lone = overrides[-1]
+        example = "expected KEY VALUE pairs, for example SOLVER.LR 0.1"
+        faults.append((lone, f"override {lone!r} has no value; {example}"))
+    pairs = _pairs(overrides)
+    for key, value in pairs:
+        if key == "PLUGINS":
+            _plug_in(cfg, value)
+    for key, value in pairs:
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        faults += _merge(cfg, CFG, nested, COMMAND_LINE)
+    return faults
+
+
+def _pairs(overrides: Sequence[str]) -> List[Tuple[str, Any]]:
+    pairs: List[Tuple[str, Any]] = []
+    for key, text in zip(overrides[::2], overrides[1::2]):
+        value = from_word(text, _default(key), key)
+        pairs.append((key, plugin_list(value, COMMAND_LINE) if key == "PLUGINS" else value))
+    return pairs
+
+
+def _default(key: str) -> Any:
+    node: Any = CFG
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, CN) else None
+    return node
+
+
+def _plug_in(cfg: CN, plugins: List[str]) -> None:
+    load(plugins)
+    add_sections(CFG, LIBRARY_SECTIONS)
+    complete(cfg, CFG)
+    cfg.PLUGINS = plugins
+
+
+def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: str = "") -> Iterator[Fault]:
+    """Change `cfg` where that can be, and yield what cannot."""
+    for key, value in change.items():
+        name = f"{prefix}{key}"
+        if key not in cfg and not cfg.is_new_allowed():
+            yield name, f"{UNKNOWN} {name} in {source}{did_you_mean(name, dict(leaves(CFG)))}"
+        elif key in cfg and isinstance(cfg[key], CN):
+            if isinstance(value, dict):
+                yield from _merge(cfg[key], defaults.get(key, cfg[key]), value, source, f"{name}.")
+            else:
+                yield name, f"{name} in {source} is a section, given {value!r}; set its keys, {name}.KEY VALUE"
+        elif key not in defaults:
+            cfg[key] = undeclared(value)
+        else:
+            try:
+                cfg[key] = typed(value, defaults[key], name, source)
+            except UserError as error:
+                yield name, str(error)
+
+
+def resolved(cfg: CN, **dataset: Any) -> CN:
+    """Return a frozen copy of `cfg` with what the data set settled (`ROOT`, `INPUT_SIZE`, `MEAN`, `STD`) written in.
+
+    Its paths no longer depend on the working directory, so that the run's config.yaml and checkpoints work from any
+    other. `LOG.PREFIX` stays as it is: a run writes below the directory that it is started in.
+    """
+    cfg = cfg.clone()
+    for key, value in dataset.items():
+        cfg.DATASET[key] = list(value) if isinstance(value, tuple) else value
+    for section, key in ((cfg.DATASET, "ROOT"), (cfg.DISTILLER, "TEACHER_WEIGHTS")):
+        section[key] = section[key] and anywhere(section[key])
+    if cfg.TEACHER_CACHE not in CACHES:
+        cfg.TEACHER_CACHE = anywhere(cfg.TEACHER_CACHE)
+    cfg.EXPERIMENT.REFERENCE = [anywhere(path) for path in cfg.EXPERIMENT.REFERENCE]
+    cfg.PLUGINS = [anywhere(plugin) if is_file(plugin) else plugin for plugin in cfg.PLUGINS]
+    cfg.freeze()
+    return cfg
+
+
+def dump(cfg: CN) -> str:
+    """Return the configuration as YAML that `load_cfg` reads back."""
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False)
+
+
+def experiment_name(cfg: CN) -> str:
+    """Return the run's name, hence its folder: `EXPERIMENT.NAME`, or upstream's `PROJECT/TAG` when that is empty."""
+    return cfg.EXPERIMENT.NAME or f"{cfg.EXPERIMENT.PROJECT}/{cfg.EXPERIMENT.TAG}"

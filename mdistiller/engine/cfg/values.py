@@ -1,0 +1,94 @@
+"""Values of the configuration: the words that stand for them, the type each key asks for, and ways to list them all."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any, Dict, Iterator, Tuple
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from ...errors import UserError
+from .yaml_files import parse
+
+TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
+
+# YAML 1.1 reads `off` and `no` as false, `yes` as true: what is meant by them where a text is expected
+SPOKEN: Dict[Tuple[str, Any], str] = {
+    ("SOLVER.AMP", False): "off",
+    ("SOLVER.COMPILE", False): "off",
+    ("SOLVER.COMPILE", True): "default",
+    ("TEACHER_CACHE", False): "off",
+    ("TEACHER_CACHE", True): "memory",
+    ("DATASET.IN_MEMORY", False): "no",
+    ("DATASET.IN_MEMORY", True): "yes",
+}
+
+
+def from_word(text: str, default: Any, name: str) -> Any:
+    """Return what a word of the command line means for the key `name`: YAML, except that texts are taken unchanged."""
+    parsed = _parsed(text)
+    if not isinstance(default, str):
+        return parsed
+    # the text as it stands, except what YAML reads as yes or no
+    return SPOKEN.get((name, parsed), text) if isinstance(parsed, bool) else text
+
+
+def _parsed(text: str) -> Any:
+    try:
+        # an empty word is an empty text, and None is Python's null; YAML has it the other way round
+        return {"": "", "None": None}[text] if text in ("", "None") else parse(text)
+    except yaml.YAMLError:
+        return text
+
+
+def typed(value: Any, default: Any, name: str, source: str) -> Any:
+    """Return `value` in the type of `default`: an int or `1e-4` (a string to YAML 1.1) serve where a float stands.
+
+    Raises:
+        UserError: it has another type; `name` and `source` say where it stands.
+    """
+    if default is None:
+        return list(value) if isinstance(value, tuple) else value
+    if isinstance(default, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
+        return list(value)
+    elif isinstance(default, str) and isinstance(value, (str, int, float, bool)):
+        # 32 may well be a name
+        return value if isinstance(value, str) else SPOKEN.get((name, value), str(value))
+    elif type(value) is type(default):
+        return value
+    kind = TYPE_NAMES[type(default)]
+    raise UserError(f"{name} in {source} is {value!r}; expected a {kind}, for example {default!r}")
+
+
+def undeclared(value: Any) -> Any:
+    """Return what a key without a default takes: any value; a text such as `1e-4` is read as Python, as yacs does."""
+    if isinstance(value, dict):
+        section = CN(new_allowed=True)
+        section.update({str(key): undeclared(entry) for key, entry in value.items()})
+        return section
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
+
+
+def leaves(node: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    """Yield each `(key, value)` of a configuration or of nested dictionaries, keys in full: `SOLVER.LR`."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_dict(node: Any) -> Any:
+    """Return a configuration as plain nested dictionaries, lists and scalars."""
+    if isinstance(node, dict):
+        return {key: to_dict(value) for key, value in node.items()}
+    return [to_dict(value) for value in node] if isinstance(node, (list, tuple)) else node

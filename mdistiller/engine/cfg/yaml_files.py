@@ -1,0 +1,123 @@
+"""YAML files of the configuration, as nested dictionaries; a file may change another that its `_BASE_` names."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+import yaml
+
+from ...distillers._plugins import plugin_list
+from ...errors import UserError
+from ...paths import expanded, shipped_config, shipped_configs, text_of, usable
+
+MAX_VALUES = 100_000  # values in a configuration; the largest shipped one has fewer than 100
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which however lets the last of equal keys win, and reads what looks like a date as one."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key {name} is given twice", key.start_mark)
+            seen.update({name} - {None})
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_VALUES:  # merges (<<) of merges
+            raise yaml.constructor.ConstructorError(None, None, "too many merged keys", node.start_mark)
+
+
+def parse(text: str) -> Any:
+    """Return what YAML text says, in dictionaries, lists and scalars.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or not plain; or it has more than 100,000 values once its anchors (&) are
+            written out, as one that leads back to itself has.
+    """
+    try:
+        content = _Loader(text).get_single_data()
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+        raise yaml.YAMLError(str(error)) from None
+    left, parts = [content], 0
+    while left:
+        node = left.pop()
+        parts += 1
+        left += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        if parts + len(left) > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES} values; an anchor (&) may lead back to itself: write it out")
+    return content
+
+
+def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
+    """Return the YAML file as a dictionary, merged over the files that `_BASE_` names; `PLUGINS` as a list of texts.
+
+    Args:
+        path: of the file.
+        seen: the files that lead to this one, for the circle that they may close.
+
+    Raises:
+        UserError: a missing or malformed file.
+    """
+    real = Path(os.path.realpath(path))
+    if real in seen:
+        raise UserError(f"{path}: _BASE_ leads back to the file itself; break the circle")
+    try:
+        content = parse(text_of(path))
+    except OSError as error:
+        raise UserError(f"config {path} cannot be read ({error.strerror}){_similar_configs(path)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise UserError(f"config {path} holds a {type(content).__name__}; expected sections such as SOLVER:")
+    if "PLUGINS" in content:
+        content["PLUGINS"] = plugin_list(content["PLUGINS"], str(path), path.parent)
+    base = content.pop("_BASE_", None)
+    if base is None:
+        return content
+    return _over(read_file(_base_file(path, str(base)), (*seen, real)), content)
+
+
+def _base_file(path: Path, base: str) -> Path:
+    """Return the file that `_BASE_` in the file `path` names: relative to that file, or a shipped configuration."""
+    named = expanded(base)
+    beside = usable(path.parent / named)
+    for file in (beside, Path(f"{beside}.yaml")):
+        if file.exists() and not file.is_dir():
+            return file
+    return shipped_config(named) or beside
+
+
+def _similar_configs(path: Path) -> str:
+    # beside it or among ours; the nearest folder that exists may be a home folder or a whole disk: no search below it
+    form = "configs/{}.yaml" if path.suffix == ".yaml" else "{}"
+    shipped = {name: form.format(name) for name in shipped_configs()}
+    stems = {name.rpartition("/")[2]: text for name, text in reversed(list(shipped.items()))}
+    known = {**stems, **shipped, **{file.stem: str(file) for file in path.parent.glob("*.yaml") if file != path}}
+    wanted = path.with_suffix("") if path.suffix == ".yaml" else path
+    for name in (wanted.as_posix().rpartition("configs/")[2], wanted.name):
+        near = difflib.get_close_matches(name, list(known), n=3)
+        if near:
+            return f"; did you mean {' or '.join(dict.fromkeys(known[n] for n in near))}?"
+    return "; give the path of a YAML file, or the name of a shipped one such as demo/sfakd"
+
+
+def _over(base: Dict[str, Any], change: Dict[str, Any]) -> Dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _over(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,17 @@
+"""Checkpoint files: read without executing anything, written atomically, and loaded into a student."""
+
+from .file import read_checkpoint, save
+from .foreign_weights import load_checkpoint, weights_of
+from .student import FORMAT, check_known, describe_student, is_described, load_student
+
+__all__ = [
+    "FORMAT",
+    "check_known",
+    "describe_student",
+    "is_described",
+    "load_checkpoint",
+    "load_student",
+    "read_checkpoint",
+    "save",
+    "weights_of",
+]

@@ -1,0 +1,155 @@
+"""The checkpoint of a deployed student: what it says of itself, and how it is loaded."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, List, Optional
+
+from ...dataset.info import DatasetInfo
+from ...distillers import DeployedStudent, head_dict
+from ...errors import UserError
+from ...models import build_model, find_model
+from ...registry import UnknownName
+from .foreign_weights import load_checkpoint
+
+FORMAT = "mdistiller.student"
+VERSION = 1
+
+
+def describe_student(
+    student: DeployedStudent,
+    arch: str,
+    info: DatasetInfo,
+    accuracy: Dict[str, float],
+    epoch: int,
+    config: Dict[str, Any],
+) -> Dict[str, Any]:
+    """Return the deployed student as the dictionary that the module's docstring lists."""
+    head = student.head
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": student.backbone.state_dict(),
+        "head": None if head is None else {"kind": head.kind, "options": head.options, "state": head.state_dict()},
+        "arch": arch,
+        "dataset": info.name,
+        "classes": list(info.classes),
+        "input_size": info.input_size,
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "epoch": epoch,
+        "accuracy": accuracy,
+        "config": config,
+    }
+
+
+DESCRIPTION = {
+    "version": int,
+    "model": dict,
+    "arch": str,
+    "dataset": str,
+    "classes": list,
+    "input_size": int,
+    "mean": list,
+    "std": list,
+    "epoch": int,
+    "accuracy": dict,
+    "config": dict,
+}
+
+
+def is_described(checkpoint: Dict[str, Any]) -> bool:
+    """Whether a checkpoint says itself what it holds.
+
+    Raises:
+        UserError: it begins to, but parts of it are missing, or it is of a later version.
+    """
+    if checkpoint.get("format") != FORMAT:
+        return False
+    version = checkpoint.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(
+            f"the checkpoint has format version {version}; this mdistiller reads up to {VERSION}, upgrade it"
+        )
+    lacking = [key for key, kind in DESCRIPTION.items() if not isinstance(checkpoint.get(key), kind)]
+    head = checkpoint.get("head")
+    whole = not lacking and (
+        isinstance(checkpoint["config"].get("DATASET"), dict)
+        and all(isinstance(name, str) for name in plugins_of(checkpoint))
+        and "deployed_top1" in checkpoint["accuracy"]
+        and all(isinstance(value, (int, float)) for value in checkpoint["accuracy"].values())
+        and checkpoint["input_size"] >= 1
+        and (head is None or (isinstance(head, dict) and {"kind", "options", "state"} <= set(head)))
+        and (head is None or isinstance(head["kind"], str))
+    )
+    if not whole:
+        parts = ", ".join(lacking or ["config, accuracy or head"])
+        raise UserError(f"the checkpoint's description is damaged ({parts}); get the file again")
+    return True
+
+
+def plugins_of(checkpoint: Dict[str, Any]) -> List[Any]:
+    """Return what the configuration of a described checkpoint names as PLUGINS; `[None]` if that is no list."""
+    given = checkpoint["config"].get("PLUGINS", [])
+    return given if isinstance(given, list) else [None]
+
+
+def check_known(checkpoint: Dict[str, Any], arch: str, dataset: str, input_size: Optional[int]) -> None:
+    """Check that a model `arch` is registered for a data set; see `find_model`.
+
+    Raises:
+        UserError: it is not; the message names the plug-ins with which the checkpoint was trained, if there were any.
+    """
+    try:
+        find_model(arch, dataset, input_size)
+    except UnknownName as error:
+        remedy = _plugins_to_load(checkpoint) if is_described(checkpoint) and checkpoint["arch"] == arch else ""
+        if not remedy:
+            raise
+        raise UserError(f"the checkpoint's model {arch!r} is not known here; {remedy}") from error
+
+
+def _plugins_to_load(checkpoint: Dict[str, Any]) -> str:
+    """Return what to do where a plug-in is missing: nothing is loaded unasked, since a checkpoint is data."""
+    plugins = ", ".join(plugins_of(checkpoint))
+    return f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else ""
+
+
+def load_student(
+    checkpoint: Dict[str, Any],
+    arch: str,
+    num_classes: int,
+    path: str | os.PathLike[str],
+    dataset: str = "cifar100",
+    input_size: Optional[int] = None,
+) -> DeployedStudent:
+    """Build the deployed student of a checkpoint; without a description: the bare model `arch`.
+
+    Args:
+        checkpoint: what `read_checkpoint` returned.
+        arch: the model's name; one that the checkpoint contradicts is refused.
+        num_classes: outputs of the classifier.
+        path: named in messages.
+        dataset, input_size: what a checkpoint without a description is for; they choose among models of one name.
+    """
+    described = is_described(checkpoint)
+    if described and checkpoint["arch"] != arch:
+        raise UserError(f"checkpoint {path} holds a {checkpoint['arch']}, not a {arch}; give -m {checkpoint['arch']}")
+    if described:
+        dataset, input_size = checkpoint["dataset"], checkpoint["input_size"]
+    check_known(checkpoint, arch, dataset, input_size)
+    backbone = build_model(arch, num_classes, dataset, input_size)
+    load_checkpoint(backbone, checkpoint, path)
+    saved = checkpoint.get("head") if described else None
+    if saved is None:
+        return DeployedStudent(backbone)
+    if saved["kind"] not in head_dict:
+        remedy = _plugins_to_load(checkpoint) or "install it"
+        raise UserError(f"checkpoint {path} needs the head {saved['kind']!r}, which no distiller here has; {remedy}")
+    try:
+        head = head_dict[saved["kind"]](**saved["options"])
+        head.load_state_dict(saved["state"])
+    except Exception as error:  # options are data: a damaged one can make the constructor raise anything
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"the head in checkpoint {path} is damaged ({reason}); get the file again") from None
+    return DeployedStudent(backbone, head)

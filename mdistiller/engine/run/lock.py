@@ -1,0 +1,83 @@
+"""One run in a folder at a time."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Iterator, Set
+
+from ...atomic_files import writing_to
+from ...errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger("mdistiller")
+
+_held: Set[Path] = set()  # a process may lock a file twice, and loses its lock when it closes either
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold its lock, which the system releases however the process ends; workers do not inherit it.
+
+    Where the file system knows no locks, a note says so.
+
+    Raises:
+        UserError: another run holds it, or the folder cannot be written to.
+    """
+    path = lock_file(folder)
+    if path in _held:
+        raise _in_use(folder, "this process")
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    with file:
+        _take(file, folder)
+        with suppress(OSError):  # a full disk: whose lock it is, is only for messages
+            os.ftruncate(file.fileno(), 0)
+            # past Python's buffer, whose rest would be written, and fail again, when the file is closed
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+
+
+def check_free(folder: Path) -> None:
+    """Raise a UserError if a run of another process holds the lock of `folder`; nothing is written."""
+    path = lock_file(folder)
+    if path not in _held and path.is_file() and os.access(path, os.W_OK):
+        with path.open("r+", encoding="utf-8") as file:
+            _take(file, folder, note=False)
+
+
+def lock_file(folder: Path) -> Path:
+    """Return the file that is locked; it stays, a run that is done leaves it unlocked."""
+    return Path(os.path.realpath(folder)) / ".lock"  # which bears a circle of links, unlike resolve()
+
+
+def _take(file: IO[str], folder: Path, note: bool = True) -> None:
+    reason = "this system has no fcntl"
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise _in_use(folder, file.read().strip() or "another process") from None
+            reason = error.strerror or str(error)
+    if note:
+        log.info(f"note: {folder} cannot be locked ({reason}); start no second run in it")
+
+
+def _in_use(folder: Path, holder: str) -> UserError:
+    return UserError(f"a run is writing to {folder} ({holder}); wait for it, or name this one with EXPERIMENT.NAME")

@@ -1,0 +1,79 @@
+"""In which number format the networks run; losses, FFT and optimizer state stay in float32."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ContextManager, Optional
+
+import torch
+
+from ...errors import UserError
+from .memory import keep_freed_memory
+
+
+def pick_device() -> torch.device:
+    """Return the first CUDA device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare_device(device: torch.device) -> None:
+    """Set up the process for networks on `device`, once, before the first tensor of a step is made."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        # convolutions only: their precision is autocast's choice otherwise, while products such as SFAKD's Fourier
+        # transforms must keep float32's, which is PyTorch's default
+        torch.backends.cudnn.allow_tf32 = True
+    else:
+        keep_freed_memory()
+
+
+@lru_cache(maxsize=None)
+def cpu_has_fast_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The networks' number format: `dtype` of autocast, `None` for plain float32."""
+
+    device_type: str
+    dtype: Optional[torch.dtype]
+
+    def autocast(self) -> ContextManager[object]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device_type, self.dtype)
+
+    @property
+    def needs_scaler(self) -> bool:
+        """Whether gradients can underflow and the loss has to be scaled."""
+        return self.dtype is torch.float16
+
+    def __str__(self) -> str:
+        return "float32" if self.dtype is None else f"{str(self.dtype).split('.')[-1]} autocast"
+
+
+def pick_precision(mode: str, device: torch.device) -> Precision:
+    """Return the precision that `SOLVER.AMP` asks for on `device`.
+
+    Args:
+        mode: `off`, `bf16`, `fp16`, or `auto`: bfloat16 where the hardware is fast at it, float32 elsewhere.
+    """
+    fast = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_fast_bf16()
+    dtypes = {
+        "off": None,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        "auto": torch.bfloat16 if fast else None,
+    }
+    if mode not in dtypes:
+        raise UserError(f"SOLVER.AMP is {mode!r}; expected one of {', '.join(dtypes)}")
+    if mode == "fp16" and device.type != "cuda":
+        raise UserError("SOLVER.AMP fp16 needs a CUDA device; on this CPU use auto, bf16 or off")
+    return Precision(device.type, dtypes[mode])

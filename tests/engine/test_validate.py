@@ -1,0 +1,116 @@
+import copy
+
+import pytest
+import torch
+
+from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.cfg.values import to_dict
+from mdistiller.engine.validate import check_resumable, check_settings, setting_faults
+from mdistiller.errors import UserError
+from tests.conftest import REPO
+from tests.engine.cfg.test_cfg import CONFIGS
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("SOLVER.BATCH_SIZE", ["0", "1", "-4"]),
+        ("SOLVER.EPOCHS", ["0", "-1"]),
+        ("SOLVER.LR", ["0", "-0.1", ".nan", ".inf"]),
+        ("SOLVER.SCHEDULE", ["stairs", ""]),
+        ("SOLVER.LR_DECAY_STAGES", ["[3, 2]", "[2, 2]", "[1, a]", "[0]", "[true]"]),
+        ("SOLVER.LR_DECAY_RATE", ["0", "1.5"]),
+        ("SOLVER.WARMUP_EPOCHS", ["-1", ".nan", "1000"]),
+        ("SOLVER.WEIGHT_DECAY", ["-1", ".nan"]),
+        ("SOLVER.MOMENTUM", ["-0.1", "1"]),
+        ("LOG.TENSORBOARD_FREQ", ["0"]),
+        ("LOG.SAVE_CHECKPOINT_FREQ", ["0", "-3"]),
+        ("EXPERIMENT.SEED", ["-1", str(2**70)]),
+        ("EXPERIMENT.PROJECT", [""]),
+    ],
+)
+def test_values_out_of_range(key, values):
+    for value in values:
+        with pytest.raises(UserError, match="expected") as error:
+            check_settings(load_cfg(None, [key, value]))
+        assert "\n" not in str(error.value)
+        assert str(error.value).startswith("EXPERIMENT.NAME" if key == "EXPERIMENT.PROJECT" else key)
+
+
+def test_all_faults_at_once():
+    with pytest.raises(UserError) as error:
+        check_settings(load_cfg(None, ["SOLVER.LR", "-1", "SOLVER.EPOCHS", "0", "LOG.TENSORBOARD_FREQ", "0"]))
+    lines = str(error.value).splitlines()
+    assert [line.split(" is ")[0] for line in lines] == ["SOLVER.EPOCHS", "SOLVER.LR", "LOG.TENSORBOARD_FREQ"]
+
+
+def test_the_defaults_pass():
+    check_settings(load_cfg(None, []))
+    check_settings(load_cfg(None, ["SOLVER.MOMENTUM", "0", "SOLVER.LR_DECAY_STAGES", "[]"]))
+    with pytest.raises(UserError, match="SOLVER.NESTEROV is True; expected False where SOLVER.MOMENTUM is 0"):
+        check_settings(load_cfg(None, ["SOLVER.MOMENTUM", "0", "SOLVER.NESTEROV", "True"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["SOLVER.TYPE", "Adam"], ["SOLVER.TYPE is 'Adam'; expected SGD"]),
+        (["SOLVER.AMP", "half"], ["SOLVER.AMP is 'half'; expected one of off, bf16, fp16, auto"]),
+        (
+            ["DATASET.AUGMENT", "crop", "DATASET.PADDING", "-1", "DATASET.TRAIN_FRACTION", ".nan"],
+            ["DATASET.AUGMENT is 'crop'; did", "DATASET.TRAIN_FRACTION is nan; expected", "DATASET.PADDING is -1; exp"],
+        ),
+        (["DATASET.CORRUPT", "delete"], ["DATASET.CORRUPT is 'delete'; known: refuse, skip, unchecked"]),
+        (["DATASET.INPUT_SIZE", "[32, 32]"], ["DATASET.INPUT_SIZE is [32, 32]; expected the side in pixels"]),
+        (["DATASET.MEAN", "[1, 2]"], ["DATASET.MEAN is given alone", "DATASET.MEAN is [1, 2]; give three numbers"]),
+        (
+            ["DATASET.IN_MEMORY", "yes", "DATASET.INPUT_SIZE", "96"],
+            ["DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop"],
+        ),
+        (
+            ["DISTILLER.TYPE", "KD", "KD.LOSS.CE_WEIGHT", "-1", "KD.TEMPERATURE", "0"],
+            [
+                "KD.TEMPERATURE is 0.0; expected a number above 0",
+                "KD.LOSS.CE_WEIGHT is -1.0; expected a weight of 0 or more",
+            ],
+        ),
+        (["DISTILLER.TYPE", "KD", "DKD.T", "0"], []),  # what is not chosen is not used
+    ],
+)
+def test_data_and_the_chosen_method(overrides, lines):
+    faults = setting_faults(load_cfg(None, overrides))
+    assert len(faults) == len(lines), faults
+    for fault, line in zip(faults, lines):
+        assert fault.startswith(line)
+
+
+def test_fp16_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (fault,) = setting_faults(load_cfg(None, ["SOLVER.AMP", "fp16"]))
+    assert fault.startswith("SOLVER.AMP fp16 needs a CUDA device")
+
+
+def test_stages_lie_within_the_epochs_where_they_count():
+    short = ["SOLVER.EPOCHS", "15", "SOLVER.LR_DECAY_STAGES"]
+    (fault,) = setting_faults(load_cfg(None, [*short, "[5, 16]"]))
+    assert fault == (
+        "SOLVER.LR_DECAY_STAGES is [5, 16]; expected none above SOLVER.EPOCHS, 15: give earlier ones, [] for a constant"
+        " rate, or SOLVER.SCHEDULE linear"
+    )
+    for fine in (["[5, 15]"], ["[]"], ["[150, 180]", "SOLVER.SCHEDULE", "cosine"]):
+        assert setting_faults(load_cfg(None, [*short, *fine])) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO / "configs")))
+def test_every_shipped_config_passes(path):
+    assert setting_faults(load_cfg(str(path))) == []
+
+
+def test_a_key_that_a_saved_run_lacks_had_its_default():
+    cfg = to_dict(load_cfg(None, ["DISTILLER.TYPE", "KDSVD"]))
+    saved = copy.deepcopy(cfg)
+    del saved["DATASET"]["FLIP"], saved["KDSVD"]["LAYOUT"]
+    check_resumable(saved, cfg, "latest.pth")
+    cfg["DATASET"]["FLIP"] = False
+    with pytest.raises(UserError, match="DATASET.FLIP was True, now False"):
+        check_resumable(saved, cfg, "latest.pth")
