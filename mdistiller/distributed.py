@@ -81,7 +81,7 @@ def process_group() -> Iterator[None]:
         if not _is_lost_connection(error):
             raise
         raise UserError(
-            f"process {get_rank()} of {get_world_size()} lost the connection to the others; see the first error among them"
+            f"process {get_rank()} of {get_world_size()} lost the connection to the others; see the first error"
         ) from None
     finally:
         notes.setLevel(level)

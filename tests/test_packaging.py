@@ -34,7 +34,8 @@ def wheel(tmp_path_factory):
     build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
     python(build, "build_sdist", place, cwd=place / "clone")
     [archive] = place.glob("*.tar.gz")
-    shutil.unpack_archive(archive, place / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.13 warns without one
+    shutil.unpack_archive(archive, place / "unpacked", **options)
     [sources] = (place / "unpacked").iterdir()
     python(build, "build_wheel", place, cwd=sources)
     [wheel] = place.glob("*.whl")
@@ -79,7 +80,7 @@ def test_it_trains_and_evaluates_in_an_empty_folder(wheel, tmp_path):
         return python(code, *arguments, cwd=tmp_path / folder, PYTHONPATH=str(tmp_path / "site"))
 
     # the demo's teacher and reference are there; its student alone is cheaper to train
-    demo = "from mdistiller.engine.build import load_checked; load_checked('demo/sfakd')"
+    demo = "from mdistiller.engine.validate import load_valid_cfg; load_valid_cfg('demo/sfakd')"
     train = f"{demo}; from mdistiller.commands.train import command; command()"
     quick = "SOLVER.EPOCHS 1 DATASET.TRAIN_FRACTION 0.02"
     out = call(train, "--cfg", "demo/vanilla", *quick.split(), folder="empty")

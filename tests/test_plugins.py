@@ -14,7 +14,7 @@ import torch
 
 from mdistiller.distillers import _plugins, distiller_dict, head_dict
 from mdistiller.distillers._common import get_feat_shapes, probe, stage_shapes
-from mdistiller.engine.build import build_trainer, config_faults
+from mdistiller.engine.build import build_trainer, config_errors
 from mdistiller.engine.cfg import CFG, dump, load_cfg
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.errors import UserError
@@ -241,7 +241,7 @@ def test_a_fork_sees_what_mdistiller_shows_it(settings):
     assert not distiller.channels_last  # in which `view` could not flatten a map
     batch = next(iter(trainer.train_loader))
     distiller.train()
-    losses, logits = trainer._step(trainer.as_taken(batch), 1, 0, 10)
+    losses, logits = trainer.train_step(trainer.in_memory_format(batch), 1, 0, 10)
     assert logits.shape == (8, 3)
     assert all(loss.shape == () for loss in losses.values())
     assert distiller.conv_reg.conv.weight.grad.abs().sum() > 0
@@ -491,6 +491,6 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
         cfg.DISTILLER.TYPE = name
         if name == "SAME":
             cfg.SAME.TEMPERATURE = -1.0
-        assert config_faults(cfg) == faults
+        assert config_errors(cfg) == faults
     student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
     assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor judges KD's section

@@ -167,7 +167,7 @@ def cost_table(
         started = time.perf_counter()
         with form.in_place():
             for step, batch in enumerate(batches):
-                trainer._step(trainer.as_taken(batch), epoch, step, len(train_loader))
+                trainer.train_step(trainer.in_memory_format(batch), epoch, step, len(train_loader))
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started

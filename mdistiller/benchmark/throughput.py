@@ -91,7 +91,7 @@ def train_ours(case: Case, pipe: Connection) -> None:
 
     def train(epoch: int) -> None:
         trainer.step, trainer.meter = 0, EpochMeter(epoch)
-        trainer._train_epoch(epoch, logger, form)
+        trainer.train_epoch(epoch, logger, form)
 
     if case.warm:
         train(1)

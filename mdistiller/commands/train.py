@@ -19,16 +19,17 @@ def main() -> None:
     args = parser.parse_intermixed_args()
 
     from .. import distributed
-    from ..engine.build import build_trainer, load_checked
+    from ..engine.build import build_trainer
     from ..engine.cfg import experiment_name
     from ..engine.run.folder import RunFolder
+    from ..engine.validate import load_valid_cfg
 
     dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
     with distributed.process_group():
-        cfg = load_checked(args.cfg, args.overrides + dataset, args.resume, args.overwrite)
+        cfg = load_valid_cfg(args.cfg, args.overrides + dataset, args.resume, args.overwrite)
         folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
-        distributed.run_on_main(lambda: folder.checked(args.resume, args.overwrite))  # before anything is built
-        build_trainer(cfg).train(args.resume, args.overwrite)
+        distributed.run_on_main(lambda: folder.check(args.resume, args.overwrite))  # before anything is built
+        build_trainer(cfg, validate=False).train(args.resume, args.overwrite)
 
 
 def command() -> NoReturn:

@@ -1,4 +1,4 @@
-"""Losses and accuracy of an epoch, summed on the device and looked at only now and then."""
+"""Losses and accuracy of an epoch, summed on the device and fetched at intervals."""
 
 from __future__ import annotations
 
@@ -8,28 +8,16 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from ..errors import UserError
 from .evaluate import count_correct
+from .run.nonfinite import NonFiniteLoss
 
-EVIDENCE = ("index", "target", "variant")  # of a batch: small, and enough to make it again
-
-
-class NonFiniteLoss(UserError):
-    """A loss became NaN or infinite.
-
-    Attributes:
-        evidence: what is known of the step; see `post_mortem.keep_evidence`.
-    """
-
-    def __init__(self, message: str, evidence: Optional[Dict[str, Any]] = None) -> None:
-        super().__init__(message)
-        self.evidence = evidence or {}
+EVIDENCE = ("index", "target", "variant")  # keys of a batch that are small, and enough to rebuild it
 
 
 class EpochMeter:
-    """Collects every step's losses without waiting for the device; `sync` fetches them in one copy.
+    """Collects the losses of every step without waiting for the device; `sync` fetches them in one copy.
 
-    Several processes sync, and ask for averages and states, together; what they get is of all their images.
+    In a process group, all processes call `sync`, `averages` and `state_dict` together. The results cover all images.
 
     Args:
         epoch: counted from 1, for messages.
@@ -44,7 +32,7 @@ class EpochMeter:
         self._sums: Dict[str, float] = {}
 
     def add(self, step: int, losses: Dict[str, Tensor], logits: Tensor, batch: Dict[str, Tensor]) -> None:
-        """Take in one training step: scalar losses by name, `logits [B, N]`, and the batch they are of."""
+        """Add a training step: scalar losses by name, logits `[B, N]`, and the batch."""
         self.names = tuple(losses)
         which = {key: value for key, value in batch.items() if key in EVIDENCE}
         self._pending.append((step, which, torch.stack([loss.detach().float() for loss in losses.values()])))
@@ -52,10 +40,10 @@ class EpochMeter:
         self._correct = hits if self._correct is None else self._correct + hits
 
     def sync(self) -> Dict[int, Dict[str, float]]:
-        """Fetch the losses of the steps since the last call, by step.
+        """Fetch the losses of the steps since the last call, and return them by step.
 
         Raises:
-            NonFiniteLoss: naming epoch, step and each loss.
+            NonFiniteLoss: a loss is NaN or infinite; the message names epoch, step and each loss.
         """
         if not self._pending:
             return {}
@@ -84,14 +72,25 @@ class EpochMeter:
                 self._sums[name] = self._sums.get(name, 0.0) + value * images
         return fetched
 
-    def state(self) -> Dict[str, Any]:
-        """Return what was taken in and synced so far, for `load`."""
+    def state_dict(self) -> Dict[str, Any]:
+        """Return the sums so far as plain values; call `sync` first."""
         assert not self._pending, "sync first"
         correct = None if self._correct is None else distributed.all_reduce(self._correct).tolist()
         return {"names": list(self.names), "images": self.images, "sums": dict(self._sums), "correct": correct}
 
-    def load(self, state: Dict[str, Any], device: torch.device) -> None:
-        """Go on from a `state`."""
+    def load_state_dict(self, state: Dict[str, Any], device: torch.device) -> None:
+        """Continue from what `state_dict` returned.
+
+        Raises:
+            ValueError: a key is missing or has an impossible value.
+        """
+        missing = {"names", "images", "sums", "correct"} - set(state)
+        if missing:
+            raise ValueError(f"{sorted(missing)[0]} is missing")
+        if not isinstance(state["names"], list):
+            raise ValueError(f"names are {state['names']!r:.60}")
+        if not isinstance(state["sums"], dict) or not isinstance(state["correct"], (list, type(None))):
+            raise ValueError(f"sums and correct are {state['sums']!r:.60} and {state['correct']!r:.60}")
         correct = state["correct"]
         self.names, self.images, self._sums = tuple(state["names"]), state["images"], dict(state["sums"])
         counts = [self.images, *([0, 0] if correct is None else correct)]
@@ -103,7 +102,7 @@ class EpochMeter:
             self._correct = torch.tensor(correct if distributed.is_main_process() else [0, 0], device=device)
 
     def averages(self) -> Dict[str, float]:
-        """Return, over the images synced so far: `loss`, each of its parts, `train_top1`, `train_top5` in percent."""
+        """Return averages over the fetched images: `loss`, its parts, and `train_top1`, `train_top5` in percent."""
         means = {name: total / self.images for name, total in self._sums.items()}
         top1, top5 = distributed.all_reduce(self._correct).tolist() if self._correct is not None else (0, 0)
         return {
@@ -115,7 +114,7 @@ class EpochMeter:
 
 
 def _over_all(counts: List[int], losses: List[Tensor]) -> Tuple[List[List[float]], List[int]]:
-    """Return each step's losses, as means over the images of all processes, and how many those are."""
+    """Return the losses of each step as means over the images of all processes, and the number of images."""
     rows = torch.stack(losses)
     if distributed.get_world_size() == 1:
         return rows.tolist(), counts

@@ -1,65 +1,69 @@
-"""The training loop: epochs, evaluation, checkpoints, and the numbers of each."""
+"""The training loop: epochs, evaluation, checkpoints, and what is logged about them."""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from functools import partial
-from typing import Any, Dict, Iterator, Optional, Tuple, Type
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from .. import distributed
-from ..atomic_files import replace_text
 from ..dataset import Batch
-from ..distillers import Distiller
+from ..distillers import DeployedStudent, Distiller
 from ..registry import Registry
 from . import checkpoint
-from .cfg import dump
+from .cfg import to_dict
 from .data_parallel import average_statistics, in_parallel
 from .evaluate import evaluate
-from .meter import EpochMeter, NonFiniteLoss
+from .meter import EpochMeter
 from .optim import learning_rate
-from .run import origin, state
+from .run import report
 from .run.folder import RunFolder
-from .run.logger import RunLogger, SilentLogger
-from .run.nonfinite import keep_evidence
-from .run.report import epoch_line, final_line, final_table, opening_lines, read_references, summary_of
-from .run.save_interval import SaveSchedule
+from .run.logger import RunLogger, SilentLogger, open_logger
+from .run.nonfinite import NonFiniteLoss, save_evidence
+from .run.origin import origin_of
+from .run.progress import Progress
+from .run.save_interval import SaveInterval
+from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
 from .speed.fast_networks import TrainingForm
 from .speed.memory import memory_figures
 from .speed.precision import pick_precision
+from .training_state import TrainingState
 from .update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
 
-SYNC_STEPS = 50  # between two looks of the host at the device's numbers
+SYNC_STEPS = 50  # steps between two transfers of losses from the device
 
 trainer_dict: Registry[Type[Trainer]] = Registry("trainer")
 
 
-@trainer_dict.register("crd")  # upstream's name for a loader with contrast samples, which CRD draws itself here
+@trainer_dict.register("crd")  # MDistiller's trainer for a loader with contrast samples; here CRD draws them itself
 @trainer_dict.register("base")
 class Trainer:
     """Trains a distiller; the same loop serves every method.
 
-    Several processes run it together: each with its share of every batch, files by the first of them.
+    The processes of a group run it together. Each takes its share of every batch; the main process writes the files.
 
     Args:
-        experiment_name: the run's folder below `LOG.PREFIX`.
+        experiment_name: folder of the run below `LOG.PREFIX`.
         distiller: on the device of the loaders' batches.
-        train_loader, val_loader: what `get_dataset` returned.
+        train_loader, val_loader: from `get_dataset`; `None` for a benchmark of steps, which saves nothing.
         cfg: the resolved configuration.
 
     Attributes:
-        update_rule: how a step's losses change the parameters.
+        update_rule: how the losses of a step change the parameters.
+        state: what is saved and restored: weights, optimizer, progress, random numbers.
+        networks: the student and the teacher in their fastest form; set by `prepare`.
     """
 
     update_rule: Type[UpdateRule] = SummedLosses
 
     def __init__(
-        self, experiment_name: str, distiller: Distiller, train_loader: Any, val_loader: Any, cfg: Any
+        self, experiment_name: str, distiller: Distiller, train_loader: Any, val_loader: Any, cfg: CfgNode
     ) -> None:
         self.name = experiment_name
         self.folder = RunFolder(cfg.LOG.PREFIX, experiment_name)
@@ -67,163 +71,170 @@ class Trainer:
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.cfg = cfg
-        measured = train_loader is None or val_loader is None  # by a benchmark: never saved, hence never resumed
-        self.origin = {} if measured else distributed.run_on_main(partial(origin.origin_of, self))
-        self.references = read_references(cfg.EXPERIMENT.REFERENCE)
+        self.origin: Dict[str, Any] = {}
+        if train_loader is not None and val_loader is not None:
+            self.origin = distributed.run_on_main(partial(origin_of, train_loader, val_loader, distiller.teacher))
+        self.references = report.read_references(cfg.EXPERIMENT.REFERENCE)
         self.device = next(distiller.parameters()).device
         self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.update = self.update_rule(cfg, distiller.get_learnable_parameters(), self.scaler)
         self.optimizer = self.update.optimizer
+        self.state = TrainingState(distiller, self.optimizer, self.scaler, cfg, train_loader, self.origin)
+        self.teacher_accuracy: Dict[str, float] = {}  # percent
         self.stop = StopSignals()
-        self.schedule = SaveSchedule(cfg.SOLVER.CHECKPOINT_EVERY)
-        self.epoch = 0  # epochs done
-        self.step = 0  # steps done of the next
-        self.meter = EpochMeter(1)  # of these
-        self.epoch_seconds = 0.0  # spent on it before this process
-        self.started = time.perf_counter()
-        self.teacher: Dict[str, float] = {}  # accuracies in percent, as are best and last
-        self.best: Dict[str, float] = {}
-        self.last: Dict[str, float] = {}
-        self.train_seconds = 0.0
-        self.total_seconds = 0.0
-        self.images = 0
-        self.wandb_id: Optional[str] = None
-        self.parallel: Optional[nn.Module] = None  # of several processes, what averages their gradients
+        self.save_interval = SaveInterval(cfg.SOLVER.CHECKPOINT_EVERY)
+        self.logger: RunLogger = SilentLogger()
+        self.networks: Optional[TrainingForm] = None
+        self._parallel: Optional[nn.Module] = None  # averages gradients over the processes of a group
+        self._epoch_start = time.perf_counter()  # less the time spent on the epoch before the state was saved
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        return self.state.progress
+
+    @property
+    def meter(self) -> EpochMeter:
+        """Losses and accuracy of the current epoch."""
+        return self.state.meter
 
     def train(self, resume: bool = False, overwrite: bool = False) -> Dict[str, Any]:
-        """Run the epochs that are left; return the summary that is also written to summary.json.
+        """Run the remaining epochs; return the summary that is also written to summary.json.
 
         Raises:
-            UserError: the folder is another run's, cannot be written to, or has nothing to resume from.
-            RunStopped: SIGINT or SIGTERM came, and the state is saved.
+            UserError: the folder holds another run, cannot be written to, or has nothing to resume from.
+            RunStopped: SIGINT or SIGTERM arrived; the state is saved.
         """
-        self._check_losses()
-        notes = [f"note: nothing was saved in {self.folder.path} yet; starting from the beginning"] if resume else []
-        resume, overwrite = distributed.run_on_main(lambda: self.folder.checked(resume, overwrite))
-        with ExitStack() as claim:
-            distributed.run_on_main(lambda: claim.enter_context(self.folder.claimed(resume, overwrite)))
-            if resume:
-                notes = state.restore(self, distributed.run_on_main(lambda: state.read_latest(self.folder)))
-            logger: RunLogger = SilentLogger()
+        self.check_losses()
+        with self.folder.claim(resume, overwrite) as resumed:
+            notes: List[str] = []
+            if resumed:
+                notes = self.state.load_state_dict(
+                    distributed.run_on_main(partial(read_latest, self.folder)), self.folder
+                )
+            elif resume:
+                notes = [f"note: nothing was saved in {self.folder.path} yet; starting from the beginning"]
+            steps_done = self.progress.epoch * len(self.train_loader) + self.progress.step
+            with open_logger(self.folder, self.cfg, self.progress, steps_done, resumed) as self.logger, self.stop:
+                for note in notes:
+                    self.logger.say(note)
+                return self._run_and_save(resumed)
 
-            def start() -> None:
-                nonlocal logger
-                self.folder.create(resume)
-                replace_text(self.folder.config, dump(self.cfg))
-                steps_done = self.epoch * len(self.train_loader) + self.step
-                logger = RunLogger(self.folder, self.cfg, self.epoch, steps_done, self.wandb_id)
-
-            distributed.run_on_main(start)
-            for note in notes:
-                logger.say(note)
-            self.wandb_id = logger.wandb_id
-            try:
-                with self.stop:
-                    summary = self._run_or_save(logger, resume)
-            except BaseException as error:
-                logger.abort(error)
-                if isinstance(error, RunStopped):
-                    distributed.synchronize()  # the first one to end has its launcher end the others
-                raise
-            logger.close(summary)
-        return summary
-
-    def _run_or_save(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
+    def _run_and_save(self, resumed: bool) -> Dict[str, Any]:
+        """Run the epochs; on a signal or a non-finite loss, save the state and raise."""
         try:
             try:
-                return self._run(logger, resume)
+                return self._run(resumed)
             except RunStopped as stopped:
-                self._save_state(logger)
-                where = f"epoch {self.epoch + 1}, step {self.step} of {len(self.train_loader)}"
-                logger.say(f"{stopped} at {where}; saved, continue with --resume")
+                self._save_within_epoch()
+                where = f"epoch {self.progress.epoch + 1}, step {self.progress.step} of {len(self.train_loader)}"
+                self.logger.say(f"{stopped} at {where}; saved, continue with --resume")
                 raise
-        except NonFiniteLoss as error:  # met wherever the losses are looked at
-            raise keep_evidence(error, state.capture(self), self.folder.nonfinite) from None
+        except NonFiniteLoss as error:
+            raise save_evidence(error, self.state.state_dict(), self.folder.nonfinite) from None
 
-    def _run(self, logger: RunLogger, resume: bool) -> Dict[str, Any]:
-        self.started = time.perf_counter() - self.epoch_seconds
-        self._announce(logger, resume)
-        self.start_parallel()
-        form = TrainingForm(self.distiller, self.train_loader, self.cfg, self.precision, logger.say)
-        while self.epoch < self.cfg.SOLVER.EPOCHS:
-            self.started = time.perf_counter() - self.epoch_seconds
+    def _run(self, resumed: bool) -> Dict[str, Any]:
+        self._epoch_start = time.perf_counter() - self.progress.epoch_seconds
+        self._announce(resumed)
+        self.prepare()
+        while self.progress.epoch < self.cfg.SOLVER.EPOCHS:
+            self._epoch_start = time.perf_counter() - self.progress.epoch_seconds
             self.stop.check()
-            row = self._train_epoch(self.epoch + 1, logger, form)
-            train_seconds = time.perf_counter() - self.started
-            row.update(self._validate())  # from which a signal may lead out: nothing is added up before it
+            row = self.train_epoch(self.progress.epoch + 1)
+            train_seconds = time.perf_counter() - self._epoch_start
+            row.update(self.validate())  # may raise RunStopped, so the totals are updated afterwards
             row.update(memory_figures(self.device))
-            self.train_seconds += train_seconds
-            self.images += self.meter.images
-            self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
-            self.meter = EpochMeter(self.epoch + 1)
-            self.total_seconds += time.perf_counter() - self.started
-            distributed.run_on_main(partial(self._tell, logger, row))
+            self._finish_epoch(train_seconds)
+            distributed.run_on_main(partial(self._log_epoch, row))
             self._save()
-        summary = summary_of(self)
-        for text in (final_table(summary, self.references), final_line(summary)):
-            logger.say(text)
+        summary = report.summary_of(
+            self.name,
+            self.cfg,
+            self.train_loader,
+            self.val_loader,
+            self.progress,
+            self.teacher_accuracy,
+            self.precision,
+        )
+        self.logger.say(report.final_table(summary, self.references))
+        self.logger.say(report.final_line(summary))
+        self.logger.finish(summary)
         return summary
 
+    def prepare(self) -> None:
+        """Make the networks ready for `train_epoch`: gradient averaging, fast inference form, teacher cache."""
+        self.start_parallel()
+        self.networks = TrainingForm(self.distiller, self.train_loader, self.cfg, self.precision, self.logger.say)
+
     def start_parallel(self) -> None:
-        """Have steps average their gradients over the processes, from the weights of the first of them on."""
+        """In a process group, average gradients over the processes from now on."""
         self.distiller.train()
         if distributed.get_world_size() > 1:
-            self.parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
+            self._parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
 
-    def _tell(self, logger: RunLogger, row: Dict[str, Any]) -> None:
-        logger.epoch(row)
-        logger.say(epoch_line(row, self.cfg.SOLVER.EPOCHS, self.total_seconds))
+    def check_losses(self) -> None:
+        """Raise a UserError if the update rule cannot use the losses of this distiller; nothing is written."""
+        if type(self.update).check is UpdateRule.check:
+            return
+        size = self.train_loader.info.input_size
+        image, label = torch.zeros(2, 3, size, size, device=self.device), torch.zeros(2, device=self.device).long()
+        with self.precision.autocast():
+            names = loss_names(self.distiller, image=image, target=label, index=label, epoch=self.progress.epoch + 1)
+        if names is not None:
+            self.update.check(names)
 
-    def _check_losses(self) -> None:
-        """Refuse losses that the update rule has no use for, before anything is written."""
-        if type(self.update).check is not UpdateRule.check:
-            size = self.train_loader.info.input_size
-            image, label = torch.zeros(2, 3, size, size, device=self.device), torch.zeros(2, device=self.device).long()
-            with self.precision.autocast():
-                names = loss_names(self.distiller, image=image, target=label, index=label, epoch=self.epoch + 1)
-            if names is not None:
-                self.update.check(names)
+    def _announce(self, resumed: bool) -> None:
+        loaders = self.train_loader, self.val_loader
+        self.logger.say(report.first_line(self.cfg, *loaders, self.device, self.precision, self.folder.path))
+        for line in report.opening_lines(self.cfg, self.distiller, *loaders):
+            self.logger.say(line)
+        if resumed:
+            self.logger.say(report.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))
+        teacher = self.distiller.teacher
+        if teacher is not None:
+            self.teacher_accuracy = evaluate(
+                lambda image: {"deployed": teacher(image)[0]}, self.val_loader, self.stop.check
+            )
+            top1 = self.teacher_accuracy["deployed_top1"]
+            self.logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {top1:.2f}")
 
-    def _announce(self, logger: RunLogger, resume: bool) -> None:
-        for line in opening_lines(self, resume):
-            logger.say(line)
-        if self.distiller.teacher is not None:
-            teacher = self.distiller.teacher
-            self.teacher = evaluate(lambda image: {"deployed": teacher(image)[0]}, self.val_loader, self.stop.check)
-            logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {self.teacher['deployed_top1']:.2f}")
+    def batches(self) -> Iterator[Batch]:
+        """Yield the remaining batches of the epoch in the distiller's memory format, with cached teacher outputs."""
+        assert self.networks is not None, "call prepare first"
+        batches = map(self.in_memory_format, self.train_loader.iterate(self.progress.step))
+        return self.networks.serve(batches, self.progress.step)
 
-    def batches(self, form: TrainingForm) -> Iterator[Batch]:
-        """Yield the batches that are left of the epoch, as the distiller takes them, ready for its teacher's cache."""
-        return form.serve(map(self.as_taken, self.train_loader.iterate(self.step)), self.step)
-
-    def as_taken(self, batch: Batch) -> Batch:
-        """Return a batch with the strides that the distiller wants."""
+    def in_memory_format(self, batch: Batch) -> Batch:
+        """Return a batch whose images have the strides that the distiller expects."""
         return batch if self.distiller.channels_last else {**batch, "image": batch["image"].contiguous()}
 
-    def _train_epoch(self, epoch: int, logger: RunLogger, form: TrainingForm) -> Dict[str, Any]:
+    def train_epoch(self, epoch: int, batches: Optional[Iterable[Batch]] = None) -> Dict[str, Any]:
+        """Train on the remaining batches of an epoch; return its row of metrics.jsonl, without accuracies.
+
+        Args:
+            epoch: counted from 1.
+            batches: by default `self.batches()`.
+        """
+        assert self.networks is not None, "call prepare first"
         self.distiller.train()
         self.train_loader.set_epoch(epoch)
-        meter = self.meter
-        steps, total = len(self.train_loader), self.train_loader.num_images
-        first_step = (epoch - 1) * steps
-        title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
-        # disable=None: no bar where stderr is a file, the line per epoch says the same
-        quiet = None if distributed.is_main_process() else True
-        bar = tqdm(total=total, initial=meter.images, desc=title, unit="img", leave=False, disable=quiet)
-        with bar, form.in_place():
-            for step, batch in enumerate(self.batches(form), start=self.step + 1):
-                losses, logits = self._step(batch, epoch, first_step + step - 1, steps)
+        num_steps, meter = len(self.train_loader), self.meter
+        first_step = (epoch - 1) * num_steps
+        with self._progress_bar(epoch) as bar, self.networks.in_place():
+            remaining = self.batches() if batches is None else batches
+            for step, batch in enumerate(remaining, start=self.progress.step + 1):
+                losses, logits = self.train_step(batch, epoch, first_step + step - 1, num_steps)
                 meter.add(step, losses, logits, batch)
-                self.step = step
-                if step % SYNC_STEPS == 0 or step == steps:
-                    self._log_steps(meter.sync(), first_step, logger)
+                self.progress.step = step
+                if step % SYNC_STEPS == 0 or step == num_steps:
+                    self._log_steps(meter.sync(), first_step)
                     bar.update(meter.images - bar.n)
                     bar.set_postfix(loss=f"{meter.averages()['loss']:.3f}")
-                if self.schedule.due(first_step + step):
-                    self._save_state(logger)
+                if self.save_interval.due(first_step + step):
+                    self._save_within_epoch()
                 self.stop.check()
-        seconds = time.perf_counter() - self.started
+        seconds = time.perf_counter() - self._epoch_start
         return {
             "epoch": epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -232,68 +243,113 @@ class Trainer:
             "seconds": round(seconds, 2),
         }
 
-    def _step(
-        self, batch: Dict[str, Tensor], epoch: int, global_step: int, steps_per_epoch: int
+    def _progress_bar(self, epoch: int) -> tqdm:
+        return tqdm(
+            total=self.train_loader.num_images,
+            initial=self.meter.images,
+            desc=f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}",
+            unit="img",
+            leave=False,
+            disable=None if distributed.is_main_process() else True,  # None: no bar if stderr is not a terminal
+        )
+
+    def train_step(
+        self, batch: Batch, epoch: int, global_step: int, steps_per_epoch: int
     ) -> Tuple[Dict[str, Tensor], Tensor]:
+        """Train on one batch; return its scalar losses by name and the student's logits `[B, N]`.
+
+        Args:
+            batch: as `batches` yields it.
+            epoch: counted from 1.
+            global_step: counted from 0 over the run.
+            steps_per_epoch: for the learning rate.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cfg, global_step, steps_per_epoch)
         with self.precision.autocast():
-            logits, losses = (self.parallel or self.distiller)(**batch, epoch=epoch)
-        # scalars, except from files written for MDistiller, which averages too
+            logits, losses = (self._parallel or self.distiller)(**batch, epoch=epoch)
+        # Distillers written for MDistiller may return a loss for each image; MDistiller averages them too.
         losses = {name: loss.mean() if loss.ndim else loss for name, loss in losses.items()}
         self.update(self._weighted(losses, len(logits), global_step % steps_per_epoch))
         return losses, logits
 
-    def _weighted(self, losses: Dict[str, Tensor], images: int, step: int) -> Dict[str, Tensor]:
-        """Return means over a process's images such that their average over the processes is that over all images."""
-        if distributed.get_world_size() == 1:
+    def _weighted(self, losses: Dict[str, Tensor], num_images: int, step: int) -> Dict[str, Tensor]:
+        """Scale the means over this process's images so that their average over the group is the mean of all images."""
+        world_size = distributed.get_world_size()
+        if world_size == 1:
             return losses
-        weight = images * distributed.get_world_size() / self.train_loader.images_in(step)
+        weight = num_images * world_size / self.train_loader.images_in(step)
         return {name: weight * loss for name, loss in losses.items()}
 
-    def _log_steps(self, fetched: Dict[int, Dict[str, float]], first_step: int, logger: RunLogger) -> None:
-        for step, values in fetched.items():
-            if (first_step + step) % self.cfg.LOG.TENSORBOARD_FREQ == 0:
-                logger.steps(first_step + step, values)
-
-    def _validate(self) -> Dict[str, float]:
+    def validate(self) -> Dict[str, float]:
+        """Evaluate on the validation set; return top-1 and top-5 in percent by name."""
         average_statistics(self.distiller)
         self.distiller.eval()
-        self.last = evaluate(self.distiller.forward_eval, self.val_loader, self.stop.check)
-        return self.last
+        self.progress.last = evaluate(self.distiller.forward_eval, self.val_loader, self.stop.check)
+        return self.progress.last
+
+    def start_epoch(self, epoch: int) -> None:
+        """Reset what is counted within an epoch; `epoch` counts from 1."""
+        self.progress.step, self.progress.epoch_seconds = 0, 0.0
+        self.state.meter = EpochMeter(epoch)
+
+    def _finish_epoch(self, train_seconds: float) -> None:
+        self.progress.train_seconds += train_seconds
+        self.progress.images += self.meter.images
+        self.progress.epoch += 1
+        self.start_epoch(self.progress.epoch + 1)
+        self.progress.total_seconds += time.perf_counter() - self._epoch_start
+
+    def _log_epoch(self, row: Dict[str, Any]) -> None:
+        self.logger.epoch(row)
+        self.logger.say(report.epoch_line(row, self.cfg.SOLVER.EPOCHS, self.progress.total_seconds))
+
+    def _log_steps(self, fetched: Dict[int, Dict[str, float]], first_step: int) -> None:
+        for step, values in fetched.items():
+            if (first_step + step) % self.cfg.LOG.TENSORBOARD_FREQ == 0:
+                self.logger.steps(first_step + step, values)
 
     def _save(self) -> None:
-        """Save the state between two epochs, and the student."""
-        improved = self.last["deployed_top1"] > self.best.get("deployed_top1", -1.0)
+        """Save the student and the state after an epoch."""
+        improved = self.progress.last["deployed_top1"] > self.progress.best.get("deployed_top1", -1.0)
         if improved:
-            self.best = {**self.last, "epoch": self.epoch}
-        student, content = state.deployed(self), state.capture(self)
+            self.progress.best = {**self.progress.last, "epoch": self.progress.epoch}
+        distributed.run_on_main(partial(self._write, self.deployed_student(), self.state.state_dict(), improved))
+        self.save_interval.reset()
 
-        def write() -> None:
-            checkpoint.save(student, self.folder.student_latest)
-            if improved:
-                checkpoint.save(student, self.folder.student_best)
-                checkpoint.save(content, self.folder.best)
-            if self.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
-                checkpoint.save(content, self.folder.kept(self.epoch))
-            checkpoint.save(content, self.folder.latest, self.folder.previous)
+    def _write(self, student: Dict[str, Any], state: Dict[str, Any], improved: bool) -> None:
+        checkpoint.save(student, self.folder.student_latest)
+        if improved:
+            checkpoint.save(student, self.folder.student_best)
+            checkpoint.save(state, self.folder.best)
+        if self.progress.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
+            checkpoint.save(state, self.folder.kept(self.progress.epoch))
+        checkpoint.save(state, self.folder.latest, self.folder.previous)
 
-        distributed.run_on_main(write)
-        self.schedule.saved()
-
-    def _save_state(self, logger: RunLogger) -> None:
-        """Save the state within an epoch."""
+    def _save_within_epoch(self) -> None:
         fetched = self.meter.sync()
-        self.epoch_seconds = time.perf_counter() - self.started
-        content = state.capture(self)
+        self.progress.epoch_seconds = time.perf_counter() - self._epoch_start
+        distributed.run_on_main(partial(self._write_within_epoch, fetched, self.state.state_dict()))
+        self.save_interval.reset()
 
-        def write() -> None:
-            self._log_steps(fetched, self.epoch * len(self.train_loader), logger)
-            logger.flush()
-            checkpoint.save(content, self.folder.latest, self.folder.previous)
+    def _write_within_epoch(self, fetched: Dict[int, Dict[str, float]], state: Dict[str, Any]) -> None:
+        self._log_steps(fetched, self.progress.epoch * len(self.train_loader))
+        self.logger.flush()
+        checkpoint.save(state, self.folder.latest, self.folder.previous)
 
-        distributed.run_on_main(write)
-        self.schedule.saved()
+    def deployed_student(self) -> Dict[str, Any]:
+        """Return the checkpoint of the student as it is, with the accuracies of the last evaluation."""
+        accuracy = self.progress.last
+        if self.distiller.tests_otherwise:
+            accuracy = {f"deployed_top{k}": self.progress.last[f"bare_top{k}"] for k in (1, 5)}
+        return checkpoint.describe_student(
+            DeployedStudent(self.distiller.student, self.distiller.head),
+            self.cfg.DISTILLER.STUDENT,
+            self.train_loader.info,
+            accuracy,
+            self.progress.epoch,
+            to_dict(self.cfg),
+        )
 
 
 @trainer_dict.register("crd_dot")

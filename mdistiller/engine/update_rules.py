@@ -18,12 +18,12 @@ Losses = Dict[str, Tensor]  # named scalars
 
 
 class UpdateRule:
-    """Turns losses into a step of `optimizer`, which alone holds the state that a resumed run needs.
+    """Turns losses into a step of `optimizer`, which holds all state that a resumed run needs.
 
     Args:
         cfg: the resolved configuration.
-        parameters: what is trained; on its device and in its memory format from now on.
-        scaler: of the losses; disabled where gradients cannot underflow.
+        parameters: the trained ones, on their final device and in their final memory format.
+        scaler: scales the losses; disabled where gradients cannot underflow.
     """
 
     def __init__(self, cfg: Any, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
@@ -37,11 +37,11 @@ class UpdateRule:
         self.scaler.update()
 
     @classmethod
-    def faults(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
-        """Yield a line for each setting that the rule cannot work with.
+    def config_errors(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
+        """Yield one line for each setting that the rule does not support.
 
         Args:
-            losses: the names of what it is to work on, `None` where only a step can tell.
+            losses: names of the losses; `None` if only a training step can tell.
         """
         yield from ()
 
@@ -54,9 +54,9 @@ class UpdateRule:
 
 
 def loss_names(distiller: Distiller, **batch: Any) -> Optional[List[str]]:
-    """Return the names of the losses that a distiller gives for a batch; neither it nor the random numbers change.
+    """Return the names of the losses that a distiller returns for a batch.
 
-    `None` where the distiller holds something that cannot be copied.
+    Works on a copy, so neither the distiller nor the random state changes. Returns `None` if it cannot be copied.
     """
     try:
         copied = copy.deepcopy(distiller).train()
@@ -90,10 +90,9 @@ class DistillationOriented(UpdateRule):
 
     def __init__(self, cfg: Any, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
         super().__init__(cfg, parameters, scaler)
-        refuse(self.faults(cfg))
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
         self.task = parameters
-        # the same weights under other names, for which the optimizer keeps gradients and momenta of their own
+        # Aliases of the weights, so that the optimizer keeps a separate gradient and momentum for each.
         names = ([nn.Parameter(p.detach()) for p in parameters] for _ in range(3))
         self.distillation, self.task_alone, self.distillation_alone = names
         for group in self.optimizer.param_groups:
@@ -104,7 +103,7 @@ class DistillationOriented(UpdateRule):
         self.weight_decay = cfg.SOLVER.WEIGHT_DECAY
 
     @classmethod
-    def faults(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
+    def config_errors(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
         if not 0 <= delta <= momentum or momentum + delta >= 1:
             yield (
@@ -153,6 +152,6 @@ class DistillationOriented(UpdateRule):
                     distillation_alone.grad.add_(self.scaler.scale(decay))
 
     def _pass_momentum(self, source: nn.Parameter, target: nn.Parameter) -> None:
-        """Keep the momentum of a parameter that other losses reach than in the last step."""
+        """Move the momentum of a parameter that other losses reach than in the last step."""
         if source in self.optimizer.state:
             self.optimizer.state[target] = self.optimizer.state.pop(source)

@@ -1,104 +1,196 @@
-"""Checks of the configuration that need nothing but the configuration: all faults at once, before anything is built."""
+"""Validation of the configuration: every error at once, before data or models are loaded."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+
+from yacs.config import CfgNode
 
 from .. import distributed
+from ..dataset import dataset_dict
 from ..dataset.options import option_faults
 from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..errors import UserError, refuse
-from ..paths import expanded, possible
+from ..models import find_model
+from ..paths import expanded, find_file, possible
 from ..ranges import MAX_NUMBER
-from .cfg import CACHES, CFG, experiment_name
-from .cfg.values import leaves, to_dict
+from .cfg import CACHES, experiment_name, leaves, read_cfg, to_dict
 from .optim import OPTIMIZERS, SCHEDULES
-from .run.save_interval import SaveSchedule
+from .resume import check_settings_unchanged, keep_schedule, saved_run
+from .run.report import read_references
+from .run.save_interval import SaveInterval
 from .speed.precision import pick_device, pick_precision
+from .trainer import trainer_dict
 
-MAX_COUNT = 10**6  # epochs, or images a batch: more are a slip
+MAX_COUNT = 10**6  # epochs, or images in a batch
 MAX_NAME_LENGTH = 255  # characters
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 
-def check_settings(cfg: Any) -> None:
-    """Raise one UserError with a line for each of `setting_faults`."""
-    refuse(setting_faults(cfg))
+def load_valid_cfg(
+    path: Optional[str] = None, overrides: Sequence[str] = (), resume: bool = False, overwrite: bool = False
+) -> CfgNode:
+    """Load the configuration of a run as `load_cfg` does, and validate it.
 
+    A resumed run keeps its saved length and decay stages, except where `overrides` give others; see `resume.py`.
 
-def setting_faults(cfg: Any) -> List[str]:
-    """Return a line for each value, and each combination of values, that cannot work.
+    Args:
+        path: YAML file.
+        overrides: `KEY VALUE KEY VALUE …`, words of the command line.
+        resume, overwrite: the arguments that `Trainer.train` will get.
 
-    Those of `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET`, and of the section of the distiller that is chosen; names that
-    nothing has are `build.name_faults`.
+    Raises:
+        UserError: the file cannot be read; or one line for each unknown key, wrong type, value out of range, unknown
+            name and impossible combination; or the settings differ from those of the run to resume.
     """
-    faults: List[str] = []
+    cfg, faults = read_cfg(path, overrides)
+    saved = None if faults or any(_folder_errors(cfg)) else saved_run(cfg, resume, overwrite)
+    if saved is not None:
+        keep_schedule(cfg, saved, overrides)
+    # A rejected value was replaced by its default; report nothing about the default.
+    rejected = [re.compile(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)") for key, _ in faults]
+    lines = [line for _, line in faults]
+    refuse(lines + [line for line in config_errors(cfg) if not any(key.search(line) for key in rejected)])
+    if saved is not None:
+        check_settings_unchanged(cfg, saved)
+    return cfg
 
-    def expect(fine: bool, key: str, expected: str) -> None:
-        if not fine:
-            section, name = key.rsplit(".", 1)
-            faults.append(f"{key} is {cfg[section][name]!r}; expected {expected}")
 
-    solver, log = cfg.SOLVER, cfg.LOG
-    least = 2 * distributed.get_world_size()
-    each = f" in each of {distributed.get_world_size()} processes" if distributed.get_world_size() > 1 else ""
-    enough = f"at least {least}, BatchNorm cannot train on one image{each}"
-    expect(least <= solver.BATCH_SIZE, "SOLVER.BATCH_SIZE", enough)
-    expect(solver.BATCH_SIZE <= MAX_COUNT, "SOLVER.BATCH_SIZE", f"at most {MAX_COUNT} images")
-    expect(1 <= solver.EPOCHS <= MAX_COUNT, "SOLVER.EPOCHS", f"at least 1 and at most {MAX_COUNT}")
-    expect(0 < solver.LR <= MAX_NUMBER, "SOLVER.LR", f"a number above 0, at most {MAX_NUMBER:g}")
-    expect(solver.SCHEDULE in SCHEDULES, "SOLVER.SCHEDULE", f"one of {', '.join(SCHEDULES)}")
-    stages = solver.LR_DECAY_STAGES
-    numbers = all(isinstance(stage, (int, float)) and not isinstance(stage, bool) and stage > 0 for stage in stages)
-    rising = numbers and list(stages) == sorted(set(stages))
-    expect(rising, "SOLVER.LR_DECAY_STAGES", "epochs above 0 in rising order, for example [150, 180, 210]")
-    if rising and stages and solver.SCHEDULE == "step" and solver.EPOCHS >= 1:
-        # otherwise the rate would never fall, without a word
-        expect(
-            stages[-1] <= solver.EPOCHS,
-            "SOLVER.LR_DECAY_STAGES",
-            f"none above SOLVER.EPOCHS, {solver.EPOCHS}: give earlier ones, [] for a constant rate, or"
-            " SOLVER.SCHEDULE linear",
-        )
-    expect(0 < solver.LR_DECAY_RATE <= 1, "SOLVER.LR_DECAY_RATE", "a number above 0 and up to 1")
-    expect(
-        0 <= solver.WARMUP_EPOCHS <= max(solver.EPOCHS, 0), "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"
-    )
-    expect(0 <= solver.WEIGHT_DECAY <= MAX_NUMBER, "SOLVER.WEIGHT_DECAY", f"a number from 0 on, at most {MAX_NUMBER:g}")
-    expect(0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1")
-    expect(not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0")
-    expect(solver.COMPILE in COMPILE_MODES, "SOLVER.COMPILE", f"one of {', '.join(COMPILE_MODES)}")
-    expect(
-        _is_interval(solver.CHECKPOINT_EVERY),
-        "SOLVER.CHECKPOINT_EVERY",
-        "500 steps, 10 minutes or the like; empty for each epoch alone",
-    )
-    expect(solver.TYPE in OPTIMIZERS, "SOLVER.TYPE", " or ".join(OPTIMIZERS))
+def config_errors(cfg: CfgNode) -> List[str]:
+    """Return one line for each error in a configuration that shows before data and models are loaded."""
+    return [*_name_errors(cfg), *setting_errors(cfg)]
+
+
+def _name_errors(cfg: CfgNode) -> Iterator[str]:
+    """Yield a line for each unknown name, and for each impossible combination of names."""
+    for registry, name in (
+        (distiller_dict, cfg.DISTILLER.TYPE),
+        (trainer_dict, cfg.SOLVER.TRAINER),
+        (dataset_dict, cfg.DATASET.TYPE),
+    ):
+        yield from _error_of(registry.__getitem__, name)
+    distiller = distiller_dict.get(cfg.DISTILLER.TYPE)
+    needs_teacher = distiller is not None and distiller.needs_teacher
+    for name in (cfg.DISTILLER.STUDENT, *([cfg.DISTILLER.TEACHER] if needs_teacher else [])):
+        yield from _error_of(find_model, name, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    weights = cfg.DISTILLER.TEACHER_WEIGHTS
+    if needs_teacher and weights and not find_file(weights).is_file():
+        yield f"DISTILLER.TEACHER_WEIGHTS: no checkpoint at {weights}; give the path of a .pth file"
+    yield from _error_of(read_references, cfg.EXPERIMENT.REFERENCE)
+    if cfg.SOLVER.TRAINER in trainer_dict:
+        section = cfg.get(cfg.DISTILLER.TYPE, {})
+        names = None
+        if distiller is not None and knows(distiller, "loss_names", section):
+            names = distiller.loss_names(section)
+        yield from trainer_dict[cfg.SOLVER.TRAINER].update_rule.config_errors(cfg, names)
+
+
+def _error_of(call: Callable[..., Any], *arguments: Any) -> Iterator[str]:
     try:
-        pick_precision(solver.AMP, pick_device())
+        call(*arguments)
     except UserError as error:
-        faults.append(str(error))
-    expect(log.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1")
-    expect(log.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1")
-    expect(0 <= cfg.EXPERIMENT.SEED < 2**63, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63")
-    faults += [*place_faults(cfg), *_cache_faults(cfg.TEACHER_CACHE)]
-    compiles = solver.COMPILE != "off" and pick_device().type == "cpu"
-    if compiles and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
-        faults.append(f"SOLVER.COMPILE {solver.COMPILE} needs a C++ compiler on a CPU; install g++, or set it to off")
-    faults += option_faults(cfg.DATASET)
+        yield str(error)
+
+
+def check_settings(cfg: CfgNode) -> None:
+    """Raise one UserError with a line for each of `setting_errors`."""
+    refuse(setting_errors(cfg))
+
+
+def setting_errors(cfg: CfgNode) -> List[str]:
+    """Return one line for each impossible value, or combination of values; `config_errors` checks the names besides.
+
+    The sections `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET` are checked, and that of the chosen distiller.
+    """
+    errors = [*_solver_errors(cfg.SOLVER), *_schedule_errors(cfg.SOLVER), *_device_errors(cfg.SOLVER)]
+    errors += _unmet(
+        cfg.LOG,
+        (cfg.LOG.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1"),
+        (cfg.LOG.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1"),
+    )
+    seed = 0 <= cfg.EXPERIMENT.SEED < 2**63
+    errors += _unmet(cfg.EXPERIMENT, (seed, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63"))
+    errors += [*_folder_errors(cfg), *_cache_errors(cfg.TEACHER_CACHE), *option_faults(cfg.DATASET)]
     name = cfg.DISTILLER.TYPE
     distiller, section = distiller_dict.get(name), cfg.get(name)
     if distiller is not None and knows(distiller, "faults", section):
-        faults += distiller.faults(section, name)
-    return faults
+        errors += distiller.faults(section, name)
+    return errors
 
 
-def place_faults(cfg: Any) -> Iterator[str]:
-    """Yield a line if the output folder cannot be, or is not below LOG.PREFIX."""
+def _unmet(section: CfgNode, *rules: Tuple[bool, str, str]) -> Iterator[str]:
+    """Yield a line for each of the rules `(met, key, expected value)` that is not met."""
+    for met, key, expected in rules:
+        if not met:
+            yield f"{key} is {section[key.rpartition('.')[2]]!r}; expected {expected}"
+
+
+def _solver_errors(solver: CfgNode) -> Iterator[str]:
+    world_size = distributed.get_world_size()
+    least, each = 2 * world_size, f" in each of {world_size} processes" if world_size > 1 else ""
+    yield from _unmet(
+        solver,
+        (
+            least <= solver.BATCH_SIZE,
+            "SOLVER.BATCH_SIZE",
+            f"at least {least}, BatchNorm cannot train on one image{each}",
+        ),
+        (solver.BATCH_SIZE <= MAX_COUNT, "SOLVER.BATCH_SIZE", f"at most {MAX_COUNT} images"),
+        (1 <= solver.EPOCHS <= MAX_COUNT, "SOLVER.EPOCHS", f"at least 1 and at most {MAX_COUNT}"),
+        (0 < solver.LR <= MAX_NUMBER, "SOLVER.LR", f"a number above 0, at most {MAX_NUMBER:g}"),
+        (
+            0 <= solver.WEIGHT_DECAY <= MAX_NUMBER,
+            "SOLVER.WEIGHT_DECAY",
+            f"a number from 0 on, at most {MAX_NUMBER:g}",
+        ),
+        (0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1"),
+        (not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0"),
+        (solver.TYPE in OPTIMIZERS, "SOLVER.TYPE", " or ".join(OPTIMIZERS)),
+        (
+            _is_interval(solver.CHECKPOINT_EVERY),
+            "SOLVER.CHECKPOINT_EVERY",
+            "500 steps, 10 minutes or the like; empty to save after each epoch only",
+        ),
+    )
+
+
+def _schedule_errors(solver: CfgNode) -> Iterator[str]:
+    stages = list(solver.LR_DECAY_STAGES)
+    positive = all(isinstance(stage, (int, float)) and not isinstance(stage, bool) and stage > 0 for stage in stages)
+    rising = positive and stages == sorted(set(stages))
+    warmup = 0 <= solver.WARMUP_EPOCHS <= max(solver.EPOCHS, 0)
+    yield from _unmet(
+        solver,
+        (solver.SCHEDULE in SCHEDULES, "SOLVER.SCHEDULE", f"one of {', '.join(SCHEDULES)}"),
+        (rising, "SOLVER.LR_DECAY_STAGES", "epochs above 0 in rising order, for example [150, 180, 210]"),
+        (0 < solver.LR_DECAY_RATE <= 1, "SOLVER.LR_DECAY_RATE", "a number above 0 and up to 1"),
+        (warmup, "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"),
+    )
+    if rising and stages and solver.SCHEDULE == "step" and 1 <= solver.EPOCHS < stages[-1]:
+        # The rate would never reach its last value, and nothing else would say so.
+        yield (
+            f"SOLVER.LR_DECAY_STAGES is {solver.LR_DECAY_STAGES!r}; expected none above SOLVER.EPOCHS, {solver.EPOCHS}:"
+            " give earlier ones, [] for a constant rate, or SOLVER.SCHEDULE linear"
+        )
+
+
+def _device_errors(solver: CfgNode) -> Iterator[str]:
+    """Yield a line for each setting that this machine cannot run."""
+    yield from _unmet(solver, (solver.COMPILE in COMPILE_MODES, "SOLVER.COMPILE", f"one of {', '.join(COMPILE_MODES)}"))
+    yield from _error_of(pick_precision, solver.AMP, pick_device())
+    if solver.COMPILE != "off" and pick_device().type == "cpu":
+        compilers = (os.environ.get("CXX") or "g++", "clang++")
+        if not any(map(shutil.which, compilers)):
+            yield f"SOLVER.COMPILE {solver.COMPILE} needs a C++ compiler on a CPU; install g++, or set it to off"
+
+
+def _folder_errors(cfg: CfgNode) -> Iterator[str]:
+    """Yield a line if the output folder is impossible or not below LOG.PREFIX."""
     name = experiment_name(cfg)
     if not (cfg.EXPERIMENT.NAME or (cfg.EXPERIMENT.PROJECT and cfg.EXPERIMENT.TAG)):
         yield (
@@ -121,8 +213,8 @@ def place_faults(cfg: Any) -> Iterator[str]:
         yield f"EXPERIMENT.NAME or LOG.PREFIX: {error}"
 
 
-def _cache_faults(choice: str) -> Iterator[str]:
-    """Yield a line for a word misspelt, which would otherwise become a folder of that name."""
+def _cache_errors(choice: str) -> Iterator[str]:
+    """Yield a line for a misspelt word, which would otherwise become a folder of that name."""
     try:
         folder = expanded(choice)
         if not (choice in CACHES or "/" in f"{choice}{folder}" or (choice and folder.is_dir())):
@@ -133,21 +225,21 @@ def _cache_faults(choice: str) -> Iterator[str]:
 
 def _is_interval(text: str) -> bool:
     try:
-        SaveSchedule(text)
+        SaveInterval(text)
     except ValueError:
         return False
     return True
 
 
-# what each process may have otherwise: where it finds things, and what the first alone does
+# Keys that may differ between processes: paths, which depend on the machine, and what only the main process does.
 FREE_IN_PROCESSES = (
     *("LOG.", "PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS"),
     "DISTILLER.TEACHER_WEIGHTS",
 )
 
 
-def check_same_settings(cfg: Any) -> None:
-    """Refuse to train in several processes, perhaps on several machines, that were given different settings."""
+def check_same_settings(cfg: CfgNode) -> None:
+    """Raise a UserError if the processes of a group were given different settings."""
     of_all = distributed.all_gather(dict(leaves(to_dict(cfg))))
     differing = [
         f"{key} is {value!r} for process 0, {other.get(key)!r} for process {number}"
@@ -157,38 +249,3 @@ def check_same_settings(cfg: Any) -> None:
     ]
     if differing:
         raise UserError(f"the processes have different settings ({'; '.join(differing[:3])}); give all the same")
-
-
-# what a resumed run may have otherwise: what `resuming` compares, where it runs, what is written about it; and
-# the trainer, which has aliases, and whose optimizer state tells one update rule from another
-FREE_ON_RESUME = (
-    *("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER"),
-    *("LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
-    *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
-    *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
-    "SOLVER.CHECKPOINT_EVERY",
-)
-
-
-def check_resumable(saved: Any, given: Dict[str, Any], path: str, leave_out: Sequence[str] = ()) -> None:
-    """Refuse to continue a run under other settings than it was started with, for those that change its result.
-
-    Args:
-        saved: the configuration in the state at `path`, nested dictionaries.
-        given: the present one.
-        leave_out: keys that are not compared.
-
-    Raises:
-        UserError: settings differ.
-    """
-    free = (*FREE_ON_RESUME, *leave_out)
-    # a key that did not exist yet had what is its default now
-    before = {**dict(leaves(to_dict(CFG))), **dict(leaves(saved))} if saved else {}
-    now = dict(leaves(given))
-    changed = [
-        f"{key} was {before[key]!r}, now {now[key]!r}"
-        for key in before
-        if key in now and before[key] != now[key] and not key.startswith(free)
-    ]
-    if changed:
-        raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")

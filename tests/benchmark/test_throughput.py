@@ -87,8 +87,8 @@ def test_the_table(command, tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("warm", "expected"), [(True, [1, 1, 1, 1]), (False, [1, 2, 1])])
 def test_warm_rounds_repeat_an_epoch_that_was_trained_on_before(tiny, tmp_path, monkeypatch, warm, expected):
     epochs = []
-    train_epoch = Trainer._train_epoch
-    monkeypatch.setattr(Trainer, "_train_epoch", lambda self, *args: epochs.append(args[0]) or train_epoch(self, *args))
+    train_epoch = Trainer.train_epoch
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self, *args: epochs.append(args[0]) or train_epoch(self, *args))
     overrides = ("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[]", "LOG.WANDB", "False")
     (case,) = throughput.plan((), str(tiny), ("NONE",), (), overrides, warm)
     pipe = Pipe(Budget(steps=5), Budget(steps=6))

@@ -10,7 +10,7 @@ from mdistiller.errors import UserError
 
 def lines_of(*overrides, path=None):
     with pytest.raises(UserError) as error:
-        build.load_checked(path, overrides)
+        build.load_valid_cfg(path, overrides)
     return str(error.value).splitlines()
 
 
@@ -56,10 +56,10 @@ def test_what_stands_in_for_a_refused_value_is_not_blamed(tmp_path):
 @pytest.mark.parametrize("method", ["NONE", "SFAKD", "SIMKD"])
 def test_losses_that_dot_cannot_part_show_before_anything_is_built(method):
     cfg = load_cfg(None, ["DISTILLER.TYPE", method, "SOLVER.TRAINER", "dot", "DISTILLER.TEACHER", "resnet56"])
-    (line,) = build.config_faults(cfg)
+    (line,) = build.config_errors(cfg)
     assert line.startswith("SOLVER.TRAINER dot needs loss_ce and another loss, this distiller gives loss_")
     cfg.merge_from_list(["SOLVER.TRAINER", "base"])
-    assert build.config_faults(cfg) == []
+    assert build.config_errors(cfg) == []
 
 
 def test_nothing_is_read_or_built_first(monkeypatch):
@@ -77,7 +77,7 @@ def test_a_method_without_ranges_is_left_alone(registries_as_before, tmp_path):
         "    def __init__(self, student, teacher, cfg):\n        super().__init__(student, teacher)\n"
     )
     given = ["PLUGINS", "free.py", "DISTILLER.TYPE", "FREE", "FREE.TEMPERATURE", "-1", "FREE.CE_WEIGHT", "-2"]
-    assert build.config_faults(load_cfg(None, given)) == []
+    assert build.config_errors(load_cfg(None, given)) == []
 
 
 def test_a_released_teacher_that_is_not_there_yet():

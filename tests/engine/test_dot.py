@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from mdistiller.engine.run.state import capture, restore
 from torch import nn
 
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.run.state import capture, restore
 from mdistiller.engine.trainer import Trainer, trainer_dict
 from mdistiller.engine.update_rules import DistillationOriented, SummedLosses
 from mdistiller.errors import UserError
@@ -216,7 +216,7 @@ def test_a_step_of_the_trainer():
     reference = copy.deepcopy(trainer.distiller).train()
     trainer.distiller.train()
     for step in range(2):
-        trainer._step(image_batch(step), 1, step, 10)
+        trainer.train_step(image_batch(step), 1, step, 10)
 
     parameters = reference.get_learnable_parameters()
     task = torch.optim.SGD(parameters, 0.05, momentum=0.825, weight_decay=1e-4)
@@ -242,7 +242,7 @@ def test_the_trainer_resumes():
     restore(again, state)
     again.distiller.train()
     for trainer in (whole, again):
-        trainer._step(image_batch(2), 2, 2, 10)
+        trainer.train_step(image_batch(2), 2, 2, 10)
     for (name, a), b in zip(whole.distiller.named_parameters(), again.distiller.parameters()):
         assert torch.equal(a, b), name
 
@@ -251,4 +251,4 @@ def test_a_student_without_a_distillation_loss_is_refused_at_the_first_step():
     trainer = trainer_of("dot", method="NONE")
     trainer.distiller.train()
     with pytest.raises(UserError, match="gives loss_ce; use SOLVER.TRAINER base"):
-        trainer._step(image_batch(0), 1, 0, 10)
+        trainer.train_step(image_batch(0), 1, 0, 10)

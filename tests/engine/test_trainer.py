@@ -275,7 +275,7 @@ def test_resume_with_other_settings_is_refused_but_more_epochs_are_fine(image_fo
 
 def test_resume_before_the_first_epoch_was_finished(image_folder):
     trainer = build_trainer(settings(image_folder))
-    trainer._train_epoch = lambda *args: 1 / 0
+    trainer.train_epoch = lambda *args: 1 / 0
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     resumed = build_trainer(settings(image_folder))

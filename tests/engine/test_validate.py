@@ -5,7 +5,7 @@ import torch
 
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.cfg.values import to_dict
-from mdistiller.engine.validate import check_resumable, check_settings, setting_faults
+from mdistiller.engine.validate import check_resumable, check_settings, setting_errors
 from mdistiller.errors import UserError
 from tests.conftest import REPO
 from tests.engine.cfg.test_cfg import CONFIGS
@@ -78,7 +78,7 @@ def test_the_defaults_pass():
     ],
 )
 def test_data_and_the_chosen_method(overrides, lines):
-    faults = setting_faults(load_cfg(None, overrides))
+    faults = setting_errors(load_cfg(None, overrides))
     assert len(faults) == len(lines), faults
     for fault, line in zip(faults, lines):
         assert fault.startswith(line)
@@ -86,24 +86,24 @@ def test_data_and_the_chosen_method(overrides, lines):
 
 def test_fp16_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (fault,) = setting_faults(load_cfg(None, ["SOLVER.AMP", "fp16"]))
+    (fault,) = setting_errors(load_cfg(None, ["SOLVER.AMP", "fp16"]))
     assert fault.startswith("SOLVER.AMP fp16 needs a CUDA device")
 
 
 def test_stages_lie_within_the_epochs_where_they_count():
     short = ["SOLVER.EPOCHS", "15", "SOLVER.LR_DECAY_STAGES"]
-    (fault,) = setting_faults(load_cfg(None, [*short, "[5, 16]"]))
+    (fault,) = setting_errors(load_cfg(None, [*short, "[5, 16]"]))
     assert fault == (
         "SOLVER.LR_DECAY_STAGES is [5, 16]; expected none above SOLVER.EPOCHS, 15: give earlier ones, [] for a constant"
         " rate, or SOLVER.SCHEDULE linear"
     )
     for fine in (["[5, 15]"], ["[]"], ["[150, 180]", "SOLVER.SCHEDULE", "cosine"]):
-        assert setting_faults(load_cfg(None, [*short, *fine])) == []
+        assert setting_errors(load_cfg(None, [*short, *fine])) == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO / "configs")))
 def test_every_shipped_config_passes(path):
-    assert setting_faults(load_cfg(str(path))) == []
+    assert setting_errors(load_cfg(str(path))) == []
 
 
 def test_a_key_that_a_saved_run_lacks_had_its_default():

@@ -35,13 +35,13 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
         epoch += 1
         trainer.train_loader.set_epoch(epoch)
         for number, batch in enumerate(trainer.train_loader, start=1):
-            batch = {**trainer.as_taken(batch), "image": batch["image"].double() if double else batch["image"]}
-            own, logits = trainer._step(batch, epoch, step, len(trainer.train_loader))
+            batch = {**trainer.in_memory_format(batch), "image": batch["image"].double() if double else batch["image"]}
+            own, logits = trainer.train_step(batch, epoch, step, len(trainer.train_loader))
             trainer.meter.add(number, own, logits, batch)
             step += 1
         losses.append({**trainer.meter.sync(), "averages": trainer.meter.averages()})
     state = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
-    return {"first": first, "state": state, "losses": losses, "accuracy": trainer._validate()}
+    return {"first": first, "state": state, "losses": losses, "accuracy": trainer.validate()}
 
 
 def main() -> None:

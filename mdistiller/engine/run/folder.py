@@ -1,34 +1,34 @@
-"""The output folder of a run: claimed without overwriting anything, and the names of the files in it."""
+"""The output folder of a run: the names of its files, and checks so that nothing in it is overwritten unasked."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, List, Tuple
 
-from ... import torchrun
+from ... import distributed, torchrun
 from ...atomic_files import replace_text, writing_to
 from ...errors import UserError
 from ...paths import check_ends, expanded
 from .lock import check_free, lock_file, locked
 
-LAUNCHER = ".launcher"  # whose run it is, for a torchrun that restarts its workers
+LAUNCHER = ".launcher"  # holds the name of the torchrun job that wrote the run; see `torchrun.py`
 
 
 class RunFolder:
     """`<LOG.PREFIX>/<experiment name>/`.
 
     Attributes:
-        path: the folder; it exists only after `create`. What else lies in it is never touched.
+        path: the folder, which `create` makes. Other files in it are never touched.
     """
 
     def __init__(self, prefix: str, experiment_name: str) -> None:
         self.path = expanded(prefix) / experiment_name
         self.latest = self.path / "latest.pth"
-        self.previous = self.path / "latest.previous.pth"  # in its place if it cannot be read
-        self.damaged = self.path / "latest.damaged.pth"  # one that could not
+        self.previous = self.path / "latest.previous.pth"  # read if latest.pth is damaged or missing
+        self.damaged = self.path / "latest.damaged.pth"  # a latest.pth that could not be read
         self.best = self.path / "best.pth"
         self.nonfinite = self.path / "nonfinite.pth"
         self.student_latest = self.path / "student_latest.pth"
@@ -41,20 +41,41 @@ class RunFolder:
         self.wandb = self.path / "wandb"
 
     def kept(self, epoch: int) -> Path:
-        """The full state after `epoch`, one of those that `LOG.SAVE_CHECKPOINT_FREQ` keeps."""
+        """Return the file of the state after `epoch` that `LOG.SAVE_CHECKPOINT_FREQ` keeps."""
         return self.path / f"epoch_{epoch}.pth"
 
     def _present(self) -> List[Path]:
-        """What an earlier run left."""
+        """Return the files of an earlier run."""
         own = [value for value in vars(self).values() if value != self.path and value.exists()]
         return own + list(self.path.glob("epoch_*.pth")) + self._partial()
 
     def _partial(self) -> List[Path]:
-        """What was being written when a run was killed."""
+        """Return files that a killed run was writing."""
         return [*self.path.glob("*.partial"), *self.tensorboard.glob("*.partial")]
 
-    def check(self, resume: bool, overwrite: bool) -> None:
-        """Refuse, before anything is built, a folder that this run would harm or cannot continue."""
+    def check(self, resume: bool, overwrite: bool) -> Tuple[bool, bool]:
+        """Refuse a folder that this run would harm or cannot resume from; nothing is written.
+
+        Returns:
+            The values of `resume` and `overwrite` to use. When torchrun has restarted its workers, their own run is
+            resumed whatever the user gave. A run that was killed before it saved anything starts from the beginning.
+
+        Raises:
+            UserError: the folder is in use, not writable, holds a run, or has nothing to resume from.
+        """
+        if torchrun.name() and not torchrun.is_restart():
+            check_free(self.path)
+            with suppress(OSError):  # another job may have had the same name
+                (self.path / LAUNCHER).unlink()
+        if self._is_restarted():
+            resume = self._has_state()
+            overwrite = not resume
+        elif resume and not overwrite and lock_file(self.path).is_file() and not any(self.path.glob("*.pth")):
+            resume, overwrite = False, True
+        self._refuse(resume, overwrite)
+        return resume, overwrite
+
+    def _refuse(self, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other; give one of them")
         check_free(self.path)
@@ -70,39 +91,21 @@ class RunFolder:
                 f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite,"
                 " or name this one with EXPERIMENT.NAME my_run"
             )
-        # the lock alone: a run that was killed before it wrote more
-        ours = lock_file(self.path).is_file() or (self.config.is_file() and self.worklog.is_file())
-        if present and overwrite and not ours:
+        # A run that was killed early leaves only the lock file.
+        is_run = lock_file(self.path).is_file() or (self.config.is_file() and self.worklog.is_file())
+        if present and overwrite and not is_run:
             names = ", ".join(sorted(path.name for path in present)[:3])
             raise UserError(f"--overwrite: {self.path} holds {names}, but not of a run; move them away yourself")
 
-    def checked(self, resume: bool, overwrite: bool) -> Tuple[bool, bool]:
-        """`check`, and return `(resume, overwrite)` as they are to be.
-
-        Where torchrun has restarted its workers, their own run goes on; that of another torchrun, or of none, is left
-        to what the user gave. A run to resume that was killed before it saved anything starts from its beginning.
-        """
-        if torchrun.name() and not torchrun.is_restart():
-            check_free(self.path)
-            with suppress(OSError):  # a name that was given to another torchrun too
-                (self.path / LAUNCHER).unlink()
-        if self._is_restarted():
-            resume = self._has_state()
-            overwrite = not resume
-        elif resume and not overwrite and lock_file(self.path).is_file() and not any(self.path.glob("*.pth")):
-            resume, overwrite = False, True
-        self.check(resume, overwrite)
-        return resume, overwrite
-
     def continues(self, resume: bool, overwrite: bool) -> bool:
-        """Whether a run that is started like this goes on from a state in this folder; nothing is changed."""
+        """Return whether a run started with these flags resumes from a state in this folder; nothing is changed."""
         return self._has_state() and (self._is_restarted() or (resume and not overwrite))
 
     def _has_state(self) -> bool:
         return os.path.isfile(self.latest) or os.path.isfile(self.previous)
 
     def _is_restarted(self) -> bool:
-        """Whether torchrun has restarted its workers, and the run in this folder is theirs."""
+        """Return whether torchrun has restarted its workers and the run in this folder is theirs."""
         return torchrun.is_restart() and self._launcher() == torchrun.name()
 
     def _launcher(self) -> str:
@@ -110,17 +113,24 @@ class RunFolder:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     @contextmanager
-    def claimed(self, resume: bool, overwrite: bool) -> Iterator[None]:
-        """`check`, and keep other runs out; nothing is written but the lock."""
-        self.check(resume, overwrite)
-        with locked(self.path):
-            self.check(resume, overwrite)  # again: another run may have come and gone in between
-            yield
+    def claim(self, resume: bool, overwrite: bool) -> Iterator[bool]:
+        """Lock the folder and `check` it; yield whether the run resumes. All processes call it, the main one acts.
+
+        Nothing is written except the lock file, and that only if the check passes.
+        """
+        with ExitStack() as stack:
+            yield distributed.run_on_main(lambda: self._claim(stack, resume, overwrite))
+
+    def _claim(self, stack: ExitStack, resume: bool, overwrite: bool) -> bool:
+        resume, overwrite = self.check(resume, overwrite)
+        stack.enter_context(locked(self.path))
+        self._refuse(resume, overwrite)  # again, because another run may have used the folder in between
+        return resume
 
     def create(self, resume: bool) -> None:
-        """Make the folder; without `resume`, the files of an earlier run (which `check` let pass) are removed.
+        """Make the folder; without `resume`, remove the files of the earlier run that `check` allowed to replace.
 
-        The launcher's name comes last: until then, what lies here may be another's run.
+        The name of the torchrun job is written last. Until then, the folder may hold the run of another job.
         """
         try:
             for path in self._partial() if resume else self._present():

@@ -1,42 +1,79 @@
-"""Where a run's numbers go: the screen, worklog.txt, metrics.jsonl, TensorBoard and Weights & Biases."""
+"""Logging of a run: the screen, worklog.txt, metrics.jsonl, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from contextlib import suppress
-from typing import Any, Callable, Dict, List, Optional
+from contextlib import contextmanager, suppress
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
+from yacs.config import CfgNode
+
+from ... import distributed
 from ...atomic_files import replace_text, writing_to
 from ...errors import UserError
-from ..cfg import experiment_name, to_dict
+from ..cfg import dump, experiment_name, to_dict
 from .folder import RunFolder
+from .progress import Progress
+from .signals import RunStopped
 from .tensorboard import EventFile, cut_events
 from .wandb_run import one_line, start_run
 
-# what a row of metrics.jsonl says of the machine; everything else follows from the configuration
+# Keys of a row of metrics.jsonl that depend on the machine; the others follow from the configuration.
 MACHINE_FIELDS = ("images_per_second", "seconds", "memory_mib", "peak_memory_mib")
 
 
+@contextmanager
+def open_logger(
+    folder: RunFolder, cfg: CfgNode, progress: Progress, steps_done: int, resumed: bool
+) -> Iterator[RunLogger]:
+    """Create the folder of a run and its logger on the main process; close the logger when the run ends.
+
+    An error within the `with` block is logged and raised again. Other processes get a logger that does nothing.
+
+    Args:
+        progress: where the run continues; its `wandb_id` is set.
+        steps_done: completed steps of the run.
+        resumed: whether the files of the folder are kept.
+    """
+    opened: List[RunLogger] = []
+    distributed.run_on_main(lambda: opened.append(_create(folder, cfg, progress, steps_done, resumed)))
+    logger = opened[0] if opened else SilentLogger()
+    progress.wandb_id = logger.wandb_id
+    try:
+        yield logger
+    except BaseException as error:
+        logger.abort(error)
+        if isinstance(error, RunStopped):
+            distributed.synchronize()  # torchrun ends all processes when the first one ends
+        raise
+
+
+def _create(folder: RunFolder, cfg: CfgNode, progress: Progress, steps_done: int, resumed: bool) -> RunLogger:
+    folder.create(resumed)
+    replace_text(folder.config, dump(cfg))
+    return RunLogger(folder, cfg, progress.epoch, steps_done, progress.wandb_id)
+
+
 class RunLogger:
-    """All sinks of one run.
+    """Writes the numbers and lines of one run to all sinks.
 
     Args:
         folder: the run's folder; it exists.
         cfg: the resolved configuration.
-        start_epoch: epochs already done; rows of metrics.jsonl beyond are dropped, they will be written again.
-        start_step: steps already done in all; so are TensorBoard's numbers of later ones.
-        wandb_id: of the wandb run to continue.
+        start_epoch: completed epochs. Later rows of metrics.jsonl are dropped; the resumed run writes them again.
+        start_step: completed steps of the run. Later TensorBoard values are dropped too.
+        wandb_id: ID of the Weights & Biases run to continue.
 
     Attributes:
-        wandb_id: of the run that is logged to, if any.
+        wandb_id: ID of the Weights & Biases run, if there is one.
     """
 
     def __init__(
         self,
         folder: RunFolder,
-        cfg: Any,
+        cfg: CfgNode,
         start_epoch: int = 0,
         start_step: int = 0,
         wandb_id: Optional[str] = None,
@@ -53,7 +90,7 @@ class RunLogger:
     def _drop_rows_after(self, epoch: int) -> None:
         if self.folder.metrics.is_file():
             lines = self.folder.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off in the middle
+            whole = [line for line in lines if line.endswith("\n")]  # a killed process may have cut off the last
             kept = [line for line, number in zip(whole, self._epochs(whole)) if number <= epoch]
             replace_text(self.folder.metrics, "".join(kept))
 
@@ -65,8 +102,8 @@ class RunLogger:
                 f"{self.folder.metrics} holds a line that is not a row of this run; fix or remove the line"
             ) from None
 
-    def _start_wandb(self, cfg: Any) -> Any:
-        """Return a wandb run; `None`, after a line, when wandb cannot start. It never asks, and never costs the run."""
+    def _start_wandb(self, cfg: CfgNode) -> Any:
+        """Start a Weights & Biases run; return `None`, after a line, if that fails. It never prompts."""
         try:
             return start_run(
                 self.say,
@@ -78,7 +115,7 @@ class RunLogger:
                 id=self.wandb_id,
                 resume="allow",
             )
-        except Exception as error:  # a logging service must not cost a training run, whatever it raises
+        except Exception as error:  # wandb raises many types; none of them may end the training
             self.say(f"wandb: off for this run ({one_line(error)})")
             return None
 
@@ -91,15 +128,15 @@ class RunLogger:
             self.say(f"wandb: off from now on ({one_line(error)})")
 
     def abort(self, error: BaseException) -> None:
-        """Keep in worklog.txt why the run stopped, and close the sinks."""
-        with suppress(UserError, OSError):  # the disk may be what stopped it
-            if not isinstance(error, SystemExit):  # which the trainer has told
+        """Write to worklog.txt why the run stopped, and close the sinks."""
+        with suppress(UserError, OSError):  # a full disk may be the reason
+            if not isinstance(error, SystemExit):  # the trainer has logged RunStopped
                 self._note(f"stopped: {type(error).__name__} {error}".rstrip())
             self.flush()
         self._to_wandb(lambda run: run.finish(exit_code=1))
 
     def say(self, line: str) -> None:
-        """Print a line, and keep it in worklog.txt with the time."""
+        """Print a line, and write it to worklog.txt with the time."""
         print(line, flush=True)
         self._note(line)
 
@@ -109,12 +146,12 @@ class RunLogger:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n")
 
     def steps(self, step: int, values: Dict[str, float]) -> None:
-        """Scalars of the training step `step`, for TensorBoard."""
+        """Write the scalars of a training step to TensorBoard."""
         for name, value in values.items():
             self.tensorboard.add_scalar(f"step/{name}", value, step)
 
     def epoch(self, row: Dict[str, Any]) -> None:
-        """One epoch's row, `epoch` among its keys, for every machine-readable sink."""
+        """Write the row of an epoch, with the key `epoch`, to metrics.jsonl, TensorBoard and Weights & Biases."""
         with writing_to(self.folder.metrics), self.folder.metrics.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
             log.flush()
@@ -123,16 +160,16 @@ class RunLogger:
             if name != "epoch":
                 self.tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
         self.flush()
-        # wandb takes no second row for a step that it has
+        # A resumed run may log an epoch that wandb has already; wandb ignores it.
         self._to_wandb(lambda run: run.log(row, step=row["epoch"]))
 
     def flush(self) -> None:
-        """Have the disk keep every number so far: before the state, so that a resumed run lacks none."""
+        """Flush all numbers to the disk; called before a state is saved, so that a resumed run lacks none."""
         with writing_to(self.folder.tensorboard):
             self.tensorboard.flush()
 
-    def close(self, summary: Dict[str, Any]) -> None:
-        """Write summary.json, and close the sinks."""
+    def finish(self, summary: Dict[str, Any]) -> None:
+        """Write summary.json and close the sinks."""
         replace_text(self.folder.summary, json.dumps(summary, indent=2) + "\n")
         self.flush()
         self._to_wandb(lambda run: run.summary.update(summary))
@@ -140,7 +177,7 @@ class RunLogger:
 
 
 class SilentLogger(RunLogger):
-    """No sinks, for the processes that are not the first."""
+    """A logger that does nothing, for processes other than the main one."""
 
     def __init__(self) -> None:
         self.wandb_id = None
@@ -160,5 +197,5 @@ class SilentLogger(RunLogger):
     def flush(self) -> None:
         pass
 
-    def close(self, summary: Dict[str, Any]) -> None:
+    def finish(self, summary: Dict[str, Any]) -> None:
         pass

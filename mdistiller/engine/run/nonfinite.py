@@ -1,32 +1,48 @@
-"""What is kept of a run whose loss became NaN or infinite."""
+"""A loss that became NaN or infinite, and the file that is written about it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 
 from ... import distributed
 from ...errors import UserError
 from .. import checkpoint
-from ..meter import NonFiniteLoss
 
 
-def keep_evidence(error: NonFiniteLoss, state: Dict[str, Any], path: Path) -> NonFiniteLoss:
-    """Write the state at a loss that is not finite to `path`; return the error with a word on where it is.
+class NonFiniteLoss(UserError):
+    """A loss became NaN or infinite.
 
-    The file holds what latest.pth does, and `nonfinite`: `epoch`, `step` of the first bad loss in it, its `losses` by
-    name, `index` and `target` (and `variant`) of its batch, the losses of each step since the host last looked
-    (`history`, by step), `saved_after_step`: the step whose update the weights have seen last, and `tensors`: the names
-    of those that are not finite by then. The state before the bad step is that of latest.pth, from which the epoch runs
-    again alike.
+    Attributes:
+        evidence: describes the step; see `save_evidence`.
+    """
+
+    def __init__(self, message: str, evidence: Optional[Dict[str, Any]] = None) -> None:
+        super().__init__(message)
+        self.evidence = evidence or {}
+
+
+def save_evidence(error: NonFiniteLoss, state: Dict[str, Any], path: Path) -> NonFiniteLoss:
+    """Write the state at a non-finite loss to `path`; return the error with the path in its message.
+
+    The file holds the keys of latest.pth and `nonfinite`, a dict with these keys:
+
+    - `epoch`, `step`: where the first non-finite loss occurred;
+    - `losses`: the losses of that step by name;
+    - `index`, `target`, `variant`: the batch of that step;
+    - `history`: the losses of each step since the last synchronisation with the device, by step;
+    - `saved_after_step`: the last step that has updated the saved weights;
+    - `tensors`: the names of the saved tensors that are not finite.
+
+    To reproduce the step, resume from latest.pth: the epoch repeats exactly.
     """
     tensors = {name: value for name, value in state["distiller"].items() if isinstance(value, torch.Tensor)}
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     content = {**state, "nonfinite": {**error.evidence, "tensors": broken}}
     try:
         distributed.run_on_main(lambda: checkpoint.save(content, path))
-    except (OSError, RuntimeError, UserError) as failure:  # torch's writer raises a RuntimeError where a disk is full
+    except (OSError, RuntimeError, UserError) as failure:  # torch.save raises RuntimeError on a full disk
         return NonFiniteLoss(f"{error}; its state cannot be written to {path} ({' '.join(str(failure).split())[:120]})")
     return NonFiniteLoss(f"{error}; its state is in {path}")

@@ -1,12 +1,12 @@
-"""What a run was started with besides its settings: the data and the teacher's weights, in short.
+"""What a run was started with besides its settings: digests of the data and of the teacher's weights.
 
-Digests tell them from others wherever they lie, so a folder or a file may be moved, copied or renamed.
+Digests do not depend on paths, so a folder or file may be moved, copied or renamed before a run is resumed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Optional
 
 from torch import nn
 
@@ -14,11 +14,8 @@ from ...dataset import Loader
 from ...errors import UserError
 from ..speed.teacher_cache import weights_digest
 
-if TYPE_CHECKING:
-    from ..trainer import Trainer
-
-SHOWN = 12  # characters of a digest
-GROUPS = (  # of what follows from what: where the number of images differs, so do their labels
+DIGEST_LENGTH = 12  # characters of a digest in a message
+GROUPS = (  # only the first difference of a group is reported: with another number of images, labels differ too
     ("classes",),
     *(tuple(f"{name}_{part}" for part in ("images", "labels", "content")) for name in ("train", "val")),
     ("teacher",),
@@ -35,29 +32,28 @@ WORDS = {
 
 
 def labels_digest(loader: Loader) -> str:
-    """Return a fingerprint of a loader's labels in their order, hexadecimal."""
+    """Return a hexadecimal digest of the labels of a loader, in index order."""
     return hashlib.sha256(loader.targets.cpu().numpy().tobytes()).hexdigest()
 
 
-def origin_of(trainer: Trainer) -> Dict[str, Any]:
-    """Return what is compared when a run goes on, as plain values; to be called before the teacher is used.
+def origin_of(train_loader: Loader, val_loader: Loader, teacher: Optional[nn.Module]) -> Dict[str, Any]:
+    """Return what is compared when a run is resumed, as plain values. Call it before the teacher is used.
 
-    Keys: `classes`, the names in label order; `train_images` and `val_images`, how many there are; `train_labels` and
-    `val_labels`, digests; `train_content` and `val_content`, `KIND: DIGEST` as `Loader.fingerprint` has them;
-    `teacher`, a digest of its weights, or None.
+    Keys: `classes`, the names in label order; `train_images` and `val_images`, the numbers of images; `train_labels`
+    and `val_labels`, digests; `train_content` and `val_content`, `KIND: DIGEST` from `Loader.fingerprint`; `teacher`,
+    a digest of its weights, or `None`.
     """
-    origin: Dict[str, Any] = {"classes": list(trainer.train_loader.info.classes)}
-    for name, loader in (("train", trainer.train_loader), ("val", trainer.val_loader)):
+    origin: Dict[str, Any] = {"classes": list(train_loader.info.classes)}
+    for name, loader in (("train", train_loader), ("val", val_loader)):
         origin[f"{name}_images"] = loader.num_images
         origin[f"{name}_labels"] = labels_digest(loader)
         origin[f"{name}_content"] = ": ".join(loader.fingerprint())
-    teacher = trainer.distiller.teacher
     origin["teacher"] = weights_digest(teacher) if isinstance(teacher, nn.Module) else None
     return origin
 
 
 def is_origin(value: Any) -> bool:
-    """Whether a value that was read from a file can be what `origin_of` returned, in this version or another."""
+    """Return whether a value from a file has the form that `origin_of` returns, in this version or another."""
     if not isinstance(value, dict):
         return False
     classes = value.get("classes", [])
@@ -66,12 +62,12 @@ def is_origin(value: Any) -> bool:
 
 
 def check_origin(saved: Dict[str, Any], now: Dict[str, Any], path: str) -> None:
-    """Refuse to continue a run on other data, or with another teacher, than it was started with.
+    """Raise a UserError if data or teacher are not those that the run was started with.
 
     Args:
-        saved: what `origin_of` returned for the run whose state is at `path`. What it lacks is not compared: states of
-            earlier versions have less.
-        now: what it returns for the present one.
+        saved: what `origin_of` returned for the run whose state is at `path`. Keys that it lacks are not compared;
+            earlier versions saved fewer.
+        now: what `origin_of` returns for the present run.
 
     Raises:
         UserError: they differ.
@@ -102,7 +98,7 @@ def _difference(key: str, before: Any, now: Any) -> str:
     what, before, now = WORDS[key], str(before), str(now)
     if key.endswith("content"):
         (kind, _, before), (other, _, now) = before.partition(": "), now.partition(": ")
-        if kind != other:  # the images were held in memory and now are not, or the other way round
+        if kind != other:  # images in memory and streamed images have different kinds of digests
             return ""
         what += f" {kind}"
-    return f"{what} was {before[:SHOWN]}, now {now[:SHOWN]}"
+    return f"{what} was {before[:DIGEST_LENGTH]}, now {now[:DIGEST_LENGTH]}"

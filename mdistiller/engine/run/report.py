@@ -1,68 +1,81 @@
-"""What a run says of itself: some lines first, one per epoch, a table and a line at the end; and its summary."""
+"""The text of a run: opening lines, one line per epoch, the final table and line; and its summary."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Sequence
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Sequence
 
 import torch
+from yacs.config import CfgNode
 
 from ... import distributed
+from ...dataset import Loader
+from ...distillers import Distiller
 from ...errors import UserError
 from ...models import released_teacher
 from ...paths import find_file, text_of
 from ..speed.memory import memory_figures
-
-if TYPE_CHECKING:
-    from ..trainer import Trainer
+from ..speed.precision import Precision
+from .progress import Progress
 
 
 def duration(seconds: float) -> str:
-    """`75` → `1 min 15 s`."""
+    """Return a number of seconds as text: `75` becomes `1 min 15 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def opening_lines(trainer: Trainer, resume: bool) -> Iterator[str]:
-    """Yield what is trained on what, and what is to be known of it."""
-    cfg, info = trainer.cfg, trainer.train_loader.info
-    yield (
-        f"{cfg.DISTILLER.TYPE}: student {cfg.DISTILLER.STUDENT}, {info.name}"
-        f" ({trainer.train_loader.num_images} training and {trainer.val_loader.num_images} validation images,"
-        f" {info.num_classes} classes, {info.input_size} px), {trainer.device}, {trainer.precision},"
-        f" output {trainer.folder.path}"
-    )
+def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader, val_loader: Loader) -> Iterator[str]:
+    """Yield the paths of data and teacher, and notes on the method and the processes."""
+    info = train_loader.info
     if info.root:
         yield f"data {info.root.absolute()}"
-    if trainer.distiller.teacher is not None:
+    if distiller.teacher is not None:
         weights = cfg.DISTILLER.TEACHER_WEIGHTS or released_teacher(cfg.DISTILLER.TEACHER, info.name, info.input_size)
         if weights:
             yield f"teacher {cfg.DISTILLER.TEACHER} from {find_file(weights).absolute()}"
-    if trainer.distiller.tests_otherwise:
+    if distiller.tests_otherwise:
         yield (
             f"note: {cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare one, whose"
             " accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
         )
-    if distributed.get_world_size() > 1:
-        yield f"{distributed.get_world_size()} processes, each with its share of every batch of {trainer.train_loader.batch_size}"
+    world_size = distributed.get_world_size()
+    if world_size > 1:
+        yield f"{world_size} processes, each with its share of every batch of {train_loader.batch_size}"
         if cfg.PLUGINS:
             yield (
                 "note: a plug-in's loss that relates the images of a batch sees those of one process, unless it"
                 " gathers them (mdistiller.distributed.gather_with_grad)"
             )
-    if resume:
-        within = f", step {trainer.step} of {len(trainer.train_loader)} in the next" if trainer.step else ""
-        yield f"resumed after epoch {trainer.epoch} of {cfg.SOLVER.EPOCHS}{within}"
+
+
+def first_line(
+    cfg: CfgNode, train_loader: Loader, val_loader: Loader, device: torch.device, precision: Precision, folder: Path
+) -> str:
+    """Return the line that names method, student, data, device and output folder."""
+    info = train_loader.info
+    return (
+        f"{cfg.DISTILLER.TYPE}: student {cfg.DISTILLER.STUDENT}, {info.name}"
+        f" ({train_loader.num_images} training and {val_loader.num_images} validation images,"
+        f" {info.num_classes} classes, {info.input_size} px), {device}, {precision}, output {folder}"
+    )
+
+
+def resumed_line(progress: Progress, epochs: int, steps_per_epoch: int) -> str:
+    """Return the line that says where a resumed run continues."""
+    within = f", step {progress.step} of {steps_per_epoch} in the next" if progress.step else ""
+    return f"resumed after epoch {progress.epoch} of {epochs}{within}"
 
 
 def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
-    """Return the screen's line of one epoch.
+    """Return the line that is printed after an epoch.
 
     Args:
         row: the epoch's row of metrics.jsonl.
-        epochs: of the whole run.
-        total_seconds: what the epochs so far took, for the estimate of what is left.
+        epochs: length of the run.
+        total_seconds: time of the completed epochs, for the estimate of the remaining time.
     """
     parts = ", ".join(f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss_"))
     probe = f", probe {row['probe_top1']:.2f}" if "probe_top1" in row else ""
@@ -75,7 +88,7 @@ def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
 
 
 def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
-    """Return other runs' summaries by path, for `final_table`.
+    """Return the summaries of other runs by path, for `final_table`.
 
     Raises:
         UserError: a file is missing or is not the summary.json of a run.
@@ -99,36 +112,43 @@ def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
     return summaries
 
 
-def summary_of(trainer: Trainer) -> Dict[str, Any]:
-    """Return what summary.json holds; accuracies in percent."""
-    cfg = trainer.cfg
+def summary_of(
+    name: str,
+    cfg: CfgNode,
+    train_loader: Loader,
+    val_loader: Loader,
+    progress: Progress,
+    teacher_accuracy: Dict[str, float],
+    precision: Precision,
+) -> Dict[str, Any]:
+    """Return the content of summary.json; accuracies in percent. `teacher_accuracy` is empty without a teacher."""
     return {
-        "name": trainer.name,
+        "name": name,
         "method": cfg.DISTILLER.TYPE,
         "student": cfg.DISTILLER.STUDENT,
-        "teacher": cfg.DISTILLER.TEACHER if trainer.distiller.teacher is not None else None,
+        "teacher": cfg.DISTILLER.TEACHER if teacher_accuracy else None,
         "dataset": cfg.DATASET.TYPE,
-        "num_classes": trainer.train_loader.info.num_classes,
-        "train_images": trainer.train_loader.num_images,
-        "val_images": trainer.val_loader.num_images,
-        "epochs": trainer.epoch,
+        "num_classes": train_loader.info.num_classes,
+        "train_images": train_loader.num_images,
+        "val_images": val_loader.num_images,
+        "epochs": progress.epoch,
         "batch_size": cfg.SOLVER.BATCH_SIZE,
         "processes": distributed.get_world_size(),
         "seed": cfg.EXPERIMENT.SEED,
-        "last": trainer.last,
-        "best": trainer.best,
-        "teacher_accuracy": trainer.teacher,
-        "images_per_second": round(trainer.images / trainer.train_seconds, 1) if trainer.train_seconds else 0.0,
-        "seconds": round(trainer.total_seconds, 1),
-        "peak_memory_mib": memory_figures(trainer.device)["peak_memory_mib"],
-        "device": str(trainer.device),
-        "precision": str(trainer.precision),
+        "last": progress.last,
+        "best": progress.best,
+        "teacher_accuracy": teacher_accuracy,
+        "images_per_second": progress.images_per_second,
+        "seconds": round(progress.total_seconds, 1),
+        "peak_memory_mib": memory_figures(train_loader.device)["peak_memory_mib"],
+        "device": str(train_loader.device),
+        "precision": str(precision),
         "torch": torch.__version__,
     }
 
 
 def final_table(summary: Dict[str, Any], references: Dict[str, Dict[str, Any]]) -> str:
-    """Return a table of the teacher, this run, and the runs it is compared with (`read_references`)."""
+    """Return a table of the teacher, this run, and the runs that `read_references` returned."""
     rows: List[List[str]] = [["validation accuracy, %", "top-1 last", "top-1 best", "top-5 last", "source"]]
     if summary["teacher_accuracy"]:
         top1, top5 = (f"{summary['teacher_accuracy'][f'deployed_top{k}']:.2f}" for k in (1, 5))
@@ -147,7 +167,7 @@ def final_table(summary: Dict[str, Any], references: Dict[str, Dict[str, Any]]) 
 
 
 def final_line(summary: Dict[str, Any]) -> str:
-    """Return the one line that closes a run."""
+    """Return the last line of a run."""
     last, best, teacher = summary["last"], summary["best"], summary["teacher_accuracy"]
     parts = [
         f"last top-1 {last['deployed_top1']:.2f} top-5 {last['deployed_top5']:.2f}",

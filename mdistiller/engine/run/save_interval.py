@@ -1,4 +1,4 @@
-"""When a state is saved besides after each epoch: `SOLVER.CHECKPOINT_EVERY`."""
+"""When to save the state within an epoch: `SOLVER.CHECKPOINT_EVERY`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Callable
 from ... import distributed
 
 
-class SaveSchedule:
-    """Says after which steps to save.
+class SaveInterval:
+    """Decides after which steps to save.
 
     Args:
-        text: empty (never), or as `500 steps`, `10 minutes`.
-        clock: seconds.
+        text: empty (never), `500 steps` or `10 minutes`.
+        clock: returns seconds.
 
     Raises:
-        ValueError: another text.
+        ValueError: `text` has another form.
     """
 
     def __init__(self, text: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,11 +33,14 @@ class SaveSchedule:
         self._last = clock()
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step`, counted from 1 over all epochs; all processes if one's clock says so."""
+        """Return whether to save after `step`, counted from 1 over all epochs.
+
+        All processes save when the clock of any of them says so.
+        """
         if self.steps:
             return step % self.steps == 0
         return self.seconds > 0 and distributed.all_reduce_max(self._clock() - self._last >= self.seconds) > 0
 
-    def saved(self) -> None:
-        """Count the minutes from now."""
+    def reset(self) -> None:
+        """Restart the clock, after a save."""
         self._last = self._clock()

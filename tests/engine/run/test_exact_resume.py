@@ -53,7 +53,7 @@ def built(folder, name, method="KD", trainer="base", every="2 steps", epochs=3, 
 
 def before_step(trainer, number, action):
     """Call `action` before the trainer's step `number`, counted from 1."""
-    step, calls = trainer._step, []
+    step, calls = trainer.train_step, []
 
     def counted(*args):
         calls.append(args)
@@ -61,7 +61,7 @@ def before_step(trainer, number, action):
             action()
         return step(*args)
 
-    trainer._step = counted
+    trainer.train_step = counted
 
 
 def crash():

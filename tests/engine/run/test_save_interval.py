@@ -1,32 +1,32 @@
 import pytest
 
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.run.save_interval import SaveSchedule
+from mdistiller.engine.run.save_interval import SaveInterval
 from mdistiller.engine.validate import check_settings
 from mdistiller.errors import UserError
 
 
 def test_steps():
-    schedule = SaveSchedule("3 steps")
+    schedule = SaveInterval("3 steps")
     assert [step for step in range(1, 10) if schedule.due(step)] == [3, 6, 9]
-    assert all(SaveSchedule("1 step").due(step) for step in range(1, 4))
+    assert all(SaveInterval("1 step").due(step) for step in range(1, 4))
 
 
 def test_minutes_count_from_the_last_save():
     now = [100.0]
-    schedule = SaveSchedule("1.5 minutes", clock=lambda: now[0])
+    schedule = SaveInterval("1.5 minutes", clock=lambda: now[0])
     now[0] += 89
     assert not schedule.due(1)
     now[0] += 1
     assert schedule.due(2)
-    schedule.saved()
+    schedule.reset()
     assert not schedule.due(3)
     now[0] += 90
     assert schedule.due(4)
 
 
 def test_never():
-    assert not any(SaveSchedule("").due(step) for step in range(1, 100))
+    assert not any(SaveInterval("").due(step) for step in range(1, 100))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_never():
 )
 def test_other_texts_are_refused_with_the_other_faults(text):
     with pytest.raises(ValueError):
-        SaveSchedule(text)
+        SaveInterval(text)
     cfg = load_cfg(None, ["SOLVER.CHECKPOINT_EVERY", text, "SOLVER.LR", "-1"])
     with pytest.raises(UserError) as caught:
         check_settings(cfg)

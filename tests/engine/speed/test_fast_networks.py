@@ -120,7 +120,7 @@ def test_memory_is_told_and_nothing_is_kept_from_epoch_to_epoch(built):
         tensors.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
         return validate()
 
-    trainer._validate, validate = counted, trainer._validate
+    trainer.validate, validate = counted, trainer.validate
     summary = trainer.train()
     assert len(set(tensors[1:])) == 1, tensors
     rows = [json.loads(row) for row in trainer.folder.metrics.read_text().splitlines()]

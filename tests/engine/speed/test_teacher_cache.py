@@ -15,7 +15,7 @@ from mdistiller.engine.speed.fast_networks import TrainingForm
 from mdistiller.engine.speed.precision import Precision
 from mdistiller.engine.speed.teacher_cache import CachedTeacher, _prepare, open_cache
 from mdistiller.engine.speed.vector_table import FileTable, MemoryTable
-from mdistiller.engine.validate import setting_faults
+from mdistiller.engine.validate import setting_errors
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 
@@ -284,7 +284,7 @@ def test_a_folder_that_cannot_be_is_refused_with_the_settings(settings):
         ("~nobody-of-that-name/cache", "TEACHER_CACHE: '~nobody-of-that-name/cache' cannot be a path"),
         ("${NOT-SET}/cache", "TEACHER_CACHE: '${NOT-SET}/cache' names the environment variable NOT-SET"),
     ):
-        assert [line for line in setting_faults(settings("KD", "TEACHER_CACHE", folder)) if line.startswith(fault)]
+        assert [line for line in setting_errors(settings("KD", "TEACHER_CACHE", folder)) if line.startswith(fault)]
 
 
 class Bare(nn.Module):

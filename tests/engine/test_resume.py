@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import yaml
+from mdistiller.engine.run.resume import schedule_changes
 
 from mdistiller.engine import checkpoint
-from mdistiller.engine.build import build_trainer, load_checked
+from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg, to_dict
-from mdistiller.engine.run.resume import schedule_changes
+from mdistiller.engine.validate import load_valid_cfg
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder
 
@@ -39,15 +40,15 @@ def interrupted(tmp_path_factory):
         patch.setenv("TORCHELASTIC_RUN_ID", "job 1")
         make_image_folder(place / "images")
         (place / "run.yaml").write_text(YAML)
-        trainer = build_trainer(load_checked("run.yaml", GIVEN))
-        train_epoch = trainer._train_epoch
+        trainer = build_trainer(load_valid_cfg("run.yaml", GIVEN))
+        train_epoch = trainer.train_epoch
 
         def crash_in_the_third(epoch, *rest):
             if epoch == 3:
                 raise Crash
             return train_epoch(epoch, *rest)
 
-        trainer._train_epoch = crash_in_the_third
+        trainer.train_epoch = crash_in_the_third
         with pytest.raises(Crash):
             trainer.train()
     return place

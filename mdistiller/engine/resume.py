@@ -1,0 +1,181 @@
+"""The settings of a resumed run: those of the saved run, except its length and decay stages on request.
+
+`SOLVER.EPOCHS` and `SOLVER.LR_DECAY_STAGES` keep their saved values unless the command line gives others. New values
+may change the epochs to come, never the completed ones. Every other setting that changes a result must stay the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+from yacs.config import CfgNode
+
+from .. import distributed
+from ..errors import UserError
+from .cfg import CFG, experiment_name, leaves, merge_known, to_dict
+from .optim import learning_rate
+from .run.folder import RunFolder
+from .run.saved_state import find_latest
+
+log = logging.getLogger("mdistiller")
+
+SCHEDULE = ("EPOCHS", "LR_DECAY_STAGES")  # keys of SOLVER that may change
+FROM_DATA = ("INPUT_SIZE", "MEAN", "STD")  # keys of DATASET that the data set determines where they are None
+# Keys that do not change a result, and keys that this module compares in another way. SOLVER.TRAINER has aliases;
+# the optimizer's state tells one update rule from another.
+FREE_ON_RESUME = (
+    *("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER"),
+    *("LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
+    *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
+    *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
+    "SOLVER.CHECKPOINT_EVERY",
+)
+
+
+class SavedRun(NamedTuple):
+    """What is known about a run to resume before data and models are loaded.
+
+    Attributes:
+        path: of its training state, for messages.
+        config: its configuration, nested dictionaries.
+        epoch: completed epochs.
+    """
+
+    path: str
+    config: Dict[str, Any]
+    epoch: int
+
+
+def saved_run(cfg: CfgNode, resume: bool, overwrite: bool) -> Optional[SavedRun]:
+    """Return the run that `cfg` resumes, or `None`.
+
+    Args:
+        cfg: gives the folder of the run.
+        resume, overwrite: the arguments that `Trainer.train` will get.
+
+    Raises:
+        UserError: its state cannot be read.
+    """
+    folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
+
+    def read() -> Any:
+        if not folder.continues(resume, overwrite):
+            return None
+        state = find_latest(folder)[0]
+        return state.get("config"), state.get("epoch")
+
+    found = distributed.run_on_main(read)
+    if found is None or not isinstance(found[0], dict) or type(found[1]) is not int:
+        return None  # nothing to resume, or a state that `Trainer.load_state_dict` will refuse
+    return SavedRun(str(folder.latest), *found)
+
+
+def keep_schedule(cfg: CfgNode, saved: SavedRun, overrides: Sequence[str]) -> None:
+    """Set length and decay stages of `cfg`, in place, to those of the saved run, except where `overrides` give them.
+
+    Args:
+        overrides: `KEY VALUE KEY VALUE …`, words of the command line.
+
+    Raises:
+        UserError: the given length is less than the completed epochs.
+    """
+    before = dict(leaves(saved.config))
+    for name in SCHEDULE:
+        key, given = f"SOLVER.{name}", cfg.SOLVER[name]
+        if key in before and before[key] != given and key not in overrides[::2]:
+            merge_known(cfg, {"SOLVER": {name: before[key]}}, "the saved run")
+            log.info(
+                f"note: {key} stays {before[key]}, that of the saved run; the configuration has {given}, give {key} on"
+                " the command line to change it"
+            )
+    if cfg.SOLVER.EPOCHS >= 1:  # otherwise validation rejects it
+        _check_length(cfg, before.get("SOLVER.EPOCHS"), saved.epoch, saved.path)
+
+
+def check_settings_unchanged(cfg: CfgNode, saved: SavedRun) -> None:
+    """Compare the settings with those of the saved run before data are read, except those that the data will determine.
+
+    Raises:
+        UserError: settings differ.
+    """
+    undetermined = [f"DATASET.{name}" for name in FROM_DATA if cfg.DATASET[name] is None]
+    check_same_config(saved.config, to_dict(cfg), saved.path, leave_out=undetermined)
+
+
+def schedule_changes(cfg: CfgNode, saved: Any, epoch: int, step: int, steps: int, path: str) -> List[str]:
+    """Return a note if length or decay stages of a resumed run differ from the saved ones, otherwise an empty list.
+
+    Args:
+        cfg: the present configuration.
+        saved: the configuration in the state at `path`, nested dictionaries.
+        epoch, step: completed epochs, and steps of the next one.
+        steps: per epoch.
+
+    Raises:
+        UserError: the run is longer than its new length already, or a stage that it has passed has changed.
+    """
+    old = cfg.clone()
+    old.defrost()
+    for name in SCHEDULE:
+        before = dict(leaves(saved or {})).get(f"SOLVER.{name}", cfg.SOLVER[name])
+        merge_known(old, {"SOLVER": {name: before}}, path)
+    changes = [
+        f"SOLVER.{name} was {old.SOLVER[name]}, is now {cfg.SOLVER[name]}"
+        for name in SCHEDULE
+        if old.SOLVER[name] != cfg.SOLVER[name]
+    ]
+    if not changes:
+        return []
+    done = epoch + step / steps
+    _check_length(cfg, old.SOLVER.EPOCHS, done, path)
+    passed, now = ([s for s in each.SOLVER.LR_DECAY_STAGES if s <= done] for each in (old, cfg))
+    if cfg.SOLVER.SCHEDULE == "step" and passed != now:
+        raise UserError(
+            f"--resume: SOLVER.LR_DECAY_STAGES was {old.SOLVER.LR_DECAY_STAGES}, is now {cfg.SOLVER.LR_DECAY_STAGES},"
+            f" but {path} has {done:.4g} epochs done; only later stages can change, keep {passed} up to there"
+        )
+    return [f"note: {'; '.join(changes)}; {_rates(old, cfg, epoch * steps + step, steps)}"]
+
+
+def _check_length(cfg: CfgNode, before: Any, done: float, path: str) -> None:
+    if done > cfg.SOLVER.EPOCHS:
+        raise UserError(
+            f"--resume: SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS}, but {path} has {done:.4g} epochs done; give at least"
+            f" {math.ceil(done)}, or leave it out to keep {before}"
+        )
+
+
+def _rates(old: CfgNode, new: CfgNode, step: int, steps: int) -> str:
+    """Describe what the change does to the learning rate of step `step`, counted from 0 over the run."""
+    if step >= new.SOLVER.EPOCHS * steps:
+        return "nothing is left to train"
+    after = f"{learning_rate(new, step, steps):.5g}"
+    if step >= old.SOLVER.EPOCHS * steps:
+        return f"the learning rate of the last step was {learning_rate(old, step - 1, steps):.5g}, the next has {after}"
+    return f"the learning rate of the next step was {learning_rate(old, step, steps):.5g}, is now {after}"
+
+
+def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: Sequence[str] = ()) -> None:
+    """Raise a UserError if settings that change the result differ from those that the run was started with.
+
+    Args:
+        saved: the configuration in the state at `path`, nested dictionaries.
+        given: the present configuration.
+        leave_out: keys that are not compared.
+
+    Raises:
+        UserError: settings differ.
+    """
+    free = (*FREE_ON_RESUME, *leave_out)
+    # An earlier version lacks newer keys; it behaved as their present defaults do.
+    before = {**dict(leaves(to_dict(CFG))), **dict(leaves(saved))} if saved else {}
+    now = dict(leaves(given))
+    changed = [
+        f"{key} was {before[key]!r}, now {now[key]!r}"
+        for key in before
+        if key in now and before[key] != now[key] and not key.startswith(free)
+    ]
+    if changed:
+        raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")

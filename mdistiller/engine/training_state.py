@@ -1,0 +1,167 @@
+"""The state of a training run: all that a resumed run needs to end as if it had never been interrupted."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from .. import distributed
+from ..distillers import Distiller
+from ..errors import UserError
+from .cfg import to_dict
+from .checkpoint import save
+from .data_parallel import own_statistics
+from .meter import EpochMeter
+from .resume import check_same_config, schedule_changes
+from .run.folder import RunFolder
+from .run.origin import check_origin
+from .run.progress import Progress
+from .run.random_state import get_random_state, set_random_state
+from .run.saved_state import check_state, random_states, saved_origin
+
+
+class TrainingState:
+    """Weights, optimizer, progress and random numbers of a run, saved and restored together.
+
+    The teacher is not saved: it is frozen and has a file of its own. The loaders' random numbers follow from seed and
+    epoch.
+
+    Args:
+        distiller, optimizer, scaler: of the trainer.
+        cfg: the resolved configuration.
+        train_loader: `None` for a benchmark of steps.
+        origin: what `origin_of` returned.
+
+    Attributes:
+        progress: how far the run has come.
+        meter: losses and accuracy of the current epoch.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        cfg: CfgNode,
+        train_loader: Any,
+        origin: Dict[str, Any],
+    ) -> None:
+        self.distiller = distiller
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.cfg = cfg
+        self.num_steps: Optional[int] = None if train_loader is None else len(train_loader)
+        self.origin = origin
+        self.device = next(distiller.parameters()).device
+        self.progress = Progress()
+        self.meter = EpochMeter(1)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return the state between two steps as tensors and plain values. All processes of a group call it together."""
+        weights = {key: value for key, value in self.distiller.state_dict().items() if not key.startswith("teacher.")}
+        statistics = {key: value.cpu() for key, value in own_statistics(self.distiller).items()}
+        return {
+            "distiller": weights,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state_dict(),
+            **self.progress.state_dict(),
+            "origin": self.origin,
+            "random": distributed.all_gather(get_random_state(self.device)),
+            "statistics": distributed.all_gather(statistics),
+            "num_steps": self.num_steps,
+            "config": to_dict(self.cfg),
+        }
+
+    def load_state_dict(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: content of a training state in `folder`.
+            folder: of the run. If length or decay stages changed, the state there is saved again with the new ones.
+
+        Returns:
+            Notes for the user on a changed length or changed decay stages.
+
+        Raises:
+            UserError: the state is invalid, or belongs to other settings, other data or another teacher.
+        """
+        try:
+            check_state(state)
+            self.progress.load_state_dict(state)
+        except ValueError as error:
+            raise _invalid(folder, error) from None
+        self._check_same_run(state, str(folder.latest))
+        try:
+            self.meter = EpochMeter(self.progress.epoch + 1)
+            self.meter.load_state_dict(state["meter"], self.device)
+            if self.num_steps is not None and self.progress.step > self.num_steps:
+                raise ValueError(f"its step is {self.progress.step}, an epoch has {self.num_steps}")
+            self._load_weights(state)
+            self._load_optimizer(state["optimizer"])
+        except ValueError as error:
+            raise _invalid(folder, error) from None
+        self.scaler.load_state_dict(state["scaler"])
+        rank, saved_by = distributed.get_rank(), random_states(state)
+        if rank < len(saved_by):  # a process that did not exist then keeps the numbers of its seed
+            set_random_state(saved_by[rank], self.device)
+        return self._schedule_notes(state, folder)
+
+    def _check_same_run(self, state: Dict[str, Any], path: str) -> None:
+        saved, given = state.get("config"), to_dict(self.cfg)
+        # Other images often have another mean and std. The difference in the images is the one to report.
+        check_same_config(saved, given, path, leave_out=["DATASET.MEAN", "DATASET.STD"])
+        check_origin(saved_origin(state), self.origin, path)
+        check_same_config(saved, given, path)
+        if state.get("num_steps", self.num_steps) != self.num_steps:
+            raise UserError(
+                f"--resume: {path} has epochs of {state['num_steps']} steps, with {distributed.get_world_size()}"
+                f" processes they have {self.num_steps}, because a short last batch is dropped; give the"
+                f" {len(random_states(state))} that it was started with"
+            )
+
+    def _load_weights(self, state: Dict[str, Any]) -> None:
+        try:
+            missing, unexpected = self.distiller.load_state_dict(state["distiller"], strict=False)
+        except RuntimeError as error:  # shapes differ, for example after an edit of a plug-in
+            raise ValueError(" ".join(str(error).split())[:200]) from None
+        differing = [key for key in missing if not key.startswith("teacher.")] + unexpected
+        if differing:
+            raise ValueError(f"its weights differ, first {differing[0]}")
+        self.distiller.load_state_dict(_own_statistics(state.get("statistics", [{}])), strict=False)
+
+    def _load_optimizer(self, saved: Dict[str, Any]) -> None:
+        """Load the momenta; rates and other options follow from the configuration, which is known to be the same."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:
+            raise ValueError("its optimizer has other parameters")
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+
+    def _schedule_notes(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
+        if self.num_steps is None:
+            return []
+        progress, path = self.progress, folder.latest
+        notes = schedule_changes(
+            self.cfg, state.get("config"), progress.epoch, progress.step, self.num_steps, str(path)
+        )
+        if notes:  # otherwise a run that is killed before its next save would go back to the old schedule
+            changed = {**state, "config": to_dict(self.cfg)}
+            distributed.run_on_main(lambda: save(changed, path, folder.previous))
+        return notes
+
+
+def _invalid(folder: RunFolder, error: ValueError) -> UserError:
+    return UserError(
+        f"--resume: {folder.latest} is not a valid training state of this configuration: {error}; copy"
+        f" {folder.best.name} or an epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
+    )
+
+
+def _own_statistics(of_processes: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
+    """Return the running means and variances of this process, or their averages if other processes saved them."""
+    if len(of_processes) == distributed.get_world_size():
+        return of_processes[distributed.get_rank()]
+    return {key: torch.stack([part[key] for part in of_processes]).mean(0) for key in of_processes[0]}
