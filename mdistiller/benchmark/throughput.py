@@ -17,9 +17,7 @@ import torch
 from ..distillers import distiller_dict
 from ..engine.build import build_trainer
 from ..engine.cfg import load_cfg
-from ..engine.meter import EpochMeter
 from ..engine.run.logger import RunLogger
-from ..engine.speed.fast_networks import TrainingForm
 from ..engine.speed.precision import pick_device, pick_precision
 from .baseline import PlainLoop
 from .hardware import describe_hardware, measure_peak
@@ -84,20 +82,14 @@ def train_ours(case: Case, pipe: Connection) -> None:
     """Train as tools/train.py does, epoch after epoch, without evaluation."""
     trainer = build_trainer(case.cfg())
     trainer.folder.create(resume=False)
-    logger = RunLogger(trainer.folder, trainer.cfg)
-    epochs = range(1, 2 if case.warm else 1 + trainer.cfg.SOLVER.EPOCHS)
-    trainer.distiller.train()
-    form = TrainingForm(trainer.distiller, trainer.train_loader, trainer.cfg, trainer.precision, logger.say)
-
-    def train(epoch: int) -> None:
-        trainer.step, trainer.meter = 0, EpochMeter(epoch)
-        trainer.train_epoch(epoch, logger, form)
-
+    trainer.logger = RunLogger(trainer.folder, trainer.cfg)
+    trainer.prepare()
     if case.warm:
-        train(1)
-    trainer.batches = Gate(pipe, trainer.device)(trainer.batches)  # type: ignore[method-assign]
-    for epoch in itertools.cycle(epochs):
-        train(epoch)
+        trainer.train_epoch(1)
+    gated = Gate(pipe, trainer.device)(trainer.batches)
+    for epoch in itertools.cycle(range(1, 2 if case.warm else 1 + trainer.cfg.SOLVER.EPOCHS)):
+        trainer.start_epoch(epoch)
+        trainer.train_epoch(epoch, gated())
 
 
 def train_plainly(case: Case, pipe: Connection) -> None:
@@ -130,7 +122,7 @@ def _work(case: Case) -> Work:
     cfg.TEACHER_CACHE, cfg.SOLVER.AMP = "off", "off"
     cfg.DATASET.TRAIN_FRACTION = min(PART, cfg.DATASET.TRAIN_FRACTION)
     trainer = build_trainer(cfg)
-    trainer._check_losses()
+    trainer.check_losses()
     info, size = trainer.train_loader.info, cfg.SOLVER.BATCH_SIZE
     index = torch.arange(size, device=trainer.device) % trainer.train_loader.num_images
     image = torch.randn(size, 3, info.input_size, info.input_size, device=trainer.device)

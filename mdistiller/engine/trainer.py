@@ -147,7 +147,7 @@ class Trainer:
             row.update(memory_figures(self.device))
             self._finish_epoch(train_seconds)
             distributed.run_on_main(partial(self._log_epoch, row))
-            self._save()
+            self.save()
         summary = report.summary_of(
             self.name,
             self.cfg,
@@ -309,7 +309,7 @@ class Trainer:
             if (first_step + step) % self.cfg.LOG.TENSORBOARD_FREQ == 0:
                 self.logger.steps(first_step + step, values)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Save the student and the state after an epoch."""
         improved = self.progress.last["deployed_top1"] > self.progress.best.get("deployed_top1", -1.0)
         if improved:

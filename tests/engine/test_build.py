@@ -3,14 +3,14 @@
 import pytest
 
 from mdistiller.distillers import distiller_dict
-from mdistiller.engine import build
+from mdistiller.engine import build, validate
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
 
 
 def lines_of(*overrides, path=None):
     with pytest.raises(UserError) as error:
-        build.load_valid_cfg(path, overrides)
+        validate.load_valid_cfg(path, overrides)
     return str(error.value).splitlines()
 
 

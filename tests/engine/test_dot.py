@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from mdistiller.engine.run.state import capture, restore
 from torch import nn
 
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.trainer import Trainer, trainer_dict
 from mdistiller.engine.update_rules import DistillationOriented, SummedLosses
-from mdistiller.errors import UserError
+from mdistiller.engine.validate import config_errors
+from mdistiller.errors import UserError, refuse
 from mdistiller.models import build_model
 
 
@@ -178,15 +178,19 @@ def test_it_needs_the_task_and_something_else(kept):
         rule(model)(losses)
 
 
+def check(*overrides):
+    refuse(config_errors(load_cfg(None, ["SOLVER.TRAINER", "dot", *overrides])))
+
+
 @pytest.mark.parametrize(("delta", "momentum"), [("0.1", "0.95"), ("0.95", "0.9"), ("-0.1", "0.9")])
 def test_bad_options(delta, momentum):
     with pytest.raises(UserError, match=f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}"):
-        rule(Toy(), "SOLVER.DOT.DELTA", delta, "SOLVER.MOMENTUM", momentum)
+        check("SOLVER.DOT.DELTA", delta, "SOLVER.MOMENTUM", momentum)
 
 
 def test_without_momentum_it_is_refused():
     with pytest.raises(UserError, match="SOLVER.MOMENTUM is 0, .*use SOLVER.TRAINER base"):
-        rule(Toy(), "SOLVER.DOT.DELTA", "0.0", "SOLVER.MOMENTUM", "0.0")
+        check("SOLVER.DOT.DELTA", "0.0", "SOLVER.MOMENTUM", "0.0")
 
 
 def test_trainers_by_name():
@@ -236,10 +240,10 @@ def test_the_trainer_resumes():
     whole = trainer_of("dot")
     whole.distiller.train()
     for step in range(2):
-        whole._step(image_batch(step), 1, step, 10)
-    state = copy.deepcopy(capture(whole))
+        whole.train_step(image_batch(step), 1, step, 10)
+    state = copy.deepcopy(whole.state.state_dict())
     again = trainer_of("crd_dot")
-    restore(again, state)
+    assert again.state.load_state_dict(state, again.folder) == []
     again.distiller.train()
     for trainer in (whole, again):
         trainer.train_step(image_batch(2), 2, 2, 10)

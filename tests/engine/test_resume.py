@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import yaml
-from mdistiller.engine.run.resume import schedule_changes
 
 from mdistiller.engine import checkpoint
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg, to_dict
+from mdistiller.engine.resume import schedule_changes
 from mdistiller.engine.validate import load_valid_cfg
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder

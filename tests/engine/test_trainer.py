@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(teacher, method, trainer):
     whole.train()
     # a run of 3 epochs that is stopped in the second
     part = built("part")
-    step, calls = part._step, []
+    step, calls = part.train_step, []
 
     def interrupted(*args):
         calls.append(args)
@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(teacher, method, trainer):
             raise KeyboardInterrupt
         return step(*args)
 
-    part._step = interrupted
+    part.train_step = interrupted
     with pytest.raises(KeyboardInterrupt):
         part.train()
     resumed = built("part")
@@ -107,7 +107,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(teacher, method, trainer):
     ]
     assert learned[0] == learned[1]
     assert len(rows(resumed)) == 3
-    assert resumed.best == whole.best
+    assert resumed.progress.best == whole.progress.best
 
 
 def test_students_of_one_seed_start_alike_whatever_the_method(teacher):

@@ -5,7 +5,8 @@ import torch
 
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.cfg.values import to_dict
-from mdistiller.engine.validate import check_resumable, check_settings, setting_errors
+from mdistiller.engine.resume import check_same_config
+from mdistiller.engine.validate import check_settings, setting_errors
 from mdistiller.errors import UserError
 from tests.conftest import REPO
 from tests.engine.cfg.test_cfg import CONFIGS
@@ -110,7 +111,7 @@ def test_a_key_that_a_saved_run_lacks_had_its_default():
     cfg = to_dict(load_cfg(None, ["DISTILLER.TYPE", "KDSVD"]))
     saved = copy.deepcopy(cfg)
     del saved["DATASET"]["FLIP"], saved["KDSVD"]["LAYOUT"]
-    check_resumable(saved, cfg, "latest.pth")
+    check_same_config(saved, cfg, "latest.pth")
     cfg["DATASET"]["FLIP"] = False
     with pytest.raises(UserError, match="DATASET.FLIP was True, now False"):
-        check_resumable(saved, cfg, "latest.pth")
+        check_same_config(saved, cfg, "latest.pth")

@@ -72,7 +72,7 @@ def main() -> None:
         if time.monotonic() > end:
             raise Enough
 
-    trainer._save = looking  # type: ignore[method-assign]
+    trainer.save = looking  # type: ignore[method-assign]
     with suppress(Enough), open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         trainer.train()
     flat, line = verdict(samples)

@@ -103,7 +103,11 @@ def test_within_an_epoch(folder, method, trainer):
     resumed = crashed_and_resumed(STEPS + 5, make)
     assert differences(whole.folder.path, resumed.folder.path) == []
     assert "resumed after epoch 1 of 3, step 3 of 5 in the next" in resumed.folder.worklog.read_text()
-    assert (resumed.best, resumed.last, resumed.images) == (whole.best, whole.last, whole.images)
+    assert (resumed.progress.best, resumed.progress.last, resumed.progress.images) == (
+        whole.progress.best,
+        whole.progress.last,
+        whole.progress.images,
+    )
 
 
 def test_differences_are_seen(folder):
@@ -182,7 +186,7 @@ def test_a_signal_finishes_the_step_and_saves(folder, capfd, number, at):
     spoil_random_numbers()
     resumed.train(resume=True)
     assert differences(whole.folder.path, resumed.folder.path) == []
-    assert (resumed.images, len(rows(resumed))) == (whole.images, 3)
+    assert (resumed.progress.images, len(rows(resumed))) == (whole.progress.images, 3)
 
 
 def test_a_second_sigint_stops_at_once(folder):
@@ -223,7 +227,7 @@ def test_a_signal_in_an_evaluation(folder, batch):
     resumed = built(folder, "part", every="")
     resumed.train(resume=True)
     assert differences(whole.folder.path, resumed.folder.path) == []
-    assert resumed.images == whole.images
+    assert resumed.progress.images == whole.progress.images
 
 
 def test_a_signal_before_the_first_step(folder):
@@ -280,13 +284,13 @@ def test_resuming_a_finished_run_changes_nothing(folder):
 
 def test_a_signal_after_the_last_step_does_not_hide_that_the_run_is_done(folder, monkeypatch):
     part = built(folder, "part", epochs=1, every="")
-    save = part._save
+    save = part.save
 
     def signalled():
         os.kill(os.getpid(), signal.SIGTERM)
         save()
 
-    part._save = signalled
+    part.save = signalled
     assert part.train()["epochs"] == 1
 
 
@@ -332,7 +336,7 @@ def test_wall_clock_goes_on(folder):
     resumed.train(resume=True)
     assert 1e6 < rows(resumed)[0]["seconds"] < 1.5e6
     assert rows(resumed)[1]["seconds"] < 5e5
-    assert 1e6 < resumed.total_seconds < 1.5e6
+    assert 1e6 < resumed.progress.total_seconds < 1.5e6
     assert set(MACHINE_FIELDS) <= set(rows(resumed)[0])
 
 

@@ -90,11 +90,10 @@ def test_where_nothing_can_be_locked_a_note_says_so(tmp_path, monkeypatch, caplo
 
 def test_a_lock_alone_is_no_run(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
-    with folder.claimed(False, False):
+    with folder.claim(False, False):
         pass
     folder.check(False, False)
-    with pytest.raises(UserError, match="no run to continue"):
-        folder.check(True, False)
+    assert folder.check(True, False) == (False, True)  # it starts from the beginning
     folder.config.write_text("killed: here")
     folder.check(False, True)
 
@@ -102,14 +101,14 @@ def test_a_lock_alone_is_no_run(tmp_path):
 def test_a_name_of_an_earlier_launch_is_no_longer_that_of_its_run(tmp_path, monkeypatch):
     folder = RunFolder(str(tmp_path), "run")
     monkeypatch.setattr(torchrun, "name", lambda: "job 17")
-    with folder.claimed(False, False):
+    with folder.claim(False, False):
         folder.create(False)
     folder.latest.write_text("of the first launch")
     for _ in range(2):
         with pytest.raises(UserError, match="already holds a run"):
-            folder.checked(False, False)  # the second launch, which was given the same name, then its restart
+            folder.check(False, False)  # the second launch, which was given the same name, then its restart
         monkeypatch.setattr(torchrun, "is_restart", lambda: True)
-    assert folder.checked(False, True) == (False, True)
+    assert folder.check(False, True) == (False, True)
 
 
 def test_a_restart_tells_its_own_run_from_the_one_that_it_was_to_replace(tmp_path, monkeypatch):
@@ -119,13 +118,13 @@ def test_a_restart_tells_its_own_run_from_the_one_that_it_was_to_replace(tmp_pat
     folder.config.write_text("")
     folder.worklog.write_text("")
     monkeypatch.setattr(torchrun, "name", lambda: "job 17")
-    with folder.claimed(False, True):
+    with folder.claim(False, True):
         pass  # killed before anything was removed
     monkeypatch.setattr(torchrun, "is_restart", lambda: True)
-    assert folder.checked(False, True) == (False, True)
-    with folder.claimed(False, True):
+    assert folder.check(False, True) == (False, True)
+    with folder.claim(False, True):
         folder.create(False)
     assert not folder.latest.exists()
-    assert folder.checked(False, True) == (False, True)
+    assert folder.check(False, True) == (False, True)
     folder.latest.write_text("our own")
-    assert folder.checked(False, True) == (True, False)
+    assert folder.check(False, True) == (True, False)

@@ -70,7 +70,7 @@ def logger(*overrides):
 def test_without_credentials_it_logs_offline_and_says_so(wandb, capsys):
     log = logger()
     log.epoch({"epoch": 1, "loss": 2.0})
-    log.close({"best": 1})
+    log.finish({"best": 1})
     assert [start["mode"] for start in wandb.started] == ["offline"]
     assert wandb.started[0]["tags"] == ["a", "b"]
     assert wandb.run.rows == [{"epoch": 1, "loss": 2.0}]
@@ -135,7 +135,7 @@ folder = RunFolder(cfg.LOG.PREFIX, "run")
 folder.create(resume=True)
 log = RunLogger(folder, cfg, wandb_id=sys.argv[1])
 log.epoch({"epoch": 1, "loss": 2.0})
-log.close({"best": 1})
+log.finish({"best": 1})
 print("id", log.wandb_id)
 """
 
@@ -194,7 +194,7 @@ def test_a_failing_service_costs_one_line(wandb, capsys):
     wandb.init = lambda **settings: 1 / 0
     log = logger()
     log.epoch({"epoch": 1})
-    log.close({})
+    log.finish({})
     assert log.wandb is None
     assert "wandb: off for this run (division by zero)" in capsys.readouterr().out
 
@@ -204,7 +204,7 @@ def test_a_service_that_breaks_down_costs_one_line(wandb, capsys):
     wandb.run.log = lambda row, step: 1 / 0
     for epoch in (1, 2):
         log.epoch({"epoch": epoch})
-    log.close({})
+    log.finish({})
     assert len(log.folder.metrics.read_text().splitlines()) == 2
     assert capsys.readouterr().out.count("wandb: off from now on (division by zero)") == 1
 

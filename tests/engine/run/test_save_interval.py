@@ -38,8 +38,6 @@ def test_other_texts_are_refused_with_the_other_faults(text):
     cfg = load_cfg(None, ["SOLVER.CHECKPOINT_EVERY", text, "SOLVER.LR", "-1"])
     with pytest.raises(UserError) as caught:
         check_settings(cfg)
-    line = (
-        f"SOLVER.CHECKPOINT_EVERY is {text!r}; expected 500 steps, 10 minutes or the like; empty for each epoch alone"
-    )
+    line = f"SOLVER.CHECKPOINT_EVERY is {text!r}; expected 500 steps, 10 minutes or the like; empty to save after each epoch only"
     assert line in str(caught.value).splitlines()
     assert len(str(caught.value).splitlines()) == 2

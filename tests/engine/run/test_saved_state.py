@@ -9,7 +9,7 @@ import torch
 
 from mdistiller.engine import checkpoint as ck
 from mdistiller.engine.build import build_trainer
-from mdistiller.engine.run.state import read_latest
+from mdistiller.engine.run.saved_state import read_latest
 from mdistiller.errors import UserError
 from tests.engine.test_trainer import rows, settings
 from tests.soak.kill_and_resume import differences
