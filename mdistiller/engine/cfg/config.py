@@ -1,8 +1,7 @@
-"""The configuration: every key with its default, and how files and overrides change it.
+"""The configuration node, and how YAML files and overrides change it.
 
-A file may name another with `_BASE_: path` (relative to itself, or a shipped one), whose values it then changes. Each
-distiller's own section comes from the `DEFAULTS` beside its code; the distillers that `PLUGINS` names are loaded before
-anything else is read.
+The defaults of the library are in `defaults.py`; each distiller adds a section from the `DEFAULTS` in its own file.
+Distillers that `PLUGINS` names are loaded before anything else is read, because they add keys.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from .yaml_files import read_file
 
 
 class Config(CN):
-    """A `CfgNode` that merges as this module does, for scripts written for MDistiller."""
+    """A `CfgNode` with the merge methods of this module, for scripts written for MDistiller."""
 
     def merge_from_file(self, cfg_filename: str) -> None:
-        """Change the configuration by a YAML file, `_BASE_` and `PLUGINS` included."""
+        """Merge a YAML file, with its `_BASE_` and `PLUGINS`."""
         content = read_file(find_config(cfg_filename))
         _plug_in(self, content.pop("PLUGINS", []))
         refuse(line for _, line in _merge(self, CFG, content, str(cfg_filename)))
 
     def merge_from_list(self, cfg_list: Sequence[str]) -> None:
-        """Change the configuration by `KEY VALUE` pairs, values as words of a command line."""
+        """Merge `KEY VALUE` pairs; values are words of a command line."""
         merge_overrides(self, [str(part) for part in cfg_list])
 
 
@@ -41,26 +40,26 @@ CFG.update(DEFAULTS)
 CACHES = ("off", "memory")  # values of TEACHER_CACHE that are not a folder
 
 UNKNOWN = "unknown config key"
-Fault = Tuple[str, str]  # the key, and the line that says what is wrong with it
+Fault = Tuple[str, str]  # a key and its error message
 
 LIBRARY_SECTIONS = tuple(CFG)
 add_sections(CFG, LIBRARY_SECTIONS)
 
-COMMAND_LINE = "the command line"  # as the source of a value, in messages
+COMMAND_LINE = "the command line"  # source of a value, in messages
 
 
 def show_cfg(cfg: CN) -> None:
-    """Print the resolved configuration: the distiller's own section, not those of the others."""
+    """Print the configuration without the sections of other distillers."""
     others = set(distiller_dict) - {cfg.DISTILLER.TYPE}
     print(CN({name: section for name, section in cfg.items() if name not in others}))
 
 
 def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
-    """Return the defaults, changed by the YAML file at `path`, then by `overrides` (`KEY VALUE KEY VALUE …`).
+    """Load the configuration: the defaults, then the YAML file at `path`, then `overrides` (`KEY VALUE KEY VALUE …`).
 
     Raises:
-        UserError: a missing or malformed file; or a line for each unknown key, each value of the wrong type, and an
-            override without a value.
+        UserError: the file is missing or malformed; or one line for each unknown key, each value of a wrong type, and
+            an override without a value.
     """
     cfg, faults = read_cfg(path, overrides)
     refuse(line for _, line in faults)
@@ -68,24 +67,24 @@ def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
 
 
 def read_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Tuple[CN, List[Fault]]:
-    """Return what `load_cfg` does, as far as it can be read, and what is wrong with the rest."""
+    """Return the configuration, without the entries that are wrong, and a fault for each of them."""
     content = {} if path is None else read_file(find_config(path))
     plugins = content.pop("PLUGINS", [])
     cfg = CFG.clone()
-    # before the file's other keys, which they may define; those of the command line stand in place of the file's
+    # Plug-ins come first, because they define keys. PLUGINS on the command line replaces that of the file.
     _plug_in(cfg, dict(_pairs(overrides)).get("PLUGINS", plugins))
     faults = list(_merge(cfg, CFG, content, str(path)))
     return cfg, faults + _merge_pairs(cfg, overrides)
 
 
 def merge_known(cfg: CN, change: Dict[str, Any], source: str) -> None:
-    """Change `cfg` in place by nested dictionaries that another version may have written: unknown keys are dropped."""
+    """Merge nested dictionaries into `cfg`, in place. Unknown keys, of another version, are dropped."""
     faults = _merge(cfg, CFG, change, source)
     refuse(line for _, line in faults if not line.startswith(UNKNOWN))
 
 
 def merge_overrides(cfg: CN, overrides: Sequence[str]) -> None:
-    """Change `cfg` in place by `KEY VALUE` pairs; values are YAML, except texts, which are taken unchanged."""
+    """Merge `KEY VALUE` pairs into `cfg`, in place. Values are YAML; string-typed keys take them verbatim."""
     refuse(line for _, line in _merge_pairs(cfg, overrides))
 
 
@@ -130,7 +129,7 @@ def _plug_in(cfg: CN, plugins: List[str]) -> None:
 
 
 def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: str = "") -> Iterator[Fault]:
-    """Change `cfg` where that can be, and yield what cannot."""
+    """Merge the valid entries of `change` into `cfg`, in place; yield a fault for each other entry."""
     for key, value in change.items():
         name = f"{prefix}{key}"
         if key not in cfg and not cfg.is_new_allowed():
@@ -150,10 +149,10 @@ def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: s
 
 
 def resolved(cfg: CN, **dataset: Any) -> CN:
-    """Return a frozen copy of `cfg` with what the data set settled (`ROOT`, `INPUT_SIZE`, `MEAN`, `STD`) written in.
+    """Return a frozen copy of `cfg` with the values that the data set determines (`ROOT`, `INPUT_SIZE`, `MEAN`, `STD`).
 
-    Its paths no longer depend on the working directory, so that the run's config.yaml and checkpoints work from any
-    other. `LOG.PREFIX` stays as it is: a run writes below the directory that it is started in.
+    Paths become absolute, so that config.yaml and checkpoints of the run work from any directory. `LOG.PREFIX` stays
+    relative: a run writes below the directory that it is started in.
     """
     cfg = cfg.clone()
     for key, value in dataset.items():
@@ -174,5 +173,5 @@ def dump(cfg: CN) -> str:
 
 
 def experiment_name(cfg: CN) -> str:
-    """Return the run's name, hence its folder: `EXPERIMENT.NAME`, or upstream's `PROJECT/TAG` when that is empty."""
+    """Return the name of the run and its folder: `EXPERIMENT.NAME`, or MDistiller's `PROJECT/TAG` if that is empty."""
     return cfg.EXPERIMENT.NAME or f"{cfg.EXPERIMENT.PROJECT}/{cfg.EXPERIMENT.TAG}"

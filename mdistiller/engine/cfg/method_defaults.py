@@ -1,4 +1,4 @@
-"""The distillers' part of the configuration: what each of them, wherever it comes from, adds to the defaults."""
+"""Sections of the configuration that distillers add, the library's own and those of plug-ins."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from .values import to_dict
 
 
 def add_sections(defaults: CN, reserved: Collection[str]) -> None:
-    """Give each registered distiller its section in `defaults`, one for all names of a class; what is there stays.
+    """Add a section to `defaults` for each registered distiller; existing sections stay.
 
-    A distiller without `DEFAULTS` gets one that takes any key. A file's own `CFG` adds keys anywhere.
+    All names of a class share one section. A distiller without `DEFAULTS` gets a section that accepts any key. A `CFG`
+    in a plug-in's file can add keys anywhere.
 
     Args:
-        defaults: the whole configuration's.
-        reserved: sections of the library, whose names no distiller can have.
+        defaults: defaults of the whole configuration.
+        reserved: sections of the library; no distiller may have such a name.
 
     Raises:
-        UserError: a distiller has such a name, or a file's own defaults contradict those that are there.
+        UserError: a distiller has a reserved name, or a plug-in's defaults contradict existing ones.
     """
     for file, own in own_defaults():
         if own is not defaults:
@@ -58,7 +59,7 @@ def _section(defaults: Mapping[str, Any], file: str) -> CN:
 
 
 def complete(section: CN, defaults: CN) -> None:
-    """Add to `section` what it lacks; names that share a section in `defaults` share a copy."""
+    """Add the missing keys of `defaults` to `section`; names that share a section share a copy of it."""
     section.update(copy.deepcopy({key: value for key, value in defaults.items() if key not in section}))
     for key, value in defaults.items():
         if isinstance(value, CN):

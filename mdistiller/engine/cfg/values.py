@@ -1,4 +1,4 @@
-"""Values of the configuration: the words that stand for them, the type each key asks for, and ways to list them all."""
+"""Values of the configuration: parsing words of the command line, converting types, listing all keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .yaml_files import parse
 
 TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
 
-# YAML 1.1 reads `off` and `no` as false, `yes` as true: what is meant by them where a text is expected
+# YAML 1.1 reads `off` and `no` as false and `yes` as true. These are the strings that such keys mean by them.
 SPOKEN: Dict[Tuple[str, Any], str] = {
     ("SOLVER.AMP", False): "off",
     ("SOLVER.COMPILE", False): "off",
@@ -26,27 +26,30 @@ SPOKEN: Dict[Tuple[str, Any], str] = {
 
 
 def from_word(text: str, default: Any, name: str) -> Any:
-    """Return what a word of the command line means for the key `name`: YAML, except that texts are taken unchanged."""
+    """Parse a command-line value as YAML; string-typed keys are taken verbatim."""
     parsed = _parsed(text)
     if not isinstance(default, str):
         return parsed
-    # the text as it stands, except what YAML reads as yes or no
+    # verbatim, except words that YAML reads as booleans
     return SPOKEN.get((name, parsed), text) if isinstance(parsed, bool) else text
 
 
 def _parsed(text: str) -> Any:
     try:
-        # an empty word is an empty text, and None is Python's null; YAML has it the other way round
+        # An empty word is an empty string and None is null; YAML would read null and the string "None".
         return {"": "", "None": None}[text] if text in ("", "None") else parse(text)
     except yaml.YAMLError:
         return text
 
 
 def typed(value: Any, default: Any, name: str, source: str) -> Any:
-    """Return `value` in the type of `default`: an int or `1e-4` (a string to YAML 1.1) serve where a float stands.
+    """Convert `value` to the type of `default`; a float accepts an int, and `1e-4`, which YAML 1.1 reads as a string.
+
+    Args:
+        name, source: the key and where the value comes from, for messages.
 
     Raises:
-        UserError: it has another type; `name` and `source` say where it stands.
+        UserError: the value has another type.
     """
     if default is None:
         return list(value) if isinstance(value, tuple) else value
@@ -58,7 +61,7 @@ def typed(value: Any, default: Any, name: str, source: str) -> Any:
     elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
         return list(value)
     elif isinstance(default, str) and isinstance(value, (str, int, float, bool)):
-        # 32 may well be a name
+        # a number can be a name
         return value if isinstance(value, str) else SPOKEN.get((name, value), str(value))
     elif type(value) is type(default):
         return value
@@ -67,7 +70,7 @@ def typed(value: Any, default: Any, name: str, source: str) -> Any:
 
 
 def undeclared(value: Any) -> Any:
-    """Return what a key without a default takes: any value; a text such as `1e-4` is read as Python, as yacs does."""
+    """Convert the value of a key without a default; strings such as `1e-4` are read as Python literals, as in yacs."""
     if isinstance(value, dict):
         section = CN(new_allowed=True)
         section.update({str(key): undeclared(entry) for key, entry in value.items()})
@@ -79,7 +82,7 @@ def undeclared(value: Any) -> Any:
 
 
 def leaves(node: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
-    """Yield each `(key, value)` of a configuration or of nested dictionaries, keys in full: `SOLVER.LR`."""
+    """Yield each `(key, value)` of a configuration or of nested dictionaries, with full keys such as `SOLVER.LR`."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")

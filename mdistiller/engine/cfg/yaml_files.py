@@ -1,4 +1,4 @@
-"""YAML files of the configuration, as nested dictionaries; a file may change another that its `_BASE_` names."""
+"""YAML files of the configuration, read as nested dictionaries; `_BASE_` names a file that another one changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_VALUES = 100_000  # values in a configuration; the largest shipped one has f
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which however lets the last of equal keys win, and reads what looks like a date as one."""
+    """SafeLoader, except that duplicate keys are errors and dates stay strings."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -41,11 +41,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse(text: str) -> Any:
-    """Return what YAML text says, in dictionaries, lists and scalars.
+    """Parse YAML text into dictionaries, lists and scalars.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or not plain; or it has more than 100,000 values once its anchors (&) are
-            written out, as one that leads back to itself has.
+        yaml.YAMLError: the text is not YAML, has tags, or expands to more than 100,000 values. An anchor (&) that
+            contains itself expands without end.
     """
     try:
         content = _Loader(text).get_single_data()
@@ -62,14 +62,14 @@ def parse(text: str) -> Any:
 
 
 def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
-    """Return the YAML file as a dictionary, merged over the files that `_BASE_` names; `PLUGINS` as a list of texts.
+    """Read a YAML file as a dictionary, merged over the files that `_BASE_` names; `PLUGINS` becomes a list of strings.
 
     Args:
-        path: of the file.
-        seen: the files that lead to this one, for the circle that they may close.
+        path: YAML file.
+        seen: the files whose `_BASE_` led here; `path` must not be among them.
 
     Raises:
-        UserError: a missing or malformed file.
+        UserError: the file is missing or malformed.
     """
     real = Path(os.path.realpath(path))
     if real in seen:
@@ -92,7 +92,7 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
 
 
 def _base_file(path: Path, base: str) -> Path:
-    """Return the file that `_BASE_` in the file `path` names: relative to that file, or a shipped configuration."""
+    """Return the file that `_BASE_` in `path` names, relative to `path` or among the shipped configurations."""
     named = expanded(base)
     beside = usable(path.parent / named)
     for file in (beside, Path(f"{beside}.yaml")):
@@ -102,7 +102,7 @@ def _base_file(path: Path, base: str) -> Path:
 
 
 def _similar_configs(path: Path) -> str:
-    # beside it or among ours; the nearest folder that exists may be a home folder or a whole disk: no search below it
+    # Search the folder of the file and the shipped configurations only; folders above may be a whole disk.
     form = "configs/{}.yaml" if path.suffix == ".yaml" else "{}"
     shipped = {name: form.format(name) for name in shipped_configs()}
     stems = {name.rpartition("/")[2]: text for name, text in reversed(list(shipped.items()))}

@@ -1,10 +1,6 @@
-"""Checkpoints: read without executing anything, written whole or not at all, checked against their checksums.
+"""Checkpoint files: reading without executing code, checksums, atomic writing.
 
-The checksums are those of the zip archive that `torch.save` makes, so that any tool can check them, or ignore them.
-
-A deployed student is one dictionary of tensors and plain values:
-`format`, `version`, `model` (the bare student's state_dict), `head` (`kind`, `options`, `state`; None without one),
-`arch`, `dataset`, `classes`, `input_size`, `mean`, `std`, `epoch`, `accuracy` (percent, by name), `config`.
+The checksums are those of the zip archive that `torch.save` writes, so any zip tool can check them.
 """
 
 from __future__ import annotations
@@ -27,30 +23,30 @@ from .numpy_scalars import allow_numpy_scalars
 
 FORMAT = "mdistiller.student"
 VERSION = 1
-MAX_PICKLE_BYTES = 256 * 2**20  # bytes; what is not tensors is far less, but a few bytes may unpack to any number
+MAX_PICKLE_BYTES = 256 * 2**20  # bytes; the pickled part is far smaller, but a compressed one could unpack to any size
 
 allow_numpy_scalars()
 allow_arguments()
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
-    """Load a checkpoint, of PyTorch or safetensors, onto the CPU.
+    """Load a PyTorch or safetensors checkpoint onto the CPU.
 
-    Only tensors and plain values are accepted, nothing in it is executed.
+    Only tensors and plain values are accepted; nothing is executed.
 
     Raises:
-        UserError: no such file, a truncated, damaged or foreign file, or one that wants to run code.
+        UserError: the file is missing, truncated, damaged, of another kind, or would run code.
     """
     path = find_file(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; give the path of a .pth file (see download_ckpts/README.md)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on unusual pickle protocols: what matters here is whether it loads
+            warnings.simplefilter("ignore")  # about unusual pickle protocols
             if is_safetensors(path):
                 return read_safetensors(path)
             _check_sums(path)
-            with open(path, "rb") as file:  # its name would choose the format
+            with open(path, "rb") as file:  # a file, because torch.load would guess the format from a name
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -60,7 +56,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
         raise UserError(f"checkpoint {path} is damaged ({_reason(error)}); get it again") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} refused: {_reason(error)}; save it as tensors and plain values") from None
-    except Exception as error:  # damaged bytes can make the reader raise anything
+    except Exception as error:  # damaged bytes can make the unpickler raise any type
         reason = _reason(error)
         raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({reason}); get it again") from None
     if not isinstance(content, dict):
@@ -70,7 +66,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """Compare an archive's entries with their CRC-32s, which `torch.load` does not; 0 stands where there is none."""
+    """Check the CRC-32 of each entry of the archive, which `torch.load` does not do; 0 means that there is none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -83,14 +79,14 @@ def _check_sums(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of torch's multi-line advice."""
+    """Return the first sentence of PyTorch's multi-line message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line] or lines or [type(error).__name__]
     return telling[0].split(". ")[0].rstrip(".")[:160]
 
 
 def save(content: Dict[str, Any], path: Path, previous: Optional[Path] = None) -> None:
-    """Write `content` to `path` so that there is never half a file under that name; see `safe_files.replace`."""
+    """Write `content` to `path` atomically; see `atomic_files.replace`."""
     replace(path, partial(_save, content), previous)
 
 
@@ -98,6 +94,6 @@ def _save(content: Dict[str, Any], file: IO[bytes]) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # closing a file that is cut off hides Ctrl-C
+        if isinstance(error.__context__, KeyboardInterrupt):  # the writer turns Ctrl-C into a RuntimeError
             raise KeyboardInterrupt from None
         raise

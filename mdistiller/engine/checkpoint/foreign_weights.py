@@ -1,7 +1,6 @@
-"""Weights that other training programs wrote: where in a file they are, and what else such a file may hold.
+"""Weights in the files of other training programs: timm, torchvision, PyTorch Lightning, MDistiller, safetensors.
 
-Read are the training files of timm, torchvision, PyTorch Lightning, MDistiller and their like, and safetensors files.
-Wrappers in the names of layers (`module.`, `model.`, …) are `load_weights`' part.
+`load_weights` removes prefixes of layer names such as `module.` and `model.`.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from torch import nn
 from ...errors import UserError
 from ...models import load_weights
 
-WEIGHTS = ("model", "module", "state_dict", "model_state_dict", "net", "network")  # keys of a state_dict
-AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")  # keys of an exponential moving average's
+WEIGHTS = ("model", "module", "state_dict", "model_state_dict", "net", "network")  # of a state_dict
+AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")  # exponential moving averages
 PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 PATH_MODULES = ("pathlib", "pathlib._local")  # the latter in Python 3.13
 MAX_HEADER_BYTES = 100_000_000  # bytes, by the definition of the safetensors format
@@ -30,9 +29,9 @@ log = logging.getLogger("mdistiller")
 
 
 def allow_arguments() -> None:
-    """Let `torch.load(weights_only=True)` read the command line's arguments that training programs save.
+    """Let `torch.load(weights_only=True)` read an `argparse.Namespace`, which many programs save with the weights.
 
-    That is an `argparse.Namespace`, which is plain data. The paths in it are read as texts.
+    It is plain data. Paths in it become strings.
     """
     paths = [_path_of(module, name) for module in PATH_MODULES for name in PATHS]
     torch.serialization.add_safe_globals([argparse.Namespace, *paths])
@@ -44,12 +43,12 @@ def _path_of(module: str, name: str) -> Callable[..., str]:
             raise pickle.UnpicklingError(f"Unsupported path of {parts!r}")
         return posixpath.join("", *parts) or "."
 
-    path.__module__, path.__name__, path.__qualname__ = module, name, name  # where the reader looks it up
+    path.__module__, path.__name__, path.__qualname__ = module, name, name  # the name that the unpickler looks up
     return path
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as a safetensors file does: the header's length (8 bytes, little endian), and JSON."""
+    """Return whether a file begins like a safetensors file: header length (8 bytes, little endian), then JSON."""
     with open(path, "rb") as file:
         start = file.read(9)
     return len(start) == 9 and start.endswith(b"{") and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
@@ -73,18 +72,18 @@ def read_safetensors(path: Path) -> Dict[str, torch.Tensor]:
 
 
 def weights_of(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Dict[str, torch.Tensor]:
-    """Return the model's state_dict in a checkpoint: the dictionary itself, or what lies below `WEIGHTS` or `AVERAGED`.
+    """Return the state_dict of the model in a checkpoint: the dictionary itself, or one below `WEIGHTS` or `AVERAGED`.
 
-    Where there are averaged weights, they are taken and the others are not, as by timm's own loader.
+    Averaged weights have precedence, as in timm's loader.
 
     Raises:
-        UserError: there is none, or several, or the file is a training state of this library.
+        UserError: the checkpoint holds no state_dict or several, or is a training state of this library.
     """
     return _find(checkpoint, path)[1]
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Load `weights_of` a checkpoint into `model`, with a note if they are averaged ones.
+    """Load the weights of a checkpoint into `model`; a note says if they are averaged ones.
 
     Raises:
         UserError: see `weights_of` and `load_weights`.
@@ -119,12 +118,12 @@ def _find(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Tuple[str
 
 
 def _states(content: Any, place: str = "") -> Iterator[Tuple[str, Dict[str, torch.Tensor]]]:
-    """Yield `(keys to it, joined by dots, state_dict)` of each state_dict below keys that name one."""
+    """Yield `(path of keys joined by dots, state_dict)` for each state_dict below such keys."""
     if not (isinstance(content, dict) and content):
         return
     nested = [key for key in (*WEIGHTS, *AVERAGED) if isinstance(content.get(key), dict)]
     for key in nested:
         yield from _states(content[key], f"{place}.{key}" if place else key)
     tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    if tensors and not nested:  # beside them there may be an epoch, or an extra state
+    if tensors and not nested:  # other entries may be an epoch or an extra state
         yield place, tensors

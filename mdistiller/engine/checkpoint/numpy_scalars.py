@@ -1,8 +1,8 @@
-"""NumPy scalars in checkpoints: older training code left accuracies in that form.
+"""NumPy scalars in checkpoints: older training code saved accuracies as such.
 
-PyTorch's safe reader calls nothing but what it is told to. A scalar is a call of `multiarray.scalar`, in a module that
-NumPy 1 and 2 name differently, with a `dtype` that is made and then given its state. In place of NumPy's function
-stands one that makes numbers of the kinds below and nothing else.
+`torch.load(weights_only=True)` calls allow-listed functions only. A NumPy scalar is pickled as a call of
+`multiarray.scalar`, whose module NumPy 1 and 2 name differently. A function that makes nothing but numbers of the kinds
+below replaces it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def _scalar_of(module: str) -> Callable[[Any, Any], Any]:
             raise pickle.UnpicklingError(f"Unsupported NumPy scalar of {dtype!r}")
         return np.frombuffer(data, dtype, count=1)[0]
 
-    scalar.__module__, scalar.__qualname__ = module, "scalar"  # the name under which the reader looks it up
+    scalar.__module__, scalar.__qualname__ = module, "scalar"  # the name that the unpickler looks up
     return scalar
 
 
 def allow_numpy_scalars() -> None:
-    """Let `torch.load(weights_only=True)` read NumPy's numbers and truth values, whichever NumPy wrote them."""
+    """Let `torch.load(weights_only=True)` read NumPy numbers and booleans of NumPy 1 and 2."""
     dtypes: List[Any] = [type(np.dtype(kind)) for kind in KINDS]
-    # encode: how a pickle of protocol 2 spells bytes; newer PyTorch allows it by itself
+    # codecs.encode is how pickle protocol 2 stores bytes; newer PyTorch allows it already
     torch.serialization.add_safe_globals([codecs.encode, np.dtype, *dtypes, *map(_scalar_of, MODULES)])

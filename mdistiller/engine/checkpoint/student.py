@@ -1,4 +1,9 @@
-"""The checkpoint of a deployed student: what it says of itself, and how it is loaded."""
+"""The checkpoint of a deployed student: it describes itself, so that it can be rebuilt without the teacher.
+
+It is a dictionary of tensors and plain values: `format`, `version`, `model` (the bare student's state_dict), `head`
+(`kind`, `options`, `state`; `None` without one), `arch`, `dataset`, `classes`, `input_size`, `mean`, `std`, `epoch`,
+`accuracy` (percent, by name), `config`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,7 @@ def describe_student(
     epoch: int,
     config: Dict[str, Any],
 ) -> Dict[str, Any]:
-    """Return the deployed student as the dictionary that the module's docstring lists."""
+    """Return the dictionary described in the docstring of this module."""
     head = student.head
     return {
         "format": FORMAT,
@@ -59,10 +64,10 @@ DESCRIPTION = {
 
 
 def is_described(checkpoint: Dict[str, Any]) -> bool:
-    """Whether a checkpoint says itself what it holds.
+    """Return whether a checkpoint describes itself, as those of `describe_student` do.
 
     Raises:
-        UserError: it begins to, but parts of it are missing, or it is of a later version.
+        UserError: the description is incomplete, or of a later version.
     """
     if checkpoint.get("format") != FORMAT:
         return False
@@ -89,16 +94,16 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
 
 
 def plugins_of(checkpoint: Dict[str, Any]) -> List[Any]:
-    """Return what the configuration of a described checkpoint names as PLUGINS; `[None]` if that is no list."""
+    """Return the PLUGINS in the configuration of a described checkpoint; `[None]` if they are not a list."""
     given = checkpoint["config"].get("PLUGINS", [])
     return given if isinstance(given, list) else [None]
 
 
 def check_known(checkpoint: Dict[str, Any], arch: str, dataset: str, input_size: Optional[int]) -> None:
-    """Check that a model `arch` is registered for a data set; see `find_model`.
+    """Check that the model `arch` is registered for a data set; see `find_model`.
 
     Raises:
-        UserError: it is not; the message names the plug-ins with which the checkpoint was trained, if there were any.
+        UserError: it is not. The message names the plug-ins that the checkpoint was trained with.
     """
     try:
         find_model(arch, dataset, input_size)
@@ -110,7 +115,7 @@ def check_known(checkpoint: Dict[str, Any], arch: str, dataset: str, input_size:
 
 
 def _plugins_to_load(checkpoint: Dict[str, Any]) -> str:
-    """Return what to do where a plug-in is missing: nothing is loaded unasked, since a checkpoint is data."""
+    """Return how to load the plug-ins of a checkpoint; they are never loaded automatically."""
     plugins = ", ".join(plugins_of(checkpoint))
     return f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else ""
 
@@ -123,14 +128,17 @@ def load_student(
     dataset: str = "cifar100",
     input_size: Optional[int] = None,
 ) -> DeployedStudent:
-    """Build the deployed student of a checkpoint; without a description: the bare model `arch`.
+    """Build the deployed student of a checkpoint, or the bare model `arch` if the checkpoint does not describe itself.
 
     Args:
         checkpoint: what `read_checkpoint` returned.
-        arch: the model's name; one that the checkpoint contradicts is refused.
+        arch: name of the model.
         num_classes: outputs of the classifier.
-        path: named in messages.
-        dataset, input_size: what a checkpoint without a description is for; they choose among models of one name.
+        path: for messages.
+        dataset, input_size: select among models of the same name if the checkpoint does not describe itself.
+
+    Raises:
+        UserError: the checkpoint holds another model or a damaged head, or needs a plug-in.
     """
     described = is_described(checkpoint)
     if described and checkpoint["arch"] != arch:
@@ -149,7 +157,7 @@ def load_student(
     try:
         head = head_dict[saved["kind"]](**saved["options"])
         head.load_state_dict(saved["state"])
-    except Exception as error:  # options are data: a damaged one can make the constructor raise anything
+    except Exception as error:  # damaged options can make the constructor raise any type
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"the head in checkpoint {path} is damaged ({reason}); get the file again") from None
     return DeployedStudent(backbone, head)

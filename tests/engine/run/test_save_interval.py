@@ -38,6 +38,7 @@ def test_other_texts_are_refused_with_the_other_faults(text):
     cfg = load_cfg(None, ["SOLVER.CHECKPOINT_EVERY", text, "SOLVER.LR", "-1"])
     with pytest.raises(UserError) as caught:
         check_settings(cfg)
-    line = f"SOLVER.CHECKPOINT_EVERY is {text!r}; expected 500 steps, 10 minutes or the like; empty to save after each epoch only"
+    expected = "500 steps, 10 minutes or the like; empty to save after each epoch only"
+    line = f"SOLVER.CHECKPOINT_EVERY is {text!r}; expected {expected}"
     assert line in str(caught.value).splitlines()
     assert len(str(caught.value).splitlines()) == 2
