@@ -1,4 +1,4 @@
-"""A distiller that trains with others: averaged gradients, BatchNorm over all images of a step.
+"""Training in a process group: averaged gradients, and BatchNorm over all images of a step.
 
 Shapes: `C` channels.
 """
@@ -19,23 +19,23 @@ from ..distillers import Distiller
 
 
 def in_parallel(distiller: Distiller, sync_bn: bool) -> nn.Module:
-    """Return what takes a batch to `(logits, losses)` as `distiller` does, and averages gradients over the processes.
+    """Wrap a distiller in DistributedDataParallel; called with a batch, it returns `(logits, losses)` as before.
 
     Args:
-        distiller: in training mode, on its device, its weights the same in each process.
-        sync_bn: whether the BatchNorms that are trained see the images of all processes; changed in place, their keys
-            in a state_dict stay.
+        distiller: in training mode and on its device, with the same weights in each process.
+        sync_bn: whether trained BatchNorms normalise over the images of all processes. They are changed in place; keys
+            of the state_dict stay.
     """
     device = next(distiller.parameters()).device
     if sync_bn:
-        synchronise(distiller, device.type)
+        convert_sync_bn(distiller, device.type)
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name, which PyTorch 2.4 lacks
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a newer name that PyTorch 2.4 lacks
         return DistributedDataParallel(
             _Step(distiller),
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # BatchNorm's are alike or averaged each epoch; banks change alike everywhere
+            broadcast_buffers=False,  # statistics are equal or averaged each epoch, memory banks equal
             find_unused_parameters=True,
         )
 
@@ -44,16 +44,17 @@ class _Step(nn.Module):
     def __init__(self, distiller: Distiller) -> None:
         super().__init__()
         self.distiller = distiller
-        # some methods leave parameters unused, and PyTorch complains where it looks for such and finds none
+        # PyTorch warns if it looks for unused parameters and finds none; only some methods have them
         self.unused = nn.Parameter(torch.zeros((), device=next(distiller.parameters()).device))
 
     def forward(self, **batch: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits, losses = self.distiller(**batch)
-        return logits.detach(), losses  # else what makes logits alone would be waited for
+        # Otherwise DDP would wait for gradients of parameters that feed only the logits.
+        return logits.detach(), losses
 
 
 class _OnCpu(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the images of all processes; PyTorch's own knows CUDA alone."""
+    """BatchNorm over the images of all processes. PyTorch's SyncBatchNorm supports CUDA only."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -90,19 +91,19 @@ SYNCED: Dict[str, Dict[Type[nn.Module], Type[nn.Module]]] = {
 }
 
 
-def synchronise(model: nn.Module, device_type: str) -> None:
-    """Have the BatchNorms of `model` that are in training mode see the images of all processes, on `cpu` or `cuda`."""
+def convert_sync_bn(model: nn.Module, device_type: str) -> None:
+    """Make the BatchNorms of `model` that are in training mode normalise over the images of all processes."""
     kinds = SYNCED[device_type]
     for module in model.modules():
         if module.training and type(module) in kinds:
-            # the same object, wherever it is held, and still a BatchNorm2d to those who ask
+            # changes the object itself, which others may refer to, and stays an instance of BatchNorm2d
             module.__class__ = kinds[type(module)]
 
 
 def own_statistics(model: nn.Module) -> Dict[str, Tensor]:
-    """Return, by its key in the state_dict, each running mean and variance that only this process's images made.
+    """Return the running means and variances that depend on the images of this process only, by their state_dict keys.
 
-    Those of the BatchNorms in training mode that are not synchronised; none for a single process.
+    They belong to BatchNorms in training mode that are not synchronised. A single process has none.
     """
     if distributed.get_world_size() == 1:
         return {}
@@ -118,17 +119,17 @@ def own_statistics(model: nn.Module) -> Dict[str, Tensor]:
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Give all processes the mean of their `own_statistics`, so that they evaluate, and save, one model."""
+    """Average `own_statistics` over the processes, so that all evaluate and save the same model."""
     for statistic in own_statistics(model).values():
-        # in float64, so that those that are alike already stay to the bit
+        # float64, so that equal values stay bit-identical
         statistic.copy_(distributed.all_reduce(statistic.double()) / distributed.get_world_size())
 
 
 class _Normalise(torch.autograd.Function):
-    """BatchNorm of the images of all processes, in float32.
+    """BatchNorm over the images of all processes, in float32.
 
-    Returns the output, of the input's type, and without a gradient: mean and biased variance `[C]`, and the number of
-    values for each channel.
+    Returns the output in the type of the input, and without gradients: mean and biased variance `[C]`, and the number
+    of values per channel.
     """
 
     @staticmethod
@@ -139,7 +140,7 @@ class _Normalise(torch.autograd.Function):
         means, variances, sizes = _of_all(torch.cat([own_mean, own_var, size])).split([*[x.shape[1]] * 2, 1], dim=1)
         size = sizes.sum()
         mean = (means * sizes).sum(0) / size
-        # not the mean of squares less the squared mean, which loses the digits of a small variance
+        # numerically stable for a small variance, unlike the mean of squares minus the squared mean
         var = ((variances + (means - mean).square()) * sizes).sum(0) / size
         ctx.save_for_backward(x, weight, mean, var, size)
         ctx.eps = eps
@@ -149,8 +150,8 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Tuple[Any, ...]:
         x, weight, mean, var, size = ctx.saved_tensors
-        kind, x, grad = x.dtype, x.to(mean.dtype), grad.to(mean.dtype)  # two terms that may nearly cancel out
-        # as if mean and variance were constants
+        kind, x, grad = x.dtype, x.to(mean.dtype), grad.to(mean.dtype)  # the terms below nearly cancel
+        # with mean and variance as constants
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
@@ -164,7 +165,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def _of_all(own: Tensor) -> Tensor:
-    """Return the processes' vectors `[n]` as `[processes, n]`."""
+    """Gather vectors `[n]` of the processes as `[processes, n]`."""
     parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-    dist.all_gather(parts, own)  # for a few numbers on a CPU some times faster than a reduction
+    dist.all_gather(parts, own)  # several times faster than a reduction for a few numbers on a CPU
     return torch.stack(parts)

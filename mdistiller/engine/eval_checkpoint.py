@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint file: what it is, what it was trained on, how accurate it is."""
+"""Evaluation of a checkpoint file."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ log = logging.getLogger("mdistiller")
 
 
 def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = ()) -> str:
-    """Return a report on the accuracy of `arch` with the weights at `path`, on the validation set.
+    """Evaluate a model on the validation set; return a report of several lines.
 
     Args:
-        arch: the model's name.
-        path: a checkpoint; `None` for the released teacher of that name.
-        overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults without one.
+        arch: name of the model.
+        path: checkpoint; `None` for the released teacher of that name.
+        overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults.
 
     Raises:
-        UserError: an unknown name, a missing or refused file, parts that do not fit each other.
+        UserError: a name is unknown, the file is missing or invalid, or the parts do not fit each other.
     """
     cfg = CFG.clone()
     merge_overrides(cfg, overrides)
     source = path or released_weights(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     checkpoint = read_checkpoint(source)
-    weights_of(checkpoint, source)  # fail before any data is read if the file holds no model
+    weights_of(checkpoint, source)  # fails before data are read if the file holds no model
     described = is_described(checkpoint)
     if described:
         trained_on = checkpoint["config"]["DATASET"]
@@ -43,7 +43,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
         asked = given.get("DATASET.TYPE", checkpoint["dataset"])
         if asked == checkpoint["dataset"] and "DATASET.ROOT" not in given:
             trained_on = _on_this_machine(trained_on)
-        # another data set lies elsewhere, but the student sees it as it was taught to
+        # another data set has a folder of its own, but the student sees its images as in training
         keys = trained_on if asked == checkpoint["dataset"] else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
         merge_known(cfg, {"DATASET": {key: trained_on[key] for key in keys}}, str(source))
         merge_overrides(cfg, overrides)
@@ -56,7 +56,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
         check_classes(checkpoint["classes"], info, source)
 
     student = load_student(checkpoint, arch, info.num_classes, source, info.name, info.input_size).eval()
-    # the layout of training, so that rounding and hence every digit is the same
+    # the memory format of training, so that rounding is the same
     student.to(device).to(memory_format=torch.channels_last)
     accuracy = evaluate(student.forward_eval, loader)
 
@@ -82,7 +82,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
 
 
 def _on_this_machine(dataset: Dict[str, Any]) -> Dict[str, Any]:
-    """Return a checkpoint's `DATASET` settings, without a folder that is not here: the data set's own then serves."""
+    """Return the `DATASET` settings of a checkpoint, without a folder that does not exist on this machine."""
     root = dataset.get("ROOT")
     if not isinstance(root, str) or not root or find_file(root).exists():
         return dataset

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mdistiller import distributed
-from mdistiller.engine.data_parallel import own_statistics, synchronise
+from mdistiller.engine.data_parallel import convert_sync_bn, own_statistics
 from tests.processes import run_python
 
 
@@ -43,7 +43,7 @@ def test_it_is_batch_norm(shape: tuple[int, ...], options: dict[str, object], ch
     for parameter in own.parameters():
         nn.init.uniform_(parameter, 0.5, 2)
     plain = copy.deepcopy(own)
-    synchronise(own, "cpu")
+    convert_sync_bn(own, "cpu")
     assert type(own) is not kind
     assert isinstance(own, kind)
     x, grad = 3 + torch.randn(2, *shape, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_it_is_batch_norm(shape: tuple[int, ...], options: dict[str, object], ch
 def test_low_precision_keeps_a_gradient_along_the_input(mean: float) -> None:
     own = nn.BatchNorm2d(8)
     exact = copy.deepcopy(own).double()
-    synchronise(own, "cpu")
+    convert_sync_bn(own, "cpu")
     x = (mean + torch.randn(16, 8, 4, 4)).bfloat16()
     grad = (x.float() - mean + 0.1 * torch.randn_like(x.float())).bfloat16()  # nearly all of it cancels out
     ours = passes(own, x, grad)[1].double()
@@ -74,7 +74,7 @@ def test_statistics_of_ones_own_are_those_of_what_is_not_synchronised(monkeypatc
     model = nn.Sequential(nn.BatchNorm2d(2), Norm(2), nn.BatchNorm2d(2).eval(), nn.Linear(2, 2))
     assert own_statistics(model) == {}
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    synchronise(model, "cpu")
+    convert_sync_bn(model, "cpu")
     assert sorted(own_statistics(model)) == ["1.running_mean", "1.running_var"]
 
 

@@ -1,4 +1,4 @@
-"""One run in a folder at a time."""
+"""A lock on the folder of a run, so that two runs never write to it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ except ImportError:  # Windows
 
 log = logging.getLogger("mdistiller")
 
-_held: Set[Path] = set()  # a process may lock a file twice, and loses its lock when it closes either
+_held: Set[Path] = set()  # locks of this process, which fcntl would grant again and release with the first file closed
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold its lock, which the system releases however the process ends; workers do not inherit it.
+    """Make `folder` and hold its lock, which the system releases when the process ends. Workers do not inherit it.
 
-    Where the file system knows no locks, a note says so.
+    On a file system without locks a note says so.
 
     Raises:
-        UserError: another run holds it, or the folder cannot be written to.
+        UserError: another run holds the lock, or the folder cannot be written to.
     """
     path = lock_file(folder)
     if path in _held:
@@ -40,9 +40,9 @@ def locked(folder: Path) -> Iterator[None]:
         file = path.open("a+", encoding="utf-8")
     with file:
         _take(file, folder)
-        with suppress(OSError):  # a full disk: whose lock it is, is only for messages
+        with suppress(OSError):  # a full disk; the text is for messages only
             os.ftruncate(file.fileno(), 0)
-            # past Python's buffer, whose rest would be written, and fail again, when the file is closed
+            # os.write has no buffer, which would fail again when the file is closed
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         _held.add(path)
         try:
@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """Raise a UserError if a run of another process holds the lock of `folder`; nothing is written."""
+    """Raise a UserError if a run in another process holds the lock of `folder`; nothing is written."""
     path = lock_file(folder)
     if path not in _held and path.is_file() and os.access(path, os.W_OK):
         with path.open("r+", encoding="utf-8") as file:
@@ -60,8 +60,8 @@ def check_free(folder: Path) -> None:
 
 
 def lock_file(folder: Path) -> Path:
-    """Return the file that is locked; it stays, a run that is done leaves it unlocked."""
-    return Path(os.path.realpath(folder)) / ".lock"  # which bears a circle of links, unlike resolve()
+    """Return the file that is locked. It stays after the run."""
+    return Path(os.path.realpath(folder)) / ".lock"  # unlike resolve(), realpath accepts a circle of links
 
 
 def _take(file: IO[str], folder: Path, note: bool = True) -> None:

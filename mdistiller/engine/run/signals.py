@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, save, and end with a status of its own."""
+"""SIGINT and SIGTERM: finish the step, save the state, and exit with status 75."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Dict, Optional, Sequence
 
 from ... import distributed
 
-STATUS = 75  # EX_TEMPFAIL: try again later. Neither 130 nor 143, by which a shell says that a signal killed the command
+STATUS = 75  # EX_TEMPFAIL, "try again later"; 130 and 143 mean that a signal killed the command
 
 
 class RunStopped(SystemExit):
-    """A signal asked for the end, and the run is where it can be saved; ends a script with `STATUS`."""
+    """A signal arrived, and the run is at a point where it can be saved; exits with `STATUS`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(STATUS)
@@ -25,12 +25,12 @@ class RunStopped(SystemExit):
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM are noted for `check`; a SIGINT after either raises KeyboardInterrupt.
+    """A context manager that records SIGINT and SIGTERM for `check`. A second SIGINT raises KeyboardInterrupt.
 
-    Outside the main thread, where Python takes no handlers, signals do what they did.
+    Outside the main thread handlers cannot be installed; signals keep their behaviour.
 
     Attributes:
-        received: the signal's name, or None.
+        received: name of the signal, or `None`.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:
@@ -55,12 +55,12 @@ class StopSignals:
                 raise KeyboardInterrupt
             return
         self.received = signal.Signals(number).name
-        # not print, which may be at work right now and cannot be entered twice
+        # os.write, because the signal may have interrupted print, which is not reentrant
         with suppress(OSError):
             os.write(2, f"\n{self.received}: finishing the step and saving (Ctrl-C: stop at once, without)\n".encode())
 
     def check(self) -> None:
-        """Raise RunStopped if a signal has come, to whichever process."""
+        """Raise RunStopped if any process of the group has received a signal."""
         number = distributed.all_reduce_max(signal.Signals[self.received].value if self.received else 0)
         if number:
             raise RunStopped(signal.Signals(number).name)

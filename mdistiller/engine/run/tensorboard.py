@@ -1,6 +1,6 @@
-"""TensorBoard's event files: written as each number comes, cut where a resumed run continues.
+"""TensorBoard event files: appended to by a run, and truncated where a resumed run continues.
 
-tensorboardX's own SummaryWriter writes in a thread, which dies of a full disk and is then waited for forever.
+tensorboardX's SummaryWriter writes in a thread. On a full disk the thread dies and the writer waits for it forever.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ...atomic_files import replace
 
 
 class EventFile:
-    """A new event file in `folder`, open only while it is written to."""
+    """A new event file in `folder`. It is open only during a write."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        # nanoseconds besides: a run may be resumed within the second that TensorBoard sorts files by
+        # TensorBoard sorts files by the second, and a run may be resumed within it
         now = time.time_ns()
         self.path = folder / f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
         self._waiting: List[bytes] = []
@@ -32,7 +32,7 @@ class EventFile:
         self.flush()
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Take in one number; `flush` writes it."""
+        """Add a scalar; `flush` writes it."""
         self._add(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
 
     def _add(self, event: Event) -> None:
@@ -41,7 +41,7 @@ class EventFile:
         self._waiting.append(length + _checksum(length) + content + _checksum(content))
 
     def flush(self) -> None:
-        """Have the disk keep what was added."""
+        """Write the added scalars to the disk."""
         if self._waiting:
             with self.path.open("ab") as file:
                 file.write(b"".join(self._waiting))
@@ -55,9 +55,9 @@ def _checksum(content: bytes) -> bytes:
 
 
 def cut_events(folder: Path, epoch: int, step: int) -> None:
-    """Drop from the event files in `folder` what came after `epoch` (of tags `epoch/…`) and after `step` (all others).
+    """Remove records after `epoch` (tags `epoch/…`) and after `step` (other tags) from the event files in `folder`.
 
-    So does everything from a record on that is not whole.
+    An incomplete record and all records after it are removed too.
     """
     for path in sorted(folder.glob("*tfevents*")):
         content = path.read_bytes()
@@ -71,7 +71,7 @@ def _is_before(event: Event, epoch: int, step: int) -> bool:
 
 
 def records(content: bytes) -> Iterator[Tuple[bytes, Event]]:
-    """Yield each whole record, length (8 bytes), checksum (4), event, checksum (4), and the event in it."""
+    """Yield each complete record (length 8 bytes, checksum 4, event, checksum 4) and its event."""
     start = 0
     while start + 12 <= len(content):
         (length,) = struct.unpack_from("<Q", content, start)

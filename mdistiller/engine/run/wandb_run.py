@@ -1,6 +1,6 @@
-"""A run of Weights & Biases: online with credentials and a server, else offline, never with a question or a long wait.
+"""Starting a Weights & Biases run: online with credentials and a server, otherwise offline. It never prompts.
 
-wandb changes the place of its credentials between versions (0.31 has another host than 0.24), so it is asked for them.
+wandb looks for its credentials itself, because their place changes between versions (0.31 uses another host than 0.24).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ NO_CREDENTIALS = "no credentials"
 
 
 def start_run(say: Callable[[str], None], **options: Any) -> Any:
-    """Return the run that `wandb.init` starts with `options`: offline, after a line to `say`, if it cannot be online.
+    """Start a run with `wandb.init(**options)`; if it cannot be online, start it offline and tell `say` why.
 
-    What the user chose (`WANDB_MODE`, `wandb offline`, `wandb disabled`) stands.
+    The user's choice (`WANDB_MODE`, `wandb offline`, `wandb disabled`) is kept.
 
     Raises:
-        Exception: whatever wandb raises when it cannot even log offline.
+        Exception: any error of wandb if it cannot log offline either.
     """
     import wandb
 
@@ -42,7 +42,7 @@ def start_run(say: Callable[[str], None], **options: Any) -> Any:
         if reason is None:
             try:
                 return init(None)
-            except Exception as error:  # refused by the server, or it went away meanwhile
+            except Exception as error:  # the server refused or disappeared
                 reason = one_line(error)
         run = init("offline")
     later = f"send the run later with: wandb sync {Path(run.dir).absolute().parent}"
@@ -54,26 +54,26 @@ def start_run(say: Callable[[str], None], **options: Any) -> Any:
 
 
 def _obstacle(wandb: Any, server: str) -> Optional[str]:
-    """Return why a run cannot be online, `None` if nothing is known against it."""
+    """Return why a run cannot be online, or `None`."""
     parameters = inspect.signature(wandb.login).parameters
-    if "prompt" in parameters:  # since 0.31; it tries the credentials with the server
+    if "prompt" in parameters:  # since 0.31; checks the credentials with the server
         limit = {"timeout": TIMEOUT} if "timeout" in parameters else {}
         try:
             return None if wandb.login(prompt=False, **limit) else NO_CREDENTIALS
-        except Exception as error:  # of many types
+        except Exception as error:  # wandb raises many types
             return one_line(error)
     try:
         known = wandb.api.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
-    except Exception as error:  # a key of a wrong form
+    except Exception as error:  # a malformed key
         return one_line(error)
     return _out_of_reach(server) if known else NO_CREDENTIALS
 
 
 def _out_of_reach(server: str) -> Optional[str]:
-    """Return why a server does not answer, `None` if it does: earlier wandb retries for minutes."""
+    """Return why a server does not answer, or `None`. Early versions of wandb retry for minutes."""
     try:
         urllib.request.urlopen(server, timeout=TIMEOUT).close()
-    except urllib.error.HTTPError as answer:  # an answer nevertheless
+    except urllib.error.HTTPError as answer:  # any answer shows that the server is there
         answer.close()
     except (OSError, ValueError) as error:  # a ValueError: an invalid address
         return f"{server} cannot be reached: {one_line(getattr(error, 'reason', error))}"
@@ -81,13 +81,13 @@ def _out_of_reach(server: str) -> Optional[str]:
 
 
 def one_line(error: object) -> str:
-    """Return what an exception says, on one line and not endless."""
+    """Return the message of an exception as one line of at most 160 characters."""
     return " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
 
 
 @contextmanager
 def _without_terminal() -> Iterator[None]:
-    """Hide the terminal from wandb, so that it cannot ask for a key."""
+    """Replace stdin, so that wandb cannot prompt for a key."""
     before = sys.stdin
     with open(os.devnull, encoding="utf-8") as sys.stdin:
         try:
