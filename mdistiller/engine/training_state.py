@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 from torch import Tensor
@@ -89,21 +90,17 @@ class TrainingState:
         Raises:
             UserError: the state is invalid, or belongs to other settings, other data or another teacher.
         """
-        try:
+        with _reporting_invalid_state(folder):
             check_state(state)
             self.progress.load_state_dict(state)
-        except ValueError as error:
-            raise _invalid(folder, error) from None
         self._check_same_run(state, str(folder.latest))
-        try:
+        with _reporting_invalid_state(folder):
             self.meter = EpochMeter(self.progress.epoch + 1)
             self.meter.load_state_dict(state["meter"], self.device)
             if self.num_steps is not None and self.progress.step > self.num_steps:
                 raise ValueError(f"its step is {self.progress.step}, an epoch has {self.num_steps}")
             self._load_weights(state)
             self._load_optimizer(state["optimizer"])
-        except ValueError as error:
-            raise _invalid(folder, error) from None
         self.scaler.load_state_dict(state["scaler"])
         rank, saved_by = distributed.get_rank(), random_states(state)
         if rank < len(saved_by):  # a process that did not exist then keeps the numbers of its seed
@@ -153,11 +150,16 @@ class TrainingState:
         return notes
 
 
-def _invalid(folder: RunFolder, error: ValueError) -> UserError:
-    return UserError(
-        f"--resume: {folder.latest} is not a valid training state of this configuration: {error}; copy"
-        f" {folder.best.name} or an epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
-    )
+@contextmanager
+def _reporting_invalid_state(folder: RunFolder) -> Iterator[None]:
+    """Turn the ValueError of a check into a UserError that names the file and the remedy."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(
+            f"--resume: {folder.latest} is not a valid training state of this configuration: {error}; copy"
+            f" {folder.best.name} or an epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
+        ) from None
 
 
 def _own_statistics(of_processes: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from .. import distributed
 from ..distillers import Distiller
@@ -26,7 +27,7 @@ class UpdateRule:
         scaler: scales the losses; disabled where gradients cannot underflow.
     """
 
-    def __init__(self, cfg: Any, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
+    def __init__(self, cfg: CfgNode, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
         self.optimizer = build_optimizer(cfg, parameters)
         self.scaler = scaler
 
@@ -37,7 +38,7 @@ class UpdateRule:
         self.scaler.update()
 
     @classmethod
-    def config_errors(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
+    def config_errors(cls, cfg: CfgNode, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
         """Yield one line for each setting that the rule does not support.
 
         Args:
@@ -88,7 +89,7 @@ class DistillationOriented(UpdateRule):
     Source: "DOT: A Distillation-Oriented Trainer" (2023).
     """
 
-    def __init__(self, cfg: Any, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
+    def __init__(self, cfg: CfgNode, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
         super().__init__(cfg, parameters, scaler)
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
         self.task = parameters
@@ -103,7 +104,7 @@ class DistillationOriented(UpdateRule):
         self.weight_decay = cfg.SOLVER.WEIGHT_DECAY
 
     @classmethod
-    def config_errors(cls, cfg: Any, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
+    def config_errors(cls, cfg: CfgNode, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
         if not 0 <= delta <= momentum or momentum + delta >= 1:
             yield (
