@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import textwrap
 import tokenize
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Set, Tuple
@@ -78,7 +79,7 @@ def configuration_page() -> str:
     parts.append(f"## Other keys\n\n{_table([key for key in keys if '.' not in key.name])}")
     parts.append(METHODS_INTRODUCTION)
     for method in method_sections():
-        papers = "".join(f"*{paper}*.\n\n" for paper in method.papers)
+        papers = "".join(f"{textwrap.fill(f'*{paper}*', 120)}\n\n" for paper in method.papers)
         parts.append(f"### {method.section}\n\n{papers}{_table(method.keys)}")
     return "\n".join(parts)
 
@@ -98,7 +99,7 @@ def library_keys() -> List[Key]:
 
 def method_sections() -> List[Method]:
     """Return the methods of `mdistiller/distillers/` that have a config section, by name."""
-    methods = []
+    methods: List[Method] = []
     for file in sorted((PACKAGE / "distillers").glob("[!_]*.py")):
         methods += _methods_in(file)
     return sorted(methods, key=lambda method: method.section)
