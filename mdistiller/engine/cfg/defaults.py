@@ -10,7 +10,7 @@ _C = CN()
 
 _C.EXPERIMENT = CN()
 _C.EXPERIMENT.PROJECT = "distill"  # Weights & Biases project
-_C.EXPERIMENT.NAME = ""  # output folder below `LOG.PREFIX`, without `..`; if empty, `PROJECT/TAG`
+_C.EXPERIMENT.NAME = ""  # output folder below `LOG.PREFIX`, not absolute, without `..`; if empty, `PROJECT/TAG`
 _C.EXPERIMENT.TAG = "default"  # Weights & Biases tags, separated by commas
 _C.EXPERIMENT.SEED = 0  # seed of initial weights, data order and augmentation
 _C.EXPERIMENT.REFERENCE = []  # `summary.json` files of other runs, listed in the final table

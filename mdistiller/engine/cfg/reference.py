@@ -109,7 +109,7 @@ def _methods_in(file: Path) -> Iterator[Method]:
     source = file.read_text(encoding="utf-8")
     module = ast.parse(source)
     comments = _comments(source)
-    papers = [f"{title} ({year})" for title, year in _papers(ast.get_docstring(module) or "")]
+    papers = _papers(ast.get_docstring(module) or "")
     for node in module.body:
         if isinstance(node, ast.ClassDef):
             names = [call.args[0] for call in node.decorator_list if isinstance(call, ast.Call)]
@@ -123,10 +123,13 @@ def _methods_in(file: Path) -> Iterator[Method]:
                 yield Method(section, papers, list(_keys_of(defaults[0], f"{section}.", comments)))
 
 
-def _papers(docstring: str) -> List[Tuple[str, str]]:
-    """Return `(title, year)` of the papers in the first two paragraphs: the method's own, not those it compares with."""
-    opening = " ".join(" ".join(docstring.split("\n\n")[:2]).split())
-    return re.findall(r'"([^"]{20,})" \((\d{4})', opening)
+def _papers(docstring: str) -> List[str]:
+    """Return the papers in the first paragraph that names any; later ones may name papers for comparison."""
+    for paragraph in docstring.split("\n\n"):
+        papers: List[Tuple[str, str]] = re.findall(r'"([^"]{20,})" \((\d{4})', " ".join(paragraph.split()))
+        if papers:
+            return [f"{title} ({year})" for title, year in papers]
+    return []
 
 
 def _keys_of(defaults: ast.Dict, prefix: str, comments: Dict[int, str]) -> Iterator[Key]:
