@@ -52,7 +52,7 @@ class AT(Distiller):
     """
 
     DEFAULTS = {
-        "P": 2.0,
+        "P": 2.0,  # power of the activations in an attention map
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0},
     }
     RANGES = {"P": above(0, "a power", " (2.0 is the default)"), **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}

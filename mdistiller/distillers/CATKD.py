@@ -63,10 +63,10 @@ class CATKD(Distiller):
     """Cross-entropy with the labels plus `cat_loss` between the CAMs of student and teacher."""
 
     DEFAULTS = {
-        "NORMALIZE": True,
+        "NORMALIZE": True,  # compare normalized CAMs
         "LOSS": {
             "CE_WEIGHT": 1.0,
-            "CAT_WEIGHT": 400.0,
+            "CAT_WEIGHT": 400.0,  # weight of the CAM loss
             "CAM_RESOLUTION": 2,  # cells on a side, to which both models' CAMs are pooled
         },
     }

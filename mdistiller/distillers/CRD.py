@@ -165,12 +165,16 @@ class CRD(Distiller):
     DEFAULTS = {
         "MODE": "exact",  # the positive: "exact" the image itself | "relax" any image of its class
         "FEAT": {
-            "DIM": 128,
+            "DIM": 128,  # dimensions of the embedding
             "STUDENT_DIM": None,  # channels of the pooled feature; None: read from the model
-            "TEACHER_DIM": None,
+            "TEACHER_DIM": None,  # as STUDENT_DIM
         },
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.8},
-        "NCE": {"K": 16384, "MOMENTUM": 0.5, "TEMPERATURE": 0.07},
+        "NCE": {
+            "K": 16384,  # negatives per image
+            "MOMENTUM": 0.5,  # momentum of the memory banks
+            "TEMPERATURE": 0.07,  # temperature of the contrastive loss
+        },
     }
     RANGES = {
         "MODE": one_of("exact", "relax"),

@@ -64,9 +64,9 @@ class DKD(Distiller):
 
     DEFAULTS = {
         "CE_WEIGHT": 1.0,
-        "ALPHA": 1.0,
-        "BETA": 8.0,
-        "T": 4.0,
+        "ALPHA": 1.0,  # weight of the target-class part
+        "BETA": 8.0,  # weight of the non-target-class part
+        "T": 4.0,  # softmax temperature
         "WARMUP": 20,  # epochs over which the weight of loss_kd rises
         "LOGIT_STAND": False,  # LSKD: standardised logits; published values: configs/cifar100/dkd_lskd
     }

@@ -134,7 +134,7 @@ class KDSVD(Distiller):
     """
 
     DEFAULTS = {
-        "K": 1,
+        "K": 1,  # number of singular vectors
         "LAYOUT": "pixels",  # of the matrix: "pixels" [H · W, C] | "mdistiller" [C · H, W]
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }

@@ -93,7 +93,7 @@ class MLKD(Distiller):
 
     DEFAULTS = {
         "TEMPERATURE": 4.0,
-        "EXTRA_TEMPERATURES": [2.0, 3.0, 5.0, 6.0],
+        "EXTRA_TEMPERATURES": [2.0, 3.0, 5.0, 6.0],  # further temperatures besides TEMPERATURE
         "CONFIDENCE_MASK": False,  # False: the paper's form; True: the published code's
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},  # KD_WEIGHT of each of the three levels
     }

@@ -76,9 +76,9 @@ class OFD(Distiller):
     """
 
     DEFAULTS = {
-        "TEACHER_TRAIN_MODE": False,
+        "TEACHER_TRAIN_MODE": False,  # True: the published recipe, the teacher's BatchNorm in training mode
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.001},
-        "CONNECTOR": {"KERNEL_SIZE": 1},
+        "CONNECTOR": {"KERNEL_SIZE": 1},  # kernel size of the connector convolutions
     }
     RANGES = {
         "CONNECTOR.KERNEL_SIZE": at_least(1, "pixel", " (1 is the default)"),

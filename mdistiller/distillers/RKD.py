@@ -73,9 +73,12 @@ class RKD(Distiller):
     """Cross-entropy with the labels plus `rkd_loss` of the pooled features."""
 
     DEFAULTS = {
-        "DISTANCE_WEIGHT": 25.0,
-        "ANGLE_WEIGHT": 50.0,
-        "PDIST": {"EPSILON": 1e-12, "SQUARED": False},
+        "DISTANCE_WEIGHT": 25.0,  # weight of the distance loss
+        "ANGLE_WEIGHT": 50.0,  # weight of the angle loss
+        "PDIST": {
+            "EPSILON": 1e-12,  # lower limit of squared distances
+            "SQUARED": False,  # compare squared distances
+        },
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }
     RANGES = {

@@ -106,13 +106,13 @@ class ReviewKD(Distiller):
 
     DEFAULTS = {
         "CE_WEIGHT": 1.0,
-        "REVIEWKD_WEIGHT": 1.0,
+        "REVIEWKD_WEIGHT": 1.0,  # weight of the review loss
         "WARMUP_EPOCHS": 20,  # epochs over which the weight of loss_kd rises
         "SHAPES": None,  # sides of the student's maps, deepest first; None, here and below: read from the models
         "OUT_SHAPES": None,  # sides of the teacher's maps, deepest first
         "IN_CHANNELS": None,  # channels of the student's maps, shallowest first
         "OUT_CHANNELS": None,  # channels of the teacher's maps, shallowest first
-        "MAX_MID_CHANNEL": 512,
+        "MAX_MID_CHANNEL": 512,  # upper limit of the fused maps' channels
         "STU_PREACT": False,  # the student's maps before their activation
     }
     RANGES = {

@@ -169,10 +169,10 @@ class SFAKD(Distiller):
         "CE_WEIGHT": 0.0,  # of the cross-entropy on the deployed logits
         "MASK": {"TYPE": "gaussian"},  # "gaussian" | "hard" | "none"
         "SIGMA": 0.1,  # the Gaussian's σ, or the hard cut's radius, relative to the smaller side of the map
-        "LEARNABLE_SIGMA": False,
+        "LEARNABLE_SIGMA": False,  # train SIGMA
         "FILTER_INIT": "identity",  # "identity" | "uniform", the authors' code's
-        "FREQUENCY_BRANCH": True,
-        "SPATIAL_BRANCH": True,
+        "FREQUENCY_BRANCH": True,  # use the frequency branch
+        "SPATIAL_BRANCH": True,  # use the spatial branch
         "ALIGN": "pooled",  # "pooled" | "map"
         "CLASSIFIER": "teacher",  # "teacher" | "student"
     }

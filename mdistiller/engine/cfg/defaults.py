@@ -1,69 +1,92 @@
-"""Every configuration key of the library, with its default value."""
+"""Every configuration key of the library, with its default value.
+
+The comments become docs/configuration.md (`python3 tools/make_config_docs.py`). The comment of a key stands at the end
+of its line or on the lines above it.
+"""
 
 from yacs.config import CfgNode as CN
 
 _C = CN()
 
 _C.EXPERIMENT = CN()
-_C.EXPERIMENT.PROJECT = "distill"
-_C.EXPERIMENT.NAME = ""  # output folder below LOG.PREFIX; empty: PROJECT/TAG
-_C.EXPERIMENT.TAG = "default"
-_C.EXPERIMENT.SEED = 0
-_C.EXPERIMENT.REFERENCE = []  # summary.json files of other runs, listed in the final table
+_C.EXPERIMENT.PROJECT = "distill"  # Weights & Biases project
+_C.EXPERIMENT.NAME = ""  # output folder below `LOG.PREFIX`, not absolute, without `..`; if empty, `PROJECT/TAG`
+_C.EXPERIMENT.TAG = "default"  # Weights & Biases tags, separated by commas
+_C.EXPERIMENT.SEED = 0  # seed of initial weights, data order and augmentation
+_C.EXPERIMENT.REFERENCE = []  # `summary.json` files of other runs, listed in the final table
 
 _C.DATASET = CN()
-_C.DATASET.TYPE = "cifar100"
-_C.DATASET.ROOT = ""  # empty: the data set's own folder below data/
+_C.DATASET.TYPE = "cifar100"  # `cifar100`, `cifar10`, `imagenet`, `tiny_imagenet`, `imagefolder` or `fashion_demo`
+_C.DATASET.ROOT = ""  # folder of the data set; if empty, its default folder below `data/` or `$MDISTILLER_DATA`
+# Number of decoding threads for images held in memory, of worker processes for streamed images; up to 512. For
+# ImageNet, set it to the number of CPU cores.
 _C.DATASET.NUM_WORKERS = 2
-_C.DATASET.INPUT_SIZE = None  # side in pixels; None: the data set's own
-_C.DATASET.MEAN = None  # of images in [0, 1]; None: known or measured once
-_C.DATASET.STD = None
-_C.DATASET.TRAIN_FRACTION = 1.0  # class-balanced part of the training set, in (0, 1]
-_C.DATASET.VAL_FRACTION = 0.0  # class-balanced part of train/ to validate on where there is no val/, in [0, 1)
-_C.DATASET.AUGMENT = "auto"  # auto | pad_crop | resized_crop | rotate_flip | none
-_C.DATASET.PADDING = 4  # pixels, of pad_crop
-_C.DATASET.ROTATION = 20.0  # largest angle of rotate_flip, degrees
-_C.DATASET.FLIP = True  # mirror half of the training images (not with AUGMENT none); False for digits, text, arrows
-_C.DATASET.IN_MEMORY = "auto"  # auto | yes | no
-_C.DATASET.MEMORY_GB = 2.0  # what auto may fill with images, GiB
-_C.DATASET.CORRUPT = "refuse"  # refuse | skip | unchecked: pictures that cannot be read
+_C.DATASET.INPUT_SIZE = None  # side of the images in pixels, up to 4096; `None`: that of the data set
+# Mean per channel of images scaled to [0, 1]. `None`: the known value of the data set, or measured once and cached.
+_C.DATASET.MEAN = None
+_C.DATASET.STD = None  # standard deviation per channel, as for `MEAN`; give both or neither
+_C.DATASET.TRAIN_FRACTION = 1.0  # class-balanced, seeded fraction of the training set to use, in (0, 1]
+# Class-balanced fraction of `train/` to validate on when there is no `val/`, in [0, 1); the same for every seed.
+_C.DATASET.VAL_FRACTION = 0.0
+# `pad_crop` (zero padding, random crop, flip), `resized_crop` (random resized crop, flip), `rotate_flip` (rotation,
+# flip), `none` or `auto`. `auto` is `pad_crop` up to 64 pixels and `resized_crop` above.
+_C.DATASET.AUGMENT = "auto"
+_C.DATASET.PADDING = 4  # padding of `pad_crop` in pixels, less than the side of the image
+_C.DATASET.ROTATION = 20.0  # largest angle of `rotate_flip` in degrees, up to 180
+# Mirror half of the training images (no effect with `AUGMENT none`). Set it to `False` for images with a direction,
+# such as digits, text or arrows.
+_C.DATASET.FLIP = True
+_C.DATASET.IN_MEMORY = "auto"  # hold decoded images in memory: `yes`, `no` or `auto` (if they fit `MEMORY_GB`)
+_C.DATASET.MEMORY_GB = 2.0  # memory that `IN_MEMORY auto` may fill with images, in GiB per process
+# Images that cannot be used: `refuse` the data set, `skip` the images, or `unchecked` (streamed images are not checked
+# before training; a bad one stops the run when it is read).
+_C.DATASET.CORRUPT = "refuse"
 _C.DATASET.TEST = CN()
-_C.DATASET.TEST.BATCH_SIZE = None  # None: 256 images of 32 px, or as many pixels of larger ones, at least 64
+# Evaluation batch size. `None`: 256 images of 32 pixels, or the same number of pixels in larger images, at least 64.
+_C.DATASET.TEST.BATCH_SIZE = None
 
 _C.DISTILLER = CN()
-_C.DISTILLER.TYPE = "NONE"
-_C.DISTILLER.TEACHER = "ResNet50"
-_C.DISTILLER.STUDENT = "resnet32"
-_C.DISTILLER.TEACHER_WEIGHTS = ""  # checkpoint; empty: the released one of that name
+_C.DISTILLER.TYPE = "NONE"  # `NONE` (the student alone), or the section name of one of the methods below
+_C.DISTILLER.TEACHER = "ResNet50"  # name of the teacher model
+_C.DISTILLER.STUDENT = "resnet32"  # name of the student model
+# Checkpoint of the teacher. If empty: the released CIFAR-100 teacher of that name, for ImageNet torchvision's weights.
+_C.DISTILLER.TEACHER_WEIGHTS = ""
 
 _C.SOLVER = CN()
-_C.SOLVER.TRAINER = "base"
-_C.SOLVER.BATCH_SIZE = 64
-_C.SOLVER.EPOCHS = 240
-_C.SOLVER.LR = 0.05
-_C.SOLVER.SCHEDULE = "step"  # step | cosine | linear
-_C.SOLVER.LR_DECAY_STAGES = [150, 180, 210]  # epochs after which the rate falls
-_C.SOLVER.LR_DECAY_RATE = 0.1
-_C.SOLVER.WARMUP_EPOCHS = 0.0  # linear rise of the rate from 0, before the schedule's own value
-_C.SOLVER.WEIGHT_DECAY = 0.0001
-_C.SOLVER.MOMENTUM = 0.9
-_C.SOLVER.NESTEROV = False
-_C.SOLVER.TYPE = "SGD"
+_C.SOLVER.TRAINER = "base"  # `base`, or `dot` for DOT's update rule; `crd` and `crd_dot` are MDistiller's aliases
+_C.SOLVER.BATCH_SIZE = 64  # images per step over all processes, up to a million
+_C.SOLVER.EPOCHS = 240  # number of epochs, up to a million
+_C.SOLVER.LR = 0.05  # learning rate
+_C.SOLVER.SCHEDULE = "step"  # `step`, `cosine` or `linear`; `cosine` and `linear` decay to 0
+_C.SOLVER.LR_DECAY_STAGES = [150, 180, 210]  # epochs after which `SCHEDULE step` multiplies the learning rate …
+_C.SOLVER.LR_DECAY_RATE = 0.1  # … by this factor
+_C.SOLVER.WARMUP_EPOCHS = 0.0  # epochs over which the learning rate rises linearly to the value of the schedule
+_C.SOLVER.WEIGHT_DECAY = 0.0001  # weight decay
+_C.SOLVER.MOMENTUM = 0.9  # momentum of SGD
+_C.SOLVER.NESTEROV = False  # use Nesterov momentum
+_C.SOLVER.TYPE = "SGD"  # optimizer; `SGD` is the only one
 _C.SOLVER.DOT = CN()
-_C.SOLVER.DOT.DELTA = 0.075  # by which trainer dot parts the momenta of task and distillation
-_C.SOLVER.AMP = "auto"  # auto | off | bf16 | fp16
-_C.SOLVER.COMPILE = "off"  # off | default | reduce-overhead | max-autotune: torch.compile's mode
-_C.SOLVER.SYNC_BN = True  # whether BatchNorm sees the images of all processes
-_C.SOLVER.CHECKPOINT_EVERY = ""  # "500 steps" | "10 minutes", besides after each epoch
+_C.SOLVER.DOT.DELTA = 0.075  # DOT: momentum of the distillation gradient plus this, of the task gradient minus this
+# Mixed precision: `off`, `bf16`, `fp16` or `auto`. `auto` is bfloat16 where the hardware is fast at it, else `off`.
+_C.SOLVER.AMP = "auto"
+# Mode of `torch.compile`: `off`, `default`, `reduce-overhead` (CUDA graphs) or `max-autotune`.
+_C.SOLVER.COMPILE = "off"
+_C.SOLVER.SYNC_BN = True  # compute BatchNorm statistics over all processes; `False`: in each process on its own
+# Save the state within epochs too, every `500 steps` or `10 minutes` for example. If empty, only after each epoch.
+_C.SOLVER.CHECKPOINT_EVERY = ""
 
 _C.LOG = CN()
-_C.LOG.TENSORBOARD_FREQ = 500  # steps
-_C.LOG.SAVE_CHECKPOINT_FREQ = 40  # epochs between the checkpoints that are kept
-_C.LOG.PREFIX = "./output"
-_C.LOG.WANDB = True
+_C.LOG.TENSORBOARD_FREQ = 500  # steps between two entries of the step losses in TensorBoard
+_C.LOG.SAVE_CHECKPOINT_FREQ = 40  # epochs between two checkpoints `epoch_N.pth`, which are kept
+_C.LOG.PREFIX = "./output"  # parent folder of the output folder
+_C.LOG.WANDB = True  # log to Weights & Biases; offline without credentials or a connection
 
-_C.TEACHER_CACHE = "off"  # off | memory | a folder: where the teacher's logits or pooled features are kept
+# Cache of the teacher's logits or pooled features: `off`, `memory`, or a folder that later runs reuse. See
+# [speed.md](speed.md#teacher-cache).
+_C.TEACHER_CACHE = "off"
 
-_C.PLUGINS = []  # files and modules with distillers of one's own
+# Files and modules with your own distillers and models, loaded before the rest of the configuration. See
+# [plugins.md](plugins.md).
+_C.PLUGINS = []
 
 DEFAULTS = _C
