@@ -34,7 +34,9 @@ def wheel(tmp_path_factory):
     build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
     python(build, "build_sdist", place, cwd=place / "clone")
     [archive] = place.glob("*.tar.gz")
-    shutil.unpack_archive(archive, place / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    shutil.unpack_archive(
+        archive, place / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+    )
     [sources] = (place / "unpacked").iterdir()
     python(build, "build_wheel", place, cwd=sources)
     [wheel] = place.glob("*.whl")

@@ -23,7 +23,7 @@ from ..distillers._plugins import build_distiller
 from ..engine.build import build_trainer, seed_everything
 from ..engine.cfg import load_cfg, resolved
 from ..engine.run.signals import StopSignals
-from ..engine.speed.fast_networks import TrainingForm
+from ..engine.speed.fast_networks import FastNetworks
 from ..engine.speed.precision import pick_device, prepare_device
 from ..engine.trainer import Trainer, trainer_dict
 from ..errors import UserError, did_you_mean
@@ -152,18 +152,18 @@ def cost_table(
     epoch = 30  # after the warm-up of every method
     rows: List[Row] = []
     trainers: List[Trainer] = []
-    forms: List[TrainingForm] = []
+    forms: List[FastNetworks] = []
     for method, cfg in zip((kd, *methods), configs):
         print(f"building {method.name}", file=sys.stderr)
         cfg = resolved(cfg, INPUT_SIZE=info.input_size)
         needs = used_outputs(partial(distiller_of, cfg), teacher, {**batches[0], "epoch": epoch})
         distiller = distiller_of(cfg, teacher)
         trainers.append(trainer_dict[cfg.SOLVER.TRAINER](method.name, distiller, train_loader, None, cfg))
-        forms.append(TrainingForm(distiller, train_loader, cfg, trainers[-1].precision, lambda line: None))
+        forms.append(FastNetworks(distiller, train_loader, cfg, trainers[-1].precision, lambda line: None))
         extra = distiller.get_extra_parameters()
         rows.append({"method": method.name, "paper": method.paper, "key": method.key, "needs": needs, "extra": extra})
 
-    def seconds(trainer: Trainer, form: TrainingForm) -> float:
+    def seconds(trainer: Trainer, form: FastNetworks) -> float:
         started = time.perf_counter()
         with form.in_place():
             for step, batch in enumerate(batches):

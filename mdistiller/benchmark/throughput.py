@@ -19,7 +19,7 @@ from ..engine.build import build_trainer
 from ..engine.cfg import load_cfg
 from ..engine.meter import EpochMeter
 from ..engine.run.logger import RunLogger
-from ..engine.speed.fast_networks import TrainingForm
+from ..engine.speed.fast_networks import FastNetworks
 from ..engine.speed.precision import pick_device, pick_precision
 from .baseline import PlainLoop
 from .hardware import describe_hardware, measure_peak
@@ -87,7 +87,7 @@ def train_ours(case: Case, pipe: Connection) -> None:
     logger = RunLogger(trainer.folder, trainer.cfg)
     epochs = range(1, 2 if case.warm else 1 + trainer.cfg.SOLVER.EPOCHS)
     trainer.distiller.train()
-    form = TrainingForm(trainer.distiller, trainer.train_loader, trainer.cfg, trainer.precision, logger.say)
+    form = FastNetworks(trainer.distiller, trainer.train_loader, trainer.cfg, trainer.precision, logger.say)
 
     def train(epoch: int) -> None:
         trainer.step, trainer.meter = 0, EpochMeter(epoch)

@@ -59,7 +59,9 @@ def _check_sum(archive: Path, given: str) -> None:
     expected = given or KNOWN_SHA256.get(archive.name)
     found = sha256_of(archive)
     if expected and found != expected.lower():
-        raise BadArchive(f"SHA-256 of {archive} is {found}, expected {expected.lower()}; download it again, or from another place")
+        raise BadArchive(
+            f"SHA-256 of {archive} is {found}, expected {expected.lower()}; download it again, or from another place"
+        )
     print(f"SHA-256 {found} ({'as expected' if expected else 'not known here; --sha256 compares it with yours'})")
 
 

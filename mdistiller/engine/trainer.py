@@ -29,7 +29,7 @@ from .run.nonfinite import keep_evidence
 from .run.report import epoch_line, final_line, final_table, opening_lines, read_references, summary_of
 from .run.save_interval import SaveSchedule
 from .run.signals import RunStopped, StopSignals
-from .speed.fast_networks import TrainingForm
+from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
 from .speed.precision import pick_precision
 from .update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
@@ -145,7 +145,7 @@ class Trainer:
         self.started = time.perf_counter() - self.epoch_seconds
         self._announce(logger, resume)
         self.start_parallel()
-        form = TrainingForm(self.distiller, self.train_loader, self.cfg, self.precision, logger.say)
+        form = FastNetworks(self.distiller, self.train_loader, self.cfg, self.precision, logger.say)
         while self.epoch < self.cfg.SOLVER.EPOCHS:
             self.started = time.perf_counter() - self.epoch_seconds
             self.stop.check()
@@ -193,7 +193,7 @@ class Trainer:
             self.teacher = evaluate(lambda image: {"deployed": teacher(image)[0]}, self.val_loader, self.stop.check)
             logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {self.teacher['deployed_top1']:.2f}")
 
-    def batches(self, form: TrainingForm) -> Iterator[Batch]:
+    def batches(self, form: FastNetworks) -> Iterator[Batch]:
         """Yield the batches that are left of the epoch, as the distiller takes them, ready for its teacher's cache."""
         return form.serve(map(self.as_taken, self.train_loader.iterate(self.step)), self.step)
 
@@ -201,7 +201,7 @@ class Trainer:
         """Return a batch with the strides that the distiller wants."""
         return batch if self.distiller.channels_last else {**batch, "image": batch["image"].contiguous()}
 
-    def _train_epoch(self, epoch: int, logger: RunLogger, form: TrainingForm) -> Dict[str, Any]:
+    def _train_epoch(self, epoch: int, logger: RunLogger, form: FastNetworks) -> Dict[str, Any]:
         self.distiller.train()
         self.train_loader.set_epoch(epoch)
         meter = self.meter

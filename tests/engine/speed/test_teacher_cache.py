@@ -11,9 +11,9 @@ from torch import nn
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.speed.fast_networks import TrainingForm
+from mdistiller.engine.speed.fast_networks import FastNetworks
 from mdistiller.engine.speed.precision import Precision
-from mdistiller.engine.speed.teacher_cache import CachedTeacher, _prepare, open_cache
+from mdistiller.engine.speed.teacher_cache import CachedTeacher, open_cache, prepare_folder
 from mdistiller.engine.speed.vector_table import FileTable, MemoryTable
 from mdistiller.engine.validate import setting_faults
 from mdistiller.errors import UserError
@@ -147,24 +147,24 @@ def test_training_takes_the_same_course(settings, tmp_path, method, cache):
 
 
 def opened(settings, *overrides, method="KD"):
-    """The lines that opening a cache says, and the form."""
+    """The lines that opening a cache says, and the networks."""
     cfg = settings(method, *overrides)
     trainer, lines = build_trainer(cfg), []
-    form = TrainingForm(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
-    return lines[-1], form, trainer
+    networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
+    return lines[-1], networks, trainer
 
 
-def fill(form, trainer, epoch=1):
+def fill(networks, trainer, epoch=1):
     """Take one pass, as training does."""
     trainer.train_loader.set_epoch(epoch)
-    return list(form.serve(trainer.train_loader.iterate()))
+    return list(networks.serve(trainer.train_loader.iterate()))
 
 
 def test_a_folder_serves_later_runs_until_something_is_another(settings, image_folder):
     folder = ("TEACHER_CACHE", "./folder")
-    line, form, trainer = opened(settings, *folder)
+    line, networks, trainer = opened(settings, *folder)
     assert "new, 0.0 % known" in line
-    fill(form, trainer)
+    fill(networks, trainer)
     line, _, _ = opened(settings, *folder)
     assert f"found, {100 / 18:.1f} % known" in line  # one of 18 forms of each image
     line, _, _ = opened(settings, *folder, method="SFAKD")
@@ -190,19 +190,19 @@ def test_a_folder_serves_later_runs_until_something_is_another(settings, image_f
 @pytest.mark.parametrize("name", [FileTable.VECTORS, FileTable.CHECKSUMS, "about.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_folder_is_made_anew(settings, tmp_path, name, damage):
-    _, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
-    fill(form, trainer)
+    _, networks, trainer = opened(settings, "TEACHER_CACHE", "./folder")
+    fill(networks, trainer)
     (path,) = (tmp_path / "folder").glob(f"*/{name}")
     path.write_bytes(path.read_bytes()[:-3]) if damage == "truncated" else path.unlink()
-    line, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
+    line, networks, trainer = opened(settings, "TEACHER_CACHE", "./folder")
     assert "damaged, made anew, 0.0 % known" in line
-    fill(form, trainer)
+    fill(networks, trainer)
     assert "found, 5.6 % known" in opened(settings, "TEACHER_CACHE", "./folder")[0]
 
 
 def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
-    _, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
-    fill(form, trainer)
+    _, networks, trainer = opened(settings, "TEACHER_CACHE", "./folder")
+    fill(networks, trainer)
     (path,) = (tmp_path / "folder").glob(f"*/{FileTable.VECTORS}")
     content = bytearray(path.read_bytes())
     key = int(trainer.train_loader.draws().order[5] * 18 + trainer.train_loader.draws().variant(1)[5])
@@ -211,14 +211,14 @@ def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
     lines = []
     cfg = settings("KD", "TEACHER_CACHE", "./folder")
     trainer = build_trainer(cfg)
-    form = TrainingForm(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
+    networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
     trainer.train_loader.set_epoch(1)
-    with torch.no_grad(), form.in_place():
-        for batch in form.serve(trainer.train_loader.iterate()):
+    with torch.no_grad(), networks.in_place():
+        for batch in networks.serve(trainer.train_loader.iterate()):
             served = trainer.distiller.teacher(batch["image"])[0]
             expected = trainer.distiller.teacher.teacher(batch["image"])[0]
             torch.testing.assert_close(served, expected, atol=1e-5, rtol=1e-5)
-    assert lines[-1] == "teacher cache: 1 of its vectors were damaged, and computed again"
+    assert lines[-1] == "teacher cache: 1 vectors were damaged, and were computed again"
 
 
 @pytest.mark.parametrize(
@@ -232,36 +232,36 @@ def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
 )
 @pytest.mark.parametrize("choice", ["memory", "./folder"])
 def test_what_cannot_be_cached_runs_without(settings, tmp_path, method, overrides, reason, choice):
-    line, form, trainer = opened(settings, "TEACHER_CACHE", choice, *overrides, method=method)
+    line, networks, trainer = opened(settings, "TEACHER_CACHE", choice, *overrides, method=method)
     assert line.startswith("teacher cache: none, ")
     assert reason in line
     assert not (tmp_path / "folder").exists()
-    assert not isinstance(form._teacher, CachedTeacher)
-    assert len(fill(form, trainer)) == len(trainer.train_loader)
+    assert not isinstance(networks._teacher, CachedTeacher)
+    assert len(fill(networks, trainer)) == len(trainer.train_loader)
 
 
 @pytest.mark.parametrize(("choice", "free"), [("memory", "available_memory"), ("./folder", "free_disk")])
 def test_a_table_that_does_not_fit_is_not_made(settings, monkeypatch, choice, free):
     monkeypatch.setattr(f"mdistiller.engine.speed.teacher_cache.{free}", lambda place: 1000)
-    line, form, _ = opened(settings, "TEACHER_CACHE", choice)
+    line, networks, _ = opened(settings, "TEACHER_CACHE", choice)
     assert line.startswith("teacher cache: none, ")
     assert "0.00 GiB" in line
     assert "the teacher runs in each step" in line
-    assert not isinstance(form._teacher, CachedTeacher)
+    assert not isinstance(networks._teacher, CachedTeacher)
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_cache(settings, tmp_path):
     (tmp_path / "file").write_text("")
-    line, form, trainer = opened(settings, "TEACHER_CACHE", "./file")
+    line, networks, trainer = opened(settings, "TEACHER_CACHE", "./file")
     assert line.startswith("teacher cache: none, file/resnet14-")
-    assert len(fill(form, trainer)) == len(trainer.train_loader)
+    assert len(fill(networks, trainer)) == len(trainer.train_loader)
 
 
 def test_low_precision_is_kept_in_half_the_bytes(settings):
-    _, form, trainer = opened(settings, "TEACHER_CACHE", "memory", "SOLVER.AMP", "bf16")
+    _, networks, trainer = opened(settings, "TEACHER_CACHE", "memory", "SOLVER.AMP", "bf16")
     trainer.train_loader.set_epoch(1)
-    with torch.no_grad(), form.in_place():
-        batch = next(form.serve(trainer.train_loader.iterate()))
+    with torch.no_grad(), networks.in_place():
+        batch = next(networks.serve(trainer.train_loader.iterate()))
         teacher = trainer.distiller.teacher
         with trainer.precision.autocast():
             expected = teacher.teacher(batch["image"])[0]
@@ -302,9 +302,9 @@ def test_a_teacher_without_pooled_features_serves_a_method_of_logits(settings):
     cfg = settings("KD", "TEACHER_CACHE", "memory")
     trainer = build_trainer(cfg)
     trainer.distiller.teacher = Bare().eval()
-    form = TrainingForm(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lambda line: None)
-    with torch.no_grad(), form.in_place():
-        for batch in form.serve(trainer.train_loader.iterate()):
+    networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lambda line: None)
+    with torch.no_grad(), networks.in_place():
+        for batch in networks.serve(trainer.train_loader.iterate()):
             served = trainer.distiller.teacher(batch["image"])[0]
             torch.testing.assert_close(served, trainer.distiller.teacher.teacher(batch["image"])[0])
 
@@ -328,7 +328,7 @@ SIZES = {FileTable.VECTORS: 4 * 3 * 100, FileTable.CHECKSUMS: 4 * 100}
 def fill_a_table(folder, first, barrier):
     """A process: opens the table, writes its rows, reads them back."""
     barrier.wait()
-    _prepare(folder, ABOUT, SIZES)
+    prepare_folder(folder, ABOUT, SIZES)
     table = FileTable(folder, 100, 3, torch.float32, CPU)
     keys = torch.arange(first, 100, 2)
     table.write(keys, keys[:, None].float().expand(-1, 3))
@@ -359,7 +359,7 @@ def test_processes_that_start_together_share_a_table(tmp_path):
 
 
 def test_room_on_the_disk_is_taken_at_once(tmp_path):
-    _prepare(tmp_path / "table", ABOUT, {FileTable.VECTORS: 2**20, FileTable.CHECKSUMS: 4096})
+    prepare_folder(tmp_path / "table", ABOUT, {FileTable.VECTORS: 2**20, FileTable.CHECKSUMS: 4096})
     assert (tmp_path / "table" / FileTable.VECTORS).stat().st_blocks * 512 >= 2**20
 
 
