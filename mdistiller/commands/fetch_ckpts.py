@@ -27,7 +27,7 @@ def main() -> None:
         raise UserError(f"--sha256 {args.sha256} is not a SHA-256 sum; expected 64 hexadecimal digits")
 
     folder = paths.ckpt_root()
-    if args.file is None and args.url == RELEASE and _all_there():
+    if args.file is None and args.url == RELEASE and _all_released_present():
         print(f"all released teachers are in {folder}; remove one to download it again")
         return
     archive = paths.usable(args.file or folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{folder}: {len(written)} files written, {len(kept)} kept unchanged")
 
 
-def _all_there() -> bool:
+def _all_released_present() -> bool:
     from ..models import cifar_model_dict
 
     return all(os.path.isfile(teacher) for _, teacher in cifar_model_dict.values() if teacher is not None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdistiller.benchmark.baseline import PlainLoop, plain_loss
+from mdistiller.benchmark.baseline import BaselineLoop, baseline_loss
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
@@ -46,12 +46,12 @@ def test_the_loss_is_kds(image_folder):
         divergence = sum(math.exp(t) * (t - s) for s, t in zip(ours, theirs))
         total += 0.1 * cross_entropy + 0.9 * 16 * divergence
     target = torch.tensor([1, 0])
-    assert plain_loss(logits, teacher, target, kd).item() == pytest.approx(total / 2, rel=1e-5)
-    assert plain_loss(logits, None, target, kd) == nn.functional.cross_entropy(logits, target)
+    assert baseline_loss(logits, teacher, target, kd).item() == pytest.approx(total / 2, rel=1e-5)
+    assert baseline_loss(logits, None, target, kd) == nn.functional.cross_entropy(logits, target)
 
 
 def test_a_step_is_that_of_sgd(image_folder):
-    loop = PlainLoop(settings(image_folder, "SOLVER.WEIGHT_DECAY", "0.01"))
+    loop = BaselineLoop(settings(image_folder, "SOLVER.WEIGHT_DECAY", "0.01"))
     batch = next(iter(loop.loader))
     weight = loop.student.fc.weight
     before = weight.detach().clone()
@@ -63,17 +63,17 @@ def test_a_step_is_that_of_sgd(image_folder):
     assert torch.allclose(weight.detach(), expected, atol=1e-7)
     with torch.no_grad():
         target = batch["target"]
-        fresh = PlainLoop(settings(image_folder)).student.train()
+        fresh = BaselineLoop(settings(image_folder)).student.train()
         logits = fresh(batch["image"])[0]  # of the same seed
         soft = loop.teacher(batch["image"])[0]
-        assert loss == pytest.approx(plain_loss(logits, soft, target, settings(image_folder).KD).item(), rel=1e-5)
+        assert loss == pytest.approx(baseline_loss(logits, soft, target, settings(image_folder).KD).item(), rel=1e-5)
         assert top1 == pytest.approx(100 * (logits.argmax(1) == target).float().mean().item())
     assert top5 == 100  # of three classes
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_images_are_those_of_the_folder_augmented(image_folder, flip):
-    loop = PlainLoop(settings(image_folder, "DATASET.PADDING", "0", "DATASET.FLIP", str(flip)))
+    loop = BaselineLoop(settings(image_folder, "DATASET.PADDING", "0", "DATASET.FLIP", str(flip)))
     seen = {}
 
     def batches():
@@ -95,7 +95,7 @@ def test_images_are_those_of_the_folder_augmented(image_folder, flip):
 
 
 def test_it_trains_without_a_teacher_too(image_folder):
-    loop = PlainLoop(settings(image_folder, method="NONE"))
+    loop = BaselineLoop(settings(image_folder, method="NONE"))
     assert loop.teacher is None
     assert loop.loader.num_workers == 2
     losses = [loop.step(batch)[0] for _ in range(4) for batch in loop.loader]
@@ -108,4 +108,4 @@ def test_it_trains_without_a_teacher_too(image_folder):
 )
 def test_other_data_than_it_takes_is_refused(image_folder, words, fault):
     with pytest.raises(UserError, match=f"these are {fault}.*; set DATASET.AUGMENT pad_crop DATASET.IN_MEMORY yes, or"):
-        PlainLoop(settings(image_folder, *words.split()))
+        BaselineLoop(settings(image_folder, *words.split()))

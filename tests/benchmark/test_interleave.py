@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mdistiller.benchmark import interleave
-from mdistiller.benchmark.interleave import Budget, Gate, Side, Slice, run_in_turns
+from mdistiller.benchmark.interleave import BatchGate, LoopProcess, TurnBudget, TurnResult, run_interleaved, run_loop
 from mdistiller.errors import UserError
 
 
@@ -41,9 +41,9 @@ def loop(gate, sizes, epochs):
 
 
 def test_a_slice_ends_after_its_steps_and_goes_on_where_it_ended():
-    pipe, epochs = Pipe(Budget(steps=2), Budget(steps=2), Budget(steps=3)), []
+    pipe, epochs = Pipe(TurnBudget(steps=2), TurnBudget(steps=2), TurnBudget(steps=3)), []
     with pytest.raises(EOFError):
-        loop(Gate(pipe, torch.device("cpu")), (5, 3, 1), epochs)
+        loop(BatchGate(pipe, torch.device("cpu")), (5, 3, 1), epochs)
     assert pipe.sent[0] is None  # ready, before anything is read
     assert [part.images for part in pipe.sent[1:]] == [5 + 3, 1 + 5, 3 + 1 + 5]
     assert epochs == [0, 1, 2]
@@ -54,9 +54,9 @@ def test_a_slice_ends_after_its_steps_and_goes_on_where_it_ended():
 def test_a_slice_ends_after_its_seconds(monkeypatch):
     clock = iter(range(0, 10_000, 4))
     monkeypatch.setattr(interleave.time, "perf_counter", lambda: next(clock))
-    pipe = Pipe(Budget(seconds=10))
+    pipe = Pipe(TurnBudget(seconds=10))
     with pytest.raises(EOFError):
-        loop(Gate(pipe, torch.device("cpu")), (2, 2, 2, 2, 2, 2), [])
+        loop(BatchGate(pipe, torch.device("cpu")), (2, 2, 2, 2, 2, 2), [])
     # the clock is read at the start, after each batch (4, 8, 12 s), and once more at the end
     assert pipe.sent[1].images == 6
     assert pipe.sent[1].seconds == 16
@@ -67,18 +67,18 @@ class Alternate:
     def __init__(self, name, log):
         self.name, self.log = name, log
 
-    def ready(self):
+    def wait_until_ready(self):
         self.log.append(f"{self.name} ready")
 
-    def turn(self, budget):
+    def run_turn(self, budget):
         self.log.append(self.name)
-        return Slice(len(self.log), 1.0, 0.0, 0.0)
+        return TurnResult(len(self.log), 1.0, 0.0, 0.0)
 
 
 def test_sides_alternate_and_the_first_round_does_not_count(capsys):
     log = []
     sides = [Alternate("a", log), Alternate("b", log)]
-    slices, between = run_in_turns(sides, 3, Budget(steps=1), lambda: log.append("|") or len(log))
+    slices, between = run_interleaved(sides, 3, TurnBudget(steps=1), lambda: log.append("|") or len(log))
     assert log == ["a ready", "b ready", *"ba|ab|ba|ab|"]
     assert [[part.images for part in own] for own in slices] == [[6, 10, 12], [7, 9, 13]]
     assert between == [8, 11, 14]
@@ -89,31 +89,31 @@ def in_another_process(sizes, pipe):
     as_usual = multiprocessing.get_all_start_methods()[0]
     if multiprocessing.get_start_method() != as_usual:
         raise UserError(f"workers would start by {multiprocessing.get_start_method()}, not by {as_usual}")
-    loop(Gate(pipe, torch.device("cpu")), sizes, [])
+    loop(BatchGate(pipe, torch.device("cpu")), sizes, [])
 
 
 def test_another_process_runs_in_turns_and_its_end_is_said():
-    message = "^the process of the loop ended with status -9; killed, for want of memory"
-    with Side("the loop", in_another_process, (4, 2)) as side:
-        side.ready()
-        assert [side.turn(Budget(steps=3)).images for _ in range(2)] == [10, 8]
+    message = "^the process of the loop ended with status -9; was it killed because memory ran out"
+    with LoopProcess("the loop", in_another_process, (4, 2)) as side:
+        side.wait_until_ready()
+        assert [side.run_turn(TurnBudget(steps=3)).images for _ in range(2)] == [10, 8]
         side.process.kill()
         with pytest.raises(UserError, match=message):
-            side.turn(Budget(steps=3))
+            side.run_turn(TurnBudget(steps=3))
 
 
 def test_a_process_ends_with_its_turns_or_says_why_it_fails(capsys):
-    pipe = Pipe(Budget(steps=1))
-    interleave._serve(in_another_process, (4, 2), pipe)
+    pipe = Pipe(TurnBudget(steps=1))
+    run_loop(in_another_process, (4, 2), pipe)
     assert [part and part.images for part in pipe.sent] == [None, 4]
 
     def fails(argument, pipe):
         print("about to fail")
         raise UserError(f"no {argument}; give another")
 
-    interleave._serve(fails, "teacher", pipe)
+    run_loop(fails, "teacher", pipe)
     assert capsys.readouterr() == ("", "about to fail\n")  # stdout is for the table
-    side = Side.__new__(Side)
+    side = LoopProcess.__new__(LoopProcess)
     side.pipe = Pipe(pipe.sent[-1])
     with pytest.raises(UserError, match="^no teacher; give another$"):
-        side.ready()
+        side.wait_until_ready()

@@ -40,7 +40,7 @@ def available_memory(device: torch.device) -> int:
     """Return how many bytes can still be allocated on `device`; on the CPU, within the limit of the container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(psutil.virtual_memory().available, *_container_memory())
+    return min([psutil.virtual_memory().available, *_container_memory()])
 
 
 def _container_memory() -> Iterator[int]:
