@@ -91,6 +91,8 @@ class Started:
                 self._more.wait(1)  # not longer, because a reader notifies shortly before it ends
         line = found()
         if line is None:
+            with suppress(subprocess.TimeoutExpired):  # the message shows the exit status
+                self.process.wait(max(0.0, self.deadline - time.monotonic()))
             pytest.fail(f"no line begins with {beginning!r}\n{self}")
         return line
 
@@ -128,6 +130,8 @@ class Started:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             self.process.wait()
+        self.process.kill()
+        self.process.wait()  # also needed if it had already ended
         for reader in self._readers:
             reader.join()
         with suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""Only shipped files are found outside the working directory; `~` and variables are expanded, or refused."""
+"""Only shipped files are found outside the working directory; `~` and variables are expanded, or are errors."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ TEACHER = "download_ckpts/demo/wrn_16_2.pth"
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A clone with files of its user's, who works in another folder."""
+    """A clone that also contains files of its user, who works in another folder."""
     clone = tmp_path / "clone"
     shipped = (TEACHER, "configs/demo/sfakd.yaml", "data/fashion-mnist-part/a.png")
     for name in (*shipped, "data/mine/a.png", "output/t.pth", "output/t.yaml", "setup.py"):
@@ -52,7 +52,7 @@ def test_shipped_configurations_have_names(clone, name):
 
 
 @pytest.mark.parametrize("name", ["demo", "../output/t", "/demo/sfakd", "demo/other"])
-def test_what_is_no_configuration_stays_as_given(clone, name):
+def test_other_paths_are_returned_as_given(clone, name):
     assert paths.find_config(name) == Path(name)
 
 
@@ -101,4 +101,4 @@ def test_names_with_a_dollar_that_exist_are_taken_as_they_stand(monkeypatch, tmp
     monkeypatch.delenv("NOT_SET", raising=False)
     (tmp_path / "a$NOT_SET").mkdir()
     assert paths.find_file("a$NOT_SET") == Path("a$NOT_SET")
-    assert paths.usable(tmp_path / "b$NOT_SET") == tmp_path / "b$NOT_SET"  # a Path is one of ours
+    assert paths.usable(tmp_path / "b$NOT_SET") == tmp_path / "b$NOT_SET"  # a Path is not expanded

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
-import torch
 from torch import nn
 
 from ..dataset import Batch, get_dataset

@@ -1,4 +1,4 @@
-"""The baseline loop is MDistiller's: its loss, its step, its images."""
+"""The baseline loop has the loss, the training step and the images of MDistiller's loop."""
 
 import math
 import re
@@ -27,7 +27,7 @@ def settings(root, *overrides, method="KD"):
     )
 
 
-def test_the_loss_is_kds(image_folder):
+def test_the_loss_is_that_of_kd(image_folder):
     kd = settings(image_folder).KD
     logits, teacher = (
         torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]]),
@@ -59,20 +59,20 @@ def test_a_step_is_that_of_sgd(image_folder):
     loss, top1, top5 = loop.step(batch)
     assert not loop.teacher.training
     assert all(p.grad is None for p in loop.teacher.parameters())
-    expected = before - 0.02 * (weight.grad + 0.01 * before)  # the first step, without momentum yet
+    expected = before - 0.02 * (weight.grad + 0.01 * before)  # the first step has no momentum
     assert torch.allclose(weight.detach(), expected, atol=1e-7)
     with torch.no_grad():
         target = batch["target"]
         fresh = BaselineLoop(settings(image_folder)).student.train()
-        logits = fresh(batch["image"])[0]  # of the same seed
+        logits = fresh(batch["image"])[0]  # from the same seed
         soft = loop.teacher(batch["image"])[0]
         assert loss == pytest.approx(baseline_loss(logits, soft, target, settings(image_folder).KD).item(), rel=1e-5)
         assert top1 == pytest.approx(100 * (logits.argmax(1) == target).float().mean().item())
-    assert top5 == 100  # of three classes
+    assert top5 == 100  # there are three classes
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_images_are_those_of_the_folder_augmented(image_folder, flip):
+def test_images_are_augmented_images_of_the_folder(image_folder, flip):
     loop = BaselineLoop(settings(image_folder, "DATASET.PADDING", "0", "DATASET.FLIP", str(flip)))
     seen = {}
 
@@ -106,6 +106,6 @@ def test_it_trains_without_a_teacher_too(image_folder):
     ("words", "fault"),
     [("DATASET.AUGMENT none", "in memory, with none"), ("DATASET.IN_MEMORY no", "streamed, with pad")],
 )
-def test_other_data_than_it_takes_is_refused(image_folder, words, fault):
+def test_unsupported_data_is_an_error(image_folder, words, fault):
     with pytest.raises(UserError, match=f"these are {fault}.*; set DATASET.AUGMENT pad_crop DATASET.IN_MEMORY yes, or"):
         BaselineLoop(settings(image_folder, *words.split()))

@@ -1,4 +1,4 @@
-"""The benchmark on the smallest settings; no figure that depends on the machine's speed is asserted."""
+"""The benchmark with the smallest settings. Nothing that depends on the machine's speed is asserted."""
 
 import json
 
@@ -18,7 +18,7 @@ from tests.benchmark.test_interleave import Pipe
 
 @pytest.fixture
 def tiny(image_folder, tmp_path):
-    """A configuration of a tiny pair."""
+    """The path of a configuration for a tiny pair."""
     (tmp_path / "tiny.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, MEAN: [0.4, 0.4, 0.4],"
         " STD: [0.2, 0.2, 0.2], NUM_WORKERS: 0}\n"
@@ -65,7 +65,7 @@ def test_the_table(command, tiny, tmp_path, monkeypatch):
     assert row.startswith("| resnet14 → resnet8 | SFAKD | `DISTILLER.TYPE SFAKD` | float32 | ")
     for text in ("imagefolder, batch 8", torch.__version__, "2 interleaved rounds of 2 steps", "KD's loss", "warm: "):
         assert text in conditions
-    assert "DATASET.INPUT_SIZE is not set" in err  # and not in the table
+    assert "DATASET.INPUT_SIZE is not set" in err  # not in the table
     assert err.splitlines()[-2:] == ["round 1 of 2", "round 2 of 2"]
     (figures,) = json.loads((tmp_path / "speed.json").read_text())["rows"]
     ours, plain = figures["turns"]["ours"], figures["turns"]["baseline"]
@@ -75,13 +75,17 @@ def test_the_table(command, tiny, tmp_path, monkeypatch):
     assert figures["ratio"]["median"] == pytest.approx(sum(ratios) / 2)
     assert f"| {min(ratios):.2f}–{max(ratios):.2f} |" in row
     assert min(part["host_mib"] for part in ours + plain) > 50
-    # at the given peak the roofline does not depend on this machine
+    # with a given peak, the roofline does not depend on this machine
     roofline = 8 * 1e12 / figures["cost"]["flops"]
     assert figures["roofline"]["median"] == pytest.approx(roofline)
     assert figures["bound"] == "arithmetic"
     rates = [part["images"] / part["seconds"] for part in ours]
     assert figures["of_roofline"]["median"] == pytest.approx(sum(rates) / 2 / roofline)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "speed.json", "tiny.yaml"]  # no run is left
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images",
+        "speed.json",
+        "tiny.yaml",
+    ]  # no run folder is left
 
 
 @pytest.mark.parametrize(("warm", "expected"), [(True, [1, 1, 1, 1]), (False, [1, 2, 1])])
@@ -117,7 +121,7 @@ def test_warm_rounds_repeat_an_epoch_that_was_trained_on_before(tiny, tmp_path, 
         ),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_a_line(command, tiny, arguments, message):
+def test_errors_are_one_line(command, tiny, arguments, message):
     status, out, err = command("benchmark", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
@@ -125,7 +129,7 @@ def test_what_cannot_be_measured_is_said_in_a_line(command, tiny, arguments, mes
         raise UserError(err)
 
 
-def test_random_pictures_and_a_random_teacher(tmp_path, monkeypatch):
+def test_random_images_and_a_random_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "NUM_CLASSES", 3)
     monkeypatch.setattr(synthetic, "IMAGES_PER_CLASS", 2)
     words = ["DISTILLER.TEACHER", "resnet14", *synthetic.make_images(tmp_path / "pictures")]

@@ -1,4 +1,4 @@
-"""What an epoch trains with, and that everything is as before afterwards."""
+"""The networks during an epoch, and that they are restored afterwards."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ from mdistiller.models import build_model
 
 @pytest.fixture
 def built(image_folder):
-    """A function(method, *overrides) -> (trainer, its training networks, the lines that it said)."""
+    """A function(method, *overrides) -> (trainer, its faster networks, the lines for the user)."""
     torch.save({"model": build_model("resnet14", 3, "imagefolder", 16).state_dict()}, "teacher.pth")
 
     def make(method, *overrides):
@@ -47,7 +47,7 @@ def test_the_teacher_is_folded_within_an_epoch_only(built):
     assert lines == ["teacher in inference form: 15 BatchNorms folded, convolutions in float32"]
 
 
-def test_it_is_given_back_after_a_fault(built):
+def test_the_teacher_is_restored_after_an_error(built):
     trainer, networks, _ = built("KD")
     loaded = trainer.distiller.teacher
     with pytest.raises(KeyError), networks.in_place():
@@ -55,7 +55,7 @@ def test_it_is_given_back_after_a_fault(built):
     assert trainer.distiller.teacher is loaded
 
 
-def test_a_teacher_in_training_mode_stays_as_it_is(built):
+def test_a_teacher_in_training_mode_is_not_replaced(built):
     trainer, networks, lines = built("OFD", "OFD.TEACHER_TRAIN_MODE", "True", "TEACHER_CACHE", "memory")
     loaded = trainer.distiller.teacher
     with networks.in_place():
@@ -63,7 +63,7 @@ def test_a_teacher_in_training_mode_stays_as_it_is(built):
     assert lines == ["teacher cache: none, the teacher runs as it was built (it is in training mode)"]
 
 
-def test_a_teacher_that_is_watched_stays_as_it_is(built):
+def test_a_teacher_with_hooks_is_not_replaced(built):
     trainer, _, _ = built("KD", "TEACHER_CACHE", "memory")
     trainer.distiller.teacher.layer1.register_forward_hook(lambda *call: None)
     lines = []
@@ -82,8 +82,8 @@ def test_without_a_teacher_there_is_nothing_to_do(built):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.filterwarnings("ignore")  # of the compiler's own imports
-def test_a_compiled_teacher_says_the_same(built):
+@pytest.mark.filterwarnings("ignore")  # from the compiler's own imports
+def test_a_compiled_teacher_has_the_same_outputs(built):
     trainer, networks, _ = built("KD", "SOLVER.COMPILE", "default")
     image = torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_a_compiled_teacher_says_the_same(built):
             torch.testing.assert_close(trainer.distiller.teacher(image)[0], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_compiler_is_asked_for_before_anything_is_built(built, monkeypatch):
+def test_a_missing_compiler_is_reported_before_anything_is_built(built, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"SOLVER.COMPILE default needs a C\+\+ compiler"):
         built("KD", "SOLVER.COMPILE", "default")
@@ -112,7 +112,7 @@ def test_student_and_head_are_compiled_where_a_gpu_runs_them(built):
     assert list(trainer.distiller.state_dict()) == keys
 
 
-def test_memory_is_told_and_nothing_is_kept_from_epoch_to_epoch(built):
+def test_memory_is_logged_and_no_tensor_is_kept_from_epoch_to_epoch(built):
     trainer, _, _ = built("SFAKD", "SOLVER.EPOCHS", "6", "TEACHER_CACHE", "memory")
     tensors = []
 

@@ -1,4 +1,4 @@
-"""The teacher cache: exact, filled once, kept on disk, and never used where it does not fit."""
+"""The teacher cache is exact, is filled once, stays on the disk, and is not used if it does not apply."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def settings(image_folder):
-    """A function(method, *overrides) -> a config for a pair on 36 images, whose teacher is in teacher.pth."""
+    """A function(method, *overrides) -> the config of a pair on 36 images, with the teacher in teacher.pth."""
     torch.manual_seed(1)
     torch.save({"model": build_model("resnet14", 3, "imagefolder", 16).state_dict()}, "teacher.pth")
 
@@ -54,12 +54,12 @@ class Counting(nn.Module):
         self.images = 0
 
     def forward(self, image):
-        self.images += int((image.flatten(1) != 0).any(1).sum())  # those that are not there for filling up
+        self.images += int((image.flatten(1) != 0).any(1).sum())  # without padding
         return self.teacher(image)
 
 
 def cached(trainer, say=lambda line: None):
-    """A trainer's teacher with an empty table in memory, and the teacher itself."""
+    """Return the cached teacher of a trainer, with an empty table in memory, and the counting teacher in it."""
     loader, teacher = trainer.train_loader, Counting(trainer.distiller.teacher.eval())
     widths = {"logits": 3, "pooled": 64}
     table = MemoryTable(loader.num_images * loader.num_variants, 67, torch.float32, CPU)
@@ -82,8 +82,8 @@ def test_served_vectors_are_the_teachers_for_every_form(settings, in_memory, fli
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(feats["pooled_feat"], expected_feats["pooled_feat"], atol=1e-5, rtol=1e-5)
             seen.update(zip(batch["index"].tolist(), batch["variant"].tolist()))
-    assert len(seen) > 0.9 * loader.num_images * loader.num_variants  # nearly all that there are were compared
-    assert teacher.images == len(seen)  # and each was computed once
+    assert len(seen) > 0.9 * loader.num_images * loader.num_variants  # nearly all forms were compared
+    assert teacher.images == len(seen)  # each was computed once
 
 
 def test_a_second_pass_over_an_epoch_does_not_run_the_teacher(settings):
@@ -128,7 +128,7 @@ def test_other_images_go_through_the_teacher(settings):
     for batch in cache.serve(loader, loader.iterate()):
         mirrored = batch["image"].flip(3)
         torch.testing.assert_close(cache(mirrored), teacher.teacher(mirrored))
-    assert torch.equal(cache(batch["image"])[0], teacher.teacher(batch["image"])[0])  # the pass is over
+    assert torch.equal(cache(batch["image"])[0], teacher.teacher(batch["image"])[0])  # the epoch is over
 
 
 def losses(trainer):
@@ -147,7 +147,7 @@ def test_training_takes_the_same_course(settings, tmp_path, method, cache):
 
 
 def opened(settings, *overrides, method="KD"):
-    """The lines that opening a cache says, and the networks."""
+    """Open a cache; return its line for the user, the networks, and the trainer."""
     cfg = settings(method, *overrides)
     trainer, lines = build_trainer(cfg), []
     networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
@@ -155,7 +155,7 @@ def opened(settings, *overrides, method="KD"):
 
 
 def fill(networks, trainer, epoch=1):
-    """Take one pass, as training does."""
+    """Go through one epoch, as training does."""
     trainer.train_loader.set_epoch(epoch)
     return list(networks.serve(trainer.train_loader.iterate()))
 
@@ -250,7 +250,7 @@ def test_a_table_that_does_not_fit_is_not_made(settings, monkeypatch, choice, fr
     assert not isinstance(networks._teacher, CachedTeacher)
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_the_cache(settings, tmp_path):
+def test_a_folder_that_cannot_be_written_disables_only_the_cache(settings, tmp_path):
     (tmp_path / "file").write_text("")
     line, networks, trainer = opened(settings, "TEACHER_CACHE", "./file")
     assert line.startswith("teacher cache: none, file/resnet14-")
@@ -288,7 +288,7 @@ def test_a_folder_that_cannot_be_is_refused_with_the_settings(settings):
 
 
 class Bare(nn.Module):
-    """A teacher with logits and nothing else."""
+    """A teacher that returns only logits."""
 
     def __init__(self):
         super().__init__()
@@ -326,7 +326,7 @@ SIZES = {FileTable.VECTORS: 4 * 3 * 100, FileTable.CHECKSUMS: 4 * 100}
 
 
 def fill_a_table(folder, first, barrier):
-    """A process: opens the table, writes its rows, reads them back."""
+    """Open a table, write every second row, and read these rows back; runs in a process of its own."""
     barrier.wait()
     prepare_folder(folder, ABOUT, SIZES)
     table = FileTable(folder, 100, 3, torch.float32, CPU)
@@ -354,7 +354,7 @@ def test_processes_that_start_together_share_a_table(tmp_path):
         table = FileTable(folder, 100, 3, torch.float32, CPU)
         assert not table.missing(torch.arange(100)).any()
         assert torch.equal(table.read(torch.arange(100))[:, 0], torch.arange(100.0))
-        assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing is left beside it
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # no temporary folder is left
         shutil.rmtree(folder)
 
 
@@ -363,7 +363,7 @@ def test_room_on_the_disk_is_taken_at_once(tmp_path):
     assert (tmp_path / "table" / FileTable.VECTORS).stat().st_blocks * 512 >= 2**20
 
 
-def test_the_size_is_said_before_it_is_taken(settings):
+def test_the_size_is_printed(settings):
     lines = []
     trainer = build_trainer(settings("KD"))
     teacher, loader = trainer.distiller.teacher, trainer.train_loader
