@@ -13,7 +13,7 @@ import sys
 from typing import Callable, NoReturn
 
 from .errors import UserError, memory_shortage
-from .paths import usable
+from .paths import user_path
 
 LOST_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
@@ -35,7 +35,7 @@ def check_new_file(parser: argparse.ArgumentParser, option: str, path: str) -> N
     if not path:
         return
     try:
-        place = usable(path)
+        place = user_path(path)
     except UserError as error:
         parser.error(f"{option}: {error}")
     if place.is_dir():

@@ -23,7 +23,7 @@ SHIPPED_FOLDERS = (CONFIGS, Path("data/fashion-mnist-part"), Path("download_ckpt
 
 def _root(variable: str, folder: str) -> Path:
     if os.environ.get(variable):
-        return usable(os.environ[variable])
+        return user_path(os.environ[variable])
     try:
         return Path.cwd() / folder
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def ckpt_root() -> Path:
 def cache_root() -> Path:
     """Return the folder for cached measurements: `$MDISTILLER_CACHE`, or `~/.cache/mdistiller` if that is not set."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return usable(os.environ.get("MDISTILLER_CACHE") or os.path.join(base, "mdistiller"))
+    return user_path(os.environ.get("MDISTILLER_CACHE") or os.path.join(base, "mdistiller"))
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -67,16 +67,16 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{text!r:.200} cannot be a path ({error}); give another") from None
 
 
-def usable(path: str | os.PathLike[str]) -> Path:
+def user_path(path: str | os.PathLike[str]) -> Path:
     """Return a path that a user gave, which need not exist. A string is `expanded`; a `Path` is not.
 
     Raises:
-        UserError: see `expanded` and `possible`.
+        UserError: see `expanded` and `validate_path`.
     """
-    return possible(path if isinstance(path, Path) else expanded(path))
+    return validate_path(path if isinstance(path, Path) else expanded(path))
 
 
-def possible(path: Path) -> Path:
+def validate_path(path: Path) -> Path:
     """Return `path`, which need not exist, unless no file can have it.
 
     Raises:
@@ -94,20 +94,20 @@ def possible(path: Path) -> Path:
     return path
 
 
-def check_ends(path: Path) -> None:
+def check_not_device(path: Path) -> None:
     """Raise an OSError if `path` is a pipe or a device. Reading one might never end."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "neither a file nor a folder")
 
 
-def text_of(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Return the content of a UTF-8 text file.
 
     Raises:
         OSError: the file cannot be read, or is a pipe or a device.
         UnicodeDecodeError: the file is not UTF-8 text.
     """
-    check_ends(path)
+    check_not_device(path)
     return path.read_text(encoding="utf-8")
 
 
@@ -115,9 +115,9 @@ def find_file(path: str | os.PathLike[str]) -> Path:
     """Return `path`, or the shipped file or folder of that name if only that one exists.
 
     Raises:
-        UserError: see `usable`.
+        UserError: see `user_path`.
     """
-    given = usable(path)
+    given = user_path(path)
     if given.is_absolute() or given.exists():
         return given
     name = Path(os.path.normpath(given))
@@ -132,9 +132,9 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     no such file, the path is returned as given.
 
     Raises:
-        UserError: see `usable`.
+        UserError: see `user_path`.
     """
-    given = usable(name)
+    given = user_path(name)
     files = (given, Path(f"{given}.yaml"))
     for file in (*files, *(CONFIGS / file for file in files)):
         if file.exists() and not file.is_dir():
@@ -161,11 +161,11 @@ def shipped_configs() -> Iterator[str]:
             yield name
 
 
-def anywhere(path: str | os.PathLike[str]) -> str:
+def portable_path(path: str | os.PathLike[str]) -> str:
     """Return `path` in a form that does not depend on the working directory: absolute, or a shipped file's name.
 
     Raises:
-        UserError: see `usable`.
+        UserError: see `user_path`.
     """
     found = find_file(path).absolute()
     try:

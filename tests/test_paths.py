@@ -78,7 +78,7 @@ def test_folders_are_those_of_the_working_directory_unless_a_variable_names_othe
 def test_home_and_variables_are_expanded(monkeypatch, given):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("BASE", "~")
-    assert paths.usable(given) == paths.find_file(given) == Path("/home/me/sets")
+    assert paths.user_path(given) == paths.find_file(given) == Path("/home/me/sets")
 
 
 @pytest.mark.parametrize("given", ["$NOT_SET/sets", "${NOT_SET}/sets", "a/$NOT_SET", "$EMPTY/sets"])
@@ -86,19 +86,19 @@ def test_a_variable_that_is_not_set_is_an_error(monkeypatch, given):
     monkeypatch.setenv("EMPTY", "")
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(UserError, match=r"names the environment variable (NOT_SET|EMPTY), which is not set"):
-        paths.usable(given)
+        paths.user_path(given)
 
 
 def test_a_path_that_means_the_same_anywhere(clone, monkeypatch):
-    assert paths.anywhere("mine/teacher.pth") == str(Path.cwd() / "mine/teacher.pth")
-    assert paths.anywhere(TEACHER) == TEACHER
+    assert paths.portable_path("mine/teacher.pth") == str(Path.cwd() / "mine/teacher.pth")
+    assert paths.portable_path(TEACHER) == TEACHER
     monkeypatch.chdir(clone)
-    assert paths.anywhere(TEACHER) == paths.anywhere(clone / TEACHER) == TEACHER
-    assert paths.anywhere("data/mine") == str(clone / "data/mine")
+    assert paths.portable_path(TEACHER) == paths.portable_path(clone / TEACHER) == TEACHER
+    assert paths.portable_path("data/mine") == str(clone / "data/mine")
 
 
 def test_names_with_a_dollar_that_exist_are_taken_as_they_stand(monkeypatch, tmp_path):
     monkeypatch.delenv("NOT_SET", raising=False)
     (tmp_path / "a$NOT_SET").mkdir()
     assert paths.find_file("a$NOT_SET") == Path("a$NOT_SET")
-    assert paths.usable(tmp_path / "b$NOT_SET") == tmp_path / "b$NOT_SET"  # a Path is not expanded
+    assert paths.user_path(tmp_path / "b$NOT_SET") == tmp_path / "b$NOT_SET"  # a Path is not expanded

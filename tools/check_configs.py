@@ -13,7 +13,7 @@ from mdistiller.engine.cfg import CFG, load_cfg
 from mdistiller.engine.cfg.values import leaves
 from mdistiller.engine.cfg.yaml_files import parse
 from mdistiller.errors import UserError, did_you_mean
-from mdistiller.paths import text_of
+from mdistiller.paths import read_text
 
 TOOLS = Path(__file__).resolve().parent
 TABLE = TOOLS / "published_values.yaml"
@@ -54,7 +54,7 @@ def read_table(path: Path) -> Dict[str, Entry]:
             path.
     """
     try:
-        table = parse(text_of(path))
+        table = parse(read_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"table {path} cannot be read: {error}") from None
     if not isinstance(table, dict):

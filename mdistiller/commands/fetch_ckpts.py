@@ -30,7 +30,7 @@ def main() -> None:
     if args.file is None and args.url == RELEASE and _all_released_present():
         print(f"all released teachers are in {folder}; remove one to download it again")
         return
-    archive = paths.usable(args.file or folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
+    archive = paths.user_path(args.file or folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
     downloads = args.file is None and not archive.is_file()
     print(f"{args.url} -> {archive}" if downloads else f"unpacking {archive}", flush=True)
     if downloads:

@@ -12,7 +12,7 @@ from ..dataset.options import option_faults
 from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..errors import UserError, refuse
-from ..paths import expanded, possible
+from ..paths import expanded, validate_path
 from ..ranges import MAX_NUMBER
 from .cfg import CACHES, CFG, experiment_name
 from .cfg.values import leaves, to_dict
@@ -114,7 +114,7 @@ def place_faults(cfg: Any) -> Iterator[str]:
         return
     try:
         f"{cfg.LOG.PREFIX}/{name}".encode()  # it is written to worklog.txt
-        possible(expanded(cfg.LOG.PREFIX) / name)
+        validate_path(expanded(cfg.LOG.PREFIX) / name)
     except UnicodeEncodeError:
         yield "EXPERIMENT.NAME or LOG.PREFIX is not valid UTF-8; give another name"
     except UserError as error:

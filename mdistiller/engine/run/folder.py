@@ -11,7 +11,7 @@ from typing import Iterator, List, Tuple
 from ... import torchrun
 from ...atomic_files import replace_text, writing_to
 from ...errors import UserError
-from ...paths import check_ends, expanded
+from ...paths import check_not_device, expanded
 from .lock import check_free, lock_file, locked
 
 LAUNCHER = ".launcher"  # whose run it is, for a torchrun that restarts its workers
@@ -60,7 +60,7 @@ class RunFolder:
         check_free(self.path)
         for path in (self.metrics, self.worklog, self.config):
             with writing_to(path):
-                check_ends(path)
+                check_not_device(path)
         present = self._present()
         if resume and not self._has_state():
             remedy = "start again with --overwrite" if present else "start without --resume"

@@ -10,7 +10,7 @@ import torch
 from ... import distributed
 from ...errors import UserError
 from ...models import released_teacher
-from ...paths import find_file, text_of
+from ...paths import find_file, read_text
 from ..speed.memory import memory_figures
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
     summaries = {}
     for path in paths:
         try:
-            content = json.loads(text_of(find_file(path)))
+            content = json.loads(read_text(find_file(path)))
             for part, key in (("last", "deployed_top1"), ("last", "deployed_top5"), ("best", "deployed_top1")):
                 content[part][key] = float(content[part][key])
             for key in ("student", "method"):
