@@ -1,4 +1,4 @@
-# what CI runs, in the environment at hand
+# the checks of CI, in the current environment
 .PHONY: check demo
 check:
 	python3 -m ruff check .

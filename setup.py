@@ -1,4 +1,4 @@
-"""Package metadata; tool settings are in pyproject.toml, the list of requirements is requirements.txt."""
+"""Package metadata. Tool settings are in pyproject.toml; requirements are in requirements.txt."""
 
 import re
 import shutil
@@ -10,14 +10,14 @@ from setuptools.command.build_py import build_py
 here = Path(__file__).resolve().parent
 version = re.search(r'__version__ = "(.+)"', (here / "mdistiller/__init__.py").read_text(encoding="utf-8"))
 assert version
-# lines such as `torch>=2.4`, without comments and the project itself (`-e .`)
+# lines such as `torch>=2.4`, without comments and without the project itself (`-e .`)
 requirements = re.findall(r"^\w[^\s#]*", (here / "requirements.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 class BuildWithShippedFiles(build_py):
-    """Copies what `mdistiller.paths` finds from anywhere into the package, as `mdistiller/shipped/`.
+    """Copies the shipped files (see `mdistiller.paths`) into the package, as `mdistiller/shipped/`.
 
-    An editable installation finds it in the clone.
+    An editable installation finds these files in the clone.
     """
 
     def run(self):
@@ -25,7 +25,7 @@ class BuildWithShippedFiles(build_py):
         if not self.editable_mode:
             for folder in ("configs", "data/fashion-mnist-part", "download_ckpts/demo"):
                 target = Path(self.build_lib, "mdistiller/shipped", folder)
-                shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+                shutil.rmtree(target, ignore_errors=True)  # from an earlier build
                 shutil.copytree(here / folder, target)
 
 
@@ -52,11 +52,10 @@ setup(
             "pytest>=7.4",
             "pytest-timeout>=2.2",
             "pytest-xdist>=3.5",
-            "psutil>=5.9",
             "ruff>=0.5",
             "mypy>=1.8",
             "types-PyYAML",
-            "setuptools>=70.1",  # the tests build a wheel
+            "setuptools>=70.1",  # tests build a wheel
         ]
     },
     classifiers=[

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+"""Atomic writes: a file is written under a temporary name beside its target, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from .errors import UserError
 
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and their like, met while `path` is written, into a UserError."""
+    """Turn a full disk, a read-only folder and similar errors within a `with` block into a UserError about `path`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch's writer complains of its own position when the file below it has failed
+        # when a write fails, torch.save raises a RuntimeError about its own position, in the context of the OSError
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         raise UserError(
-            f"cannot write to {path} ({cause.strerror or cause}); what was saved before is as it was: free some space,"
+            f"cannot write to {path} ({cause.strerror or cause}); what was saved before is unchanged: free some space,"
             " fix the permissions, or set LOG.PREFIX to another folder"
         ) from None
 
 
 def replace(path: Path, fill: Callable[[BinaryIO], Any], previous: Optional[Path] = None) -> None:
-    """Put a new file at `path`, of what `fill(file)` writes; after a failure everything is as it was.
+    """Replace the file at `path` by what `fill(file)` writes. After a failure, all files are as before.
 
     Args:
-        previous: where the file that was at `path` goes. Between the two renames only `previous` is there.
+        fill: writes the content to an open binary file.
+        previous: where to keep the file that was at `path`. Between the two renames only `previous` exists.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -54,18 +55,19 @@ def replace(path: Path, fill: Callable[[BinaryIO], Any], previous: Optional[Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """`replace` with a text, in UTF-8."""
+    """Replace the file at `path` by `text`, in UTF-8; see `replace`."""
     replace(path, lambda file: file.write(text.encode()))
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
+    """Flush a folder's entries, such as renames, to the disk."""
+    if os.name != "posix":  # only POSIX systems can open a folder
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not support this
             raise
     finally:
         os.close(handle)

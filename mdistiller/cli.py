@@ -1,4 +1,4 @@
-"""What the command lines share: arguments, and errors as one line with exit status 2."""
+"""Shared by the command lines: arguments, and errors as one line with exit status 2."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ import sys
 from typing import Callable, NoReturn
 
 from .errors import UserError, memory_shortage
-from .paths import usable
+from .paths import user_path
+
+LOST_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line; `--help` has the rest."""
+    """A parser that reports an error in one line and refers to `--help` for the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Accept `KEY VALUE` pairs; use `parse_intermixed_args`, so that options may stand before or after them."""
+    """Accept `KEY VALUE` pairs. Call `parse_intermixed_args`, so that options may come before or after the pairs."""
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change, as SOLVER.LR 0.1")
 
 
 def check_new_file(parser: argparse.ArgumentParser, option: str, path: str) -> None:
-    """Refuse a file that cannot be written in the end, before anything is measured; `path` may be empty."""
+    """Exit with an error if no file can be written to `path`, before a long measurement. An empty path is accepted."""
     if not path:
         return
     try:
-        place = usable(path)
+        place = user_path(path)
     except UserError as error:
         parser.error(f"{option}: {error}")
     if place.is_dir():
@@ -42,57 +44,72 @@ def check_new_file(parser: argparse.ArgumentParser, option: str, path: str) -> N
         parser.error(f"{option} {path}: there is no such folder")
 
 
-class _Print(logging.Handler):
-    """Shows the library's notes among the run's own lines."""
+def run(main: Callable[[], None], interrupted: str = "continue with --resume from the last saved state") -> NoReturn:
+    """Run a command line and exit.
+
+    The exit status is 0 after success, 2 after an error that the user can fix, with one line on stderr for each fault,
+    and 130 after Ctrl-C. Any other exception is a bug and keeps its traceback.
+
+    Args:
+        interrupted: what to do after Ctrl-C, for the message.
+    """
+    _open_streams()
+    _show_notes()
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must not change the status during the exit
+    try:
+        main()
+    except UserError as error:
+        _exit_with_errors(*error.faults)
+    except (RuntimeError, MemoryError) as error:
+        from .dataset.loading.workers import explanation
+
+        # PyTorch's signal handler raises a worker's error at whatever point the main process has reached
+        line = explanation(error) or memory_shortage(error)
+        if not line:
+            raise
+        _exit_with_errors(line)
+    except OSError as error:
+        if not _is_lost_output(error):
+            raise
+        # otherwise Python would flush the buffered output at exit, and fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit_with_errors(f"the output cannot be written ({error.strerror}); {interrupted}")
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _open_streams() -> None:
+    """Open the standard streams that are closed. Otherwise the next open file would receive what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the process exits)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not stop a run
+
+
+def _show_notes() -> None:
+    """Print what the library logs at level INFO and above."""
+    notes = logging.getLogger("mdistiller")
+    notes.setLevel(logging.INFO)
+    if not notes.handlers:
+        notes.addHandler(_PrintHandler())
+
+
+class _PrintHandler(logging.Handler):
+    """Prints records to stdout, in order with the program's own output."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), flush=True)
 
 
-def _open_streams() -> None:
-    """Have all three standard streams open, or the next file takes the number of a closed one, and what it is sent."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show must not stop a run
+def _is_lost_output(error: OSError) -> bool:
+    """Return whether stdout failed. Errors of files have a file name; the code that writes a file reports them."""
+    return error.filename is None and error.errno in LOST_OUTPUT
 
 
-def run(main: Callable[[], None], interrupted: str = "continue with --resume from the last saved state") -> NoReturn:
-    """Run a command line; a `UserError` becomes a line on stderr for each fault, and exit status 2.
-
-    Args:
-        interrupted: what to do after Ctrl-C.
-    """
-    _open_streams()
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # by then the status is settled
-    notes = logging.getLogger("mdistiller")
-    notes.setLevel(logging.INFO)
-    if not notes.handlers:
-        notes.addHandler(_Print())
-    try:
-        main()
-    except UserError as error:
-        for fault in error.faults:
-            print(f"error: {fault}", file=sys.stderr)
-        sys.exit(2)
-    except (RuntimeError, MemoryError) as error:
-        from .dataset.loading.workers import explanation
-
-        # PyTorch's signal handler raises the one wherever the main process is by then
-        line = explanation(error) or memory_shortage(error)
-        if not line:
-            raise
+def _exit_with_errors(*lines: str) -> NoReturn:
+    for line in lines:
         print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        # a file's fault has its name, and becomes a UserError where the file is written
-        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits in it would fail again at the exit
-        print(f"error: the output cannot be written ({error.strerror}); {interrupted}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+    sys.exit(2)

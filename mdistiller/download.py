@@ -18,7 +18,7 @@ from typing import Any, List, Optional, Tuple
 from tqdm import tqdm
 
 from .errors import UserError
-from .paths import check_ends
+from .paths import check_not_device
 
 TIMEOUT = 30  # seconds without an answer from the server
 CHUNK = 1 << 20  # bytes
@@ -112,7 +112,7 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     try:
-        check_ends(path)
+        check_not_device(path)
         with path.open("rb") as file:
             for chunk in iter(lambda: file.read(CHUNK), b""):
                 digest.update(chunk)

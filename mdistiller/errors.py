@@ -1,4 +1,4 @@
-"""The one exception type that the command lines turn into a single line and exit status 2."""
+"""The exception type that the command lines turn into one line and exit status 2, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 from typing import Iterable
 
 MAX_LINE_LENGTH = 2000  # characters
-MAX_NAMES = 50  # that are listed where none is near
+MAX_NAMES = 50  # listed when no name is similar
 _NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work.
+    """An error in something that the user gave.
 
-    The message says, in one line, what was given, what was expected and what to do; several faults have a line each.
+    The message says, in one line, what was given, what was expected and what to do. Several faults have one line each.
 
     Args:
-        faults: a line each; what they quote may hold line breaks and control characters, which are taken out.
+        faults: one line each. Line breaks and control characters in quoted text are removed.
 
     Attributes:
         faults: the lines.
@@ -29,7 +29,7 @@ class UserError(ValueError):
 
 
 def _plain(text: str) -> str:
-    """Return `text` as one line that any terminal shows, without the middle of a very long one."""
+    """Return `text` as one line of printable characters. The middle of a very long line is left out."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return (
         line if len(line) <= MAX_LINE_LENGTH else f"{line[: MAX_LINE_LENGTH // 2]} ... {line[-MAX_LINE_LENGTH // 2 :]}"
@@ -37,25 +37,25 @@ def _plain(text: str) -> str:
 
 
 def refuse(faults: Iterable[str]) -> None:
-    """Raise one UserError with all of these lines, if there are any."""
+    """Raise one UserError with all of these lines, if there are any; otherwise do nothing."""
     lines = list(faults)
     if lines:
         raise UserError(*lines)
 
 
 def memory_shortage(error: BaseException) -> str:
-    """Return what to do, in one line, if memory ran out for Python, NumPy or PyTorch, else nothing."""
+    """Return one line of advice if Python, NumPy or PyTorch ran out of memory, or an empty string otherwise."""
     reason = " ".join(str(error).split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(reason):
         return (
-            f"memory does not suffice ({reason[:160] or type(error).__name__}); set SOLVER.BATCH_SIZE,"
-            " DATASET.TEST.BATCH_SIZE, DATASET.INPUT_SIZE or the sizes of the method lower"
+            f"out of memory ({reason[:160] or type(error).__name__}); lower SOLVER.BATCH_SIZE,"
+            " DATASET.TEST.BATCH_SIZE, DATASET.INPUT_SIZE or the sizes of the method"
         )
     return ""
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Return `"; did you mean A or B?"` for the names nearest to `name`, else the list of all of them."""
+    """Return `"; did you mean A or B?"` with the names most similar to `name`, or a list of all names without one."""
     names = sorted(str(n) for n in known)
     by_lower = {n.lower(): n for n in names}
     close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=limit, cutoff=0.5)

@@ -1,7 +1,7 @@
-"""Where files and folders are: as given, relative to the working directory, and what ships with the project.
+"""Paths of files and folders that users give, and of those that ship with the project.
 
-Only shipped files (`SHIPPED_FOLDERS`) are found from any working directory. Any other relative path is one of the
-working directory.
+Files in `SHIPPED_FOLDERS` are found from any working directory. Any other relative path is relative to the working
+directory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Iterator, Optional
 from .errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
-# an installed package holds them (see setup.py); in a clone they are beside the package
+# an installed package contains the shipped files (see setup.py); in a clone they are beside the package
 SHIPPED = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
 CONFIGS = Path("configs")
 SHIPPED_FOLDERS = (CONFIGS, Path("data/fashion-mnist-part"), Path("download_ckpts/demo"))
@@ -23,7 +23,7 @@ SHIPPED_FOLDERS = (CONFIGS, Path("data/fashion-mnist-part"), Path("download_ckpt
 
 def _root(variable: str, folder: str) -> Path:
     if os.environ.get(variable):
-        return usable(os.environ[variable])
+        return user_path(os.environ[variable])
     try:
         return Path.cwd() / folder
     except FileNotFoundError:
@@ -31,26 +31,26 @@ def _root(variable: str, folder: str) -> Path:
 
 
 def data_root() -> Path:
-    """Folder of the data sets: `$MDISTILLER_DATA`, else `./data`."""
+    """Return the folder of the data sets: `$MDISTILLER_DATA`, or `./data` if that is not set."""
     return _root("MDISTILLER_DATA", "data")
 
 
 def ckpt_root() -> Path:
-    """Folder of the released teachers: `$MDISTILLER_CKPTS`, else `./download_ckpts`."""
+    """Return the folder of the released teachers: `$MDISTILLER_CKPTS`, or `./download_ckpts` if that is not set."""
     return _root("MDISTILLER_CKPTS", "download_ckpts")
 
 
 def cache_root() -> Path:
-    """Folder for what was measured once: `$MDISTILLER_CACHE`, else `~/.cache/mdistiller`."""
+    """Return the folder for cached measurements: `$MDISTILLER_CACHE`, or `~/.cache/mdistiller` if that is not set."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return usable(os.environ.get("MDISTILLER_CACHE") or os.path.join(base, "mdistiller"))
+    return user_path(os.environ.get("MDISTILLER_CACHE") or os.path.join(base, "mdistiller"))
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user gave with `~`, `~user`, `$NAME` and `${NAME}` replaced, unless it exists as given.
+    """Return `path` with `~`, `~user`, `$NAME` and `${NAME}` expanded. A path that exists as given is not changed.
 
     Raises:
-        UserError: no variable or no user of that name.
+        UserError: there is no variable or no user of that name.
     """
     text = os.fspath(path)
     if os.path.lexists(text):
@@ -59,7 +59,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         if not os.environ.get(braced or plain):
             raise UserError(
                 f"{text!r:.200} names the environment variable {braced or plain}, which is not set or empty; set"
-                " it, or give the path in full"
+                " it, or give the full path"
             )
     try:
         return Path(os.path.expandvars(text)).expanduser()
@@ -67,17 +67,21 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{text!r:.200} cannot be a path ({error}); give another") from None
 
 
-def usable(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user gave; nothing need be there. A text is `expanded`, a `Path` is taken as it stands.
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user gave, which need not exist. A string is `expanded`; a `Path` is not.
 
     Raises:
-        UserError: nothing can be there: a name that is too long or not text, a circle of links; or see `expanded`.
+        UserError: see `expanded` and `validate_path`.
     """
-    return possible(path if isinstance(path, Path) else expanded(path))
+    return validate_path(path if isinstance(path, Path) else expanded(path))
 
 
-def possible(path: Path) -> Path:
-    """Return `path` if something could be there; see `usable`."""
+def validate_path(path: Path) -> Path:
+    """Return `path`, which need not exist, unless no file can have it.
+
+    Raises:
+        UserError: the name is too long or cannot be encoded, or the path is a loop of links.
+    """
     if "\0" in str(path):  # Python's own message depends on its version
         raise UserError(f"{str(path)!r:.200} cannot be a path (embedded null byte); give another")
     try:
@@ -90,30 +94,30 @@ def possible(path: Path) -> Path:
     return path
 
 
-def check_ends(path: Path) -> None:
-    """Raise an OSError if `path` is a pipe or a device, whose end may never come."""
+def check_not_device(path: Path) -> None:
+    """Raise an OSError if `path` is a pipe or a device. Reading one might never end."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "neither a file nor a folder")
 
 
-def text_of(path: Path) -> str:
-    """Return the text (UTF-8) of a file.
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 text file.
 
     Raises:
-        OSError: it cannot be read; see `check_ends`.
-        UnicodeDecodeError: it is not UTF-8 text.
+        OSError: the file cannot be read, or is a pipe or a device.
+        UnicodeDecodeError: the file is not UTF-8 text.
     """
-    check_ends(path)
+    check_not_device(path)
     return path.read_text(encoding="utf-8")
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:
-    """Return `path` as it stands (`usable`), or the shipped file or folder of that name when only that exists.
+    """Return `path`, or the shipped file or folder of that name if only that one exists.
 
     Raises:
-        UserError: see `usable`.
+        UserError: see `user_path`.
     """
-    given = usable(path)
+    given = user_path(path)
     if given.is_absolute() or given.exists():
         return given
     name = Path(os.path.normpath(given))
@@ -122,15 +126,15 @@ def find_file(path: str | os.PathLike[str]) -> Path:
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
-    """Return the configuration file of a path or of a shipped configuration's name, as `demo/sfakd`.
+    """Return the configuration file of that path, or the shipped configuration of that name, such as `demo/sfakd`.
 
-    Both may lack `.yaml`, and the latter `configs/`. What is in the working directory comes first. The path as it
-    stands is returned when there is neither.
+    The ending `.yaml` and the folder `configs/` may be left out. Files in the working directory come first. If there is
+    no such file, the path is returned as given.
 
     Raises:
-        UserError: see `usable`.
+        UserError: see `user_path`.
     """
-    given = usable(name)
+    given = user_path(name)
     files = (given, Path(f"{given}.yaml"))
     for file in (*files, *(CONFIGS / file for file in files)):
         if file.exists() and not file.is_dir():
@@ -139,7 +143,7 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 
 
 def shipped_config(name: Path) -> Optional[Path]:
-    """Return the shipped configuration of that name or path, as `find_config` takes it; `None` if there is none."""
+    """Return the shipped configuration of a name or path that `find_config` accepts, or `None` if there is none."""
     files = (name, Path(f"{name}.yaml"))
     for file in (*files, *(CONFIGS / file for file in files)):
         normal = Path(os.path.normpath(file))
@@ -149,7 +153,7 @@ def shipped_config(name: Path) -> Optional[Path]:
 
 
 def shipped_configs() -> Iterator[str]:
-    """Yield the name of each shipped configuration, as `demo/sfakd`."""
+    """Yield the name of each shipped configuration, such as `demo/sfakd`."""
     folder = SHIPPED / CONFIGS
     for file in sorted(folder.rglob("*.yaml")):
         name = file.relative_to(folder).with_suffix("").as_posix()
@@ -157,11 +161,11 @@ def shipped_configs() -> Iterator[str]:
             yield name
 
 
-def anywhere(path: str | os.PathLike[str]) -> str:
-    """Return `path` so that it means the same in every working directory: absolute, or the name of a shipped file.
+def portable_path(path: str | os.PathLike[str]) -> str:
+    """Return `path` in a form that does not depend on the working directory: absolute, or a shipped file's name.
 
     Raises:
-        UserError: see `usable`.
+        UserError: see `user_path`.
     """
     found = find_file(path).absolute()
     try:
@@ -172,5 +176,5 @@ def anywhere(path: str | os.PathLike[str]) -> str:
 
 
 def _is_shipped(name: Path) -> bool:
-    """Whether a relative path is in a shipped folder, or is one."""
+    """Return whether a relative path is a shipped folder or inside one."""
     return any(folder in (name, *name.parents) for folder in SHIPPED_FOLDERS)

@@ -1,31 +1,56 @@
-"""The torchrun that started this process, if one did."""
+"""What torchrun tells the processes that it starts, through environment variables."""
 
 from __future__ import annotations
 
 import os
 import socket
 
+from .errors import UserError
+
+GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def in_group() -> bool:
+    """Return whether torchrun started this process as one of several.
+
+    Raises:
+        UserError: `WORLD_SIZE` is not a number, or the other variables of a group are missing or not numbers.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdigit():
+        raise UserError(f"WORLD_SIZE is {size!r}; expected the number of processes, as torchrun sets it")
+    if int(size) <= 1 or "LOCAL_RANK" not in os.environ:
+        return False
+    missing = [name for name in GROUP_VARIABLES if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is set but not {', '.join(missing)}; start several processes with torchrun")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if not os.environ[name].isdigit():
+            raise UserError(f"{name} is {os.environ[name]!r}; expected a number, as torchrun sets it")
+    return True
+
 
 def name() -> str:
-    """Return a name of the torchrun that started this process, the same after it restarts its workers; else empty.
+    """Return a name for the torchrun that started this process, or an empty string without one.
 
-    That is its `--rdzv-id`, which several nodes have in common; without one, the process itself.
+    The name stays the same when torchrun restarts its workers. It is torchrun's `--rdzv-id`, which all nodes share;
+    without that option, it is made of the host name, process id and start time of torchrun's own process.
     """
     if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
         return ""
-    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return given if given != "none" else f"{socket.gethostname()} {os.getppid()} {_started(os.getppid())}"
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return run_id if run_id != "none" else f"{socket.gethostname()} {os.getppid()} {_start_time(os.getppid())}"
 
 
-def _started(process: int) -> str:
-    """When a process was started, so that a later one with its number is not taken for it."""
+def _start_time(pid: int) -> str:
+    """Return when a process started, to tell it from a later process with the same id."""
     try:
-        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             return file.read().rpartition(")")[2].split()[19]
     except OSError:
         return ""
 
 
 def is_restart() -> bool:
-    """Whether torchrun has started its workers before."""
+    """Return whether torchrun has restarted its workers."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

@@ -1,4 +1,4 @@
-"""Fixtures for the whole suite: no test touches the user's own folders, and small image folders to train on."""
+"""Fixtures for all tests. Tests do not touch the user's folders, and train on small image folders."""
 
 from __future__ import annotations
 
@@ -19,44 +19,45 @@ from PIL import Image
 from mdistiller import cli
 from tests.processes import REPO, Started
 
-# Sums have other last bits with another number of threads: one, in this process and in those that it starts.
+# The last bits of sums depend on the number of threads. Use one, in this process and in those that it starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-GRACE = 60  # seconds
+GRACE_SECONDS = 60
 
 
 def pytest_configure(config):
     config.own_stderr = os.fdopen(os.dup(2), "w")  # before pytest captures it
-    # A shell starts what runs in the background with SIGINT ignored, and a process that ignores it passes that on.
+    # A shell starts background jobs with SIGINT ignored, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
-    """End everything if a test still runs `GRACE` seconds after pytest-timeout should have ended it.
+    """End pytest if a test still runs `GRACE_SECONDS` after pytest-timeout should have ended it.
 
-    Its signal reaches no test that hangs in C++ code, and its thread none that hangs with Python's global lock held.
+    pytest-timeout's signal does not stop a test that hangs in C++ code, and its thread does not stop a test that hangs
+    while it holds Python's global lock.
     """
     marker, limit = item.get_closest_marker("timeout"), item.config.getoption("timeout")
     if limit is None:
         limit = marker.args[0] if marker else item.config.getini("timeout")
-    if float(limit) > 0:  # 0 switches it off
-        faulthandler.dump_traceback_later(float(limit) + GRACE, exit=True, file=item.config.own_stderr)
+    if float(limit) > 0:  # 0 disables the limit
+        faulthandler.dump_traceback_later(float(limit) + GRACE_SECONDS, exit=True, file=item.config.own_stderr)
     yield
     faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture
 def started():
-    """Start processes that end with the test, as `tests.processes.Started` does."""
+    """Start processes that are killed after the test; see `tests.processes.Started`."""
     with ExitStack() as stack:
         yield lambda *command, **options: stack.enter_context(Started(*command, **options))
 
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    """Run in an empty folder, with caches, data and checkpoints below it."""
+    """Run in an empty folder, with folders for caches, data and checkpoints inside it."""
     for name, folder in (("CACHE", "cache"), ("CKPTS", "ckpts"), ("DATA", "data")):
         monkeypatch.setenv(f"MDISTILLER_{name}", str(tmp_path / folder))
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -64,7 +65,7 @@ def own_folders(tmp_path, monkeypatch):
 
 
 def make_image_folder(root: Path, classes: int = 3, train: int = 12, val: int = 6, size: int = 16) -> Path:
-    """Write a learnable image folder: class k is a k-dependent colour plus noise."""
+    """Write an image folder that can be learned: each class has its own color, plus noise."""
     rng = np.random.default_rng(0)
     palette = rng.integers(40, 216, (classes, 3))
     for split, count in (("train", train), ("val", val)):
@@ -102,7 +103,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def registries_as_before(tmp_path):
-    """A plug-in stays for the life of a process; here it is taken out after the test."""
+    """Remove plug-ins after the test. Otherwise they would stay registered until the process ends."""
     from mdistiller.distillers import _plugins, distiller_dict, head_dict
     from mdistiller.engine.cfg import CFG
     from mdistiller.models import FAMILIES
@@ -114,7 +115,7 @@ def registries_as_before(tmp_path):
     for registry, content in zip(registries, before):
         for name in set(registry) - set(content):
             del registry[name]
-    CFG.update(defaults)  # sections to which keys were added
+    CFG.update(defaults)  # restores sections to which keys were added
     sys.path[:] = path
     new = set(sys.modules) - modules
     roots = {name for name in new if "." not in name and str(tmp_path) in repr(sys.modules[name])}

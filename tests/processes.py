@@ -1,4 +1,4 @@
-"""Processes that tests start: read while they run, given a generous limit, killed with all that they started."""
+"""Processes for tests: their output is read while they run, and they are killed with all processes they started."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ import psutil
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-# seconds from start to end, on a machine of any load; below pytest's own limit, so that a failure shows the output
+# seconds, generous for a busy machine, but below pytest's own limit, so that a failure shows the output
 LIMIT = 280
-MARK = "MDISTILLER_TEST_PROCESS"  # the environment variable by which a process and what it started are found
+MARK = "MDISTILLER_TEST_PROCESS"  # environment variable that marks a process and all processes it started
 
 log = logging.getLogger(__name__)
-log.setLevel(logging.INFO)  # pytest shows what was logged when a test fails, and leaves captured output alone
+log.setLevel(logging.INFO)  # pytest shows the log of a failed test, without changing captured output
 
 
 class Started:
-    """A process in a session of its own, which ends with the `with` block.
+    """A process in a session of its own; a context manager that kills it and all processes it started.
 
-    Both its streams are read while it runs, so that it never waits for a reader.
+    Both output streams are read while it runs, so that it never blocks on a full pipe.
 
     Args:
         command: the program and its arguments.
-        folder: to run in; by default the present one.
-        environment: what to change in the environment.
+        folder: its working directory; by default the current one.
+        environment: variables to set.
     """
 
     def __init__(self, *command: object, folder: Union[str, Path, None] = None, **environment: str) -> None:
@@ -47,7 +47,7 @@ class Started:
             self.command,
             cwd=folder,
             env={**inherited, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment, MARK: self.mark},
-            stdin=subprocess.PIPE,  # a child that reads it sees its end when this process dies
+            stdin=subprocess.PIPE,  # a child that reads it gets end-of-file when this process dies
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
@@ -73,11 +73,11 @@ class Started:
             self._more.notify_all()
 
     def output(self, name: str) -> str:
-        """Return what has come on `stdout` or `stderr` so far."""
+        """Return the output on `stdout` or `stderr` so far."""
         return "".join(self._lines[name])
 
     def wait_for(self, beginning: str) -> str:
-        """Return the first line of either stream that begins so, once it is there; fail if it does not come."""
+        """Wait for a line of either stream that starts with `beginning`, and return it. Fail if there is none."""
 
         def found() -> Optional[str]:
             lines = [line for lines in self._lines.values() for line in lines]
@@ -88,18 +88,20 @@ class Started:
 
         with self._more:
             while not done() and time.monotonic() < self.deadline:
-                self._more.wait(1)  # a reader that ends notifies before it is dead
+                self._more.wait(1)  # not longer, because a reader notifies shortly before it ends
         line = found()
         if line is None:
+            with suppress(subprocess.TimeoutExpired):  # the message shows the exit status
+                self.process.wait(max(0.0, self.deadline - time.monotonic()))
             pytest.fail(f"no line begins with {beginning!r}\n{self}")
         return line
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the process alone, not to those that it started."""
+        """Send a signal to the process, but not to processes that it started."""
         self.process.send_signal(number)
 
     def finish(self) -> Tuple[int, str, str]:
-        """Wait for the end; return status, negative for a signal, stdout and stderr."""
+        """Wait for the end; return exit status (negative for a signal), stdout and stderr."""
         try:
             self.process.wait(max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -120,7 +122,7 @@ class Started:
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        while True:  # what is started meanwhile is found in the next round
+        while True:  # the next round finds processes that were started in the meantime
             left = list(self._alive())
             if not left:
                 break
@@ -128,6 +130,8 @@ class Started:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             self.process.wait()
+        self.process.kill()
+        self.process.wait()  # also needed if it had already ended
         for reader in self._readers:
             reader.join()
         with suppress(BrokenPipeError):
@@ -135,7 +139,7 @@ class Started:
         log.info("%s", self)
 
     def _alive(self) -> Iterator[psutil.Process]:
-        """The process and all that it started, in whatever session they are."""
+        """Yield the process and all processes that it started, in any session."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark:
@@ -143,11 +147,11 @@ class Started:
 
 
 def run(*command: object, folder: Union[str, Path, None] = None, **environment: str) -> Tuple[int, str, str]:
-    """Run a process to its end; return status, stdout and stderr. Arguments as of `Started`."""
+    """Run a process until it ends; return exit status, stdout and stderr. The arguments are those of `Started`."""
     with Started(*command, folder=folder, **environment) as process:
         return process.finish()
 
 
 def run_python(*arguments: object, folder: Union[str, Path, None] = None, **environment: str) -> Tuple[int, str, str]:
-    """`run` with this Python."""
+    """`run` with the current Python interpreter."""
     return run(sys.executable, *arguments, folder=folder, **environment)

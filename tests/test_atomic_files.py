@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and what a run leaves when its folder cannot be written to any more."""
+"""Atomic writes, and what a run leaves behind when its folder becomes unwritable."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def test_a_failure_leaves_everything_as_it_was(tmp_path, error):
 
 @contextmanager
 def limited_files(size):
-    """No file of this process grows beyond `size` bytes: to a writer that is a full disk, with another number."""
+    """Limit this process's files to `size` bytes. Writes then fail as on a full disk, with another error number."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -67,7 +67,7 @@ def limited_files(size):
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system of 6 MiB: `remount("ro")` makes it read-only."""
+    """A folder on a file system of 6 MiB, and a function that remounts it read-only (`ro`) or writable (`rw`)."""
     folder = tmp_path / "tiny"
     folder.mkdir()
 
@@ -75,7 +75,7 @@ def tiny_disk(tmp_path):
         return run("mount", *options, folder)[0]
 
     if sys.platform != "linux" or os.geteuid() != 0 or mount("-t", "tmpfs", "-o", "size=6m", "tmpfs") != 0:
-        pytest.skip("needs the right to mount")
+        pytest.skip("requires permission to mount")
     yield folder, lambda mode: mount("-o", f"remount,{mode}")
     assert run("umount", folder)[0] == 0
 
@@ -94,8 +94,8 @@ def test_a_checkpoint_that_is_too_large_for_the_disk(tmp_path):
 
 
 def check_stopped_by(spoil, run):
-    """`spoil` the disk before the second epoch is saved: one line, and what the first epoch left is good."""
-    save, calls = run._save, []
+    """Call `spoil` before the second epoch is saved. The error is one line, and the first epoch's files are intact."""
+    save, calls = run.save, []
 
     def second_time_spoilt():
         calls.append(1)
@@ -103,8 +103,8 @@ def check_stopped_by(spoil, run):
             spoil()
         save()
 
-    run._save = second_time_spoilt
-    with pytest.raises(UserError, match="cannot write to .*what was saved before is as it was") as error:
+    run.save = second_time_spoilt
+    with pytest.raises(UserError, match="cannot write to .*what was saved before is unchanged") as error:
         run.train()
     assert "\n" not in str(error.value)
     for name in ("latest.pth", "best.pth", "student_best.pth", "student_latest.pth"):
@@ -128,7 +128,7 @@ def test_a_run_on_a_full_disk(image_folder, tiny_disk):
         return run_of(image_folder, "LOG.PREFIX", str(disk))
 
     check_stopped_by(fill, make())
-    # nor does a resume, while there is no room, harm anything
+    # resuming while the disk is full does not damage anything either
     before = {path.name: path.read_bytes() for path in (disk / "run").iterdir() if path.suffix in (".pth", ".yaml")}
     with pytest.raises(UserError, match=r"cannot write to .* \(No space left on device\)"):
         make().train(resume=True)

@@ -1,4 +1,4 @@
-"""What is installed holds what ships: a source distribution, the wheel built of it, a run of that wheel elsewhere."""
+"""The source distribution and the wheel contain all shipped files, and the installed wheel runs in any folder."""
 
 import email
 import re
@@ -25,7 +25,7 @@ def python(code, *arguments, cwd, **environment):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel that is built of the source distribution; nothing is written to the repository."""
+    """The wheel, built from the source distribution. Nothing is written to the repository."""
     place = tmp_path_factory.mktemp("packaging")
     for name in FOLDERS:
         shutil.copytree(REPO / name, place / "clone" / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -61,7 +61,9 @@ def test_its_metadata_name_commands_and_requirements(wheel):
     [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
     needs = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
     listed = re.findall(r"^(\w+>=[\d.]+)", (REPO / "requirements.txt").read_text(), flags=re.M)
-    assert [need.replace(" ", "") for need in needs if "extra" not in need] == listed  # old setuptools space them
+    assert [
+        need.replace(" ", "") for need in needs if "extra" not in need
+    ] == listed  # old versions of setuptools insert spaces
     assert len(listed) >= 9
     commands = archive.read(metadata.replace("METADATA", "entry_points.txt")).decode()
     assert set(re.findall(r"^(\S+) =", commands, flags=re.M)) == {
@@ -79,7 +81,7 @@ def test_it_trains_and_evaluates_in_an_empty_folder(wheel, tmp_path):
     def call(code, *arguments, folder):
         return python(code, *arguments, cwd=tmp_path / folder, PYTHONPATH=str(tmp_path / "site"))
 
-    # the demo's teacher and reference are there; its student alone is cheaper to train
+    # the demo's teacher and reference exist; training only its student is cheaper
     demo = "from mdistiller.engine.validate import load_valid_cfg; load_valid_cfg('demo/sfakd')"
     train = f"{demo}; from mdistiller.commands.train import command; command()"
     quick = "SOLVER.EPOCHS 1 DATASET.TRAIN_FRACTION 0.02"

@@ -1,4 +1,4 @@
-"""Only shipped files are found outside the working directory; `~` and variables are expanded, or refused."""
+"""Only shipped files are found outside the working directory; `~` and variables are expanded, or are errors."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ TEACHER = "download_ckpts/demo/wrn_16_2.pth"
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A clone with files of its user's, who works in another folder."""
+    """A clone that also contains files of its user, who works in another folder."""
     clone = tmp_path / "clone"
     shipped = (TEACHER, "configs/demo/sfakd.yaml", "data/fashion-mnist-part/a.png")
     for name in (*shipped, "data/mine/a.png", "output/t.pth", "output/t.yaml", "setup.py"):
@@ -52,7 +52,7 @@ def test_shipped_configurations_have_names(clone, name):
 
 
 @pytest.mark.parametrize("name", ["demo", "../output/t", "/demo/sfakd", "demo/other"])
-def test_what_is_no_configuration_stays_as_given(clone, name):
+def test_other_paths_are_returned_as_given(clone, name):
     assert paths.find_config(name) == Path(name)
 
 
@@ -78,7 +78,7 @@ def test_folders_are_those_of_the_working_directory_unless_a_variable_names_othe
 def test_home_and_variables_are_expanded(monkeypatch, given):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("BASE", "~")
-    assert paths.usable(given) == paths.find_file(given) == Path("/home/me/sets")
+    assert paths.user_path(given) == paths.find_file(given) == Path("/home/me/sets")
 
 
 @pytest.mark.parametrize("given", ["$NOT_SET/sets", "${NOT_SET}/sets", "a/$NOT_SET", "$EMPTY/sets"])
@@ -86,19 +86,19 @@ def test_a_variable_that_is_not_set_is_an_error(monkeypatch, given):
     monkeypatch.setenv("EMPTY", "")
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(UserError, match=r"names the environment variable (NOT_SET|EMPTY), which is not set"):
-        paths.usable(given)
+        paths.user_path(given)
 
 
 def test_a_path_that_means_the_same_anywhere(clone, monkeypatch):
-    assert paths.anywhere("mine/teacher.pth") == str(Path.cwd() / "mine/teacher.pth")
-    assert paths.anywhere(TEACHER) == TEACHER
+    assert paths.portable_path("mine/teacher.pth") == str(Path.cwd() / "mine/teacher.pth")
+    assert paths.portable_path(TEACHER) == TEACHER
     monkeypatch.chdir(clone)
-    assert paths.anywhere(TEACHER) == paths.anywhere(clone / TEACHER) == TEACHER
-    assert paths.anywhere("data/mine") == str(clone / "data/mine")
+    assert paths.portable_path(TEACHER) == paths.portable_path(clone / TEACHER) == TEACHER
+    assert paths.portable_path("data/mine") == str(clone / "data/mine")
 
 
 def test_names_with_a_dollar_that_exist_are_taken_as_they_stand(monkeypatch, tmp_path):
     monkeypatch.delenv("NOT_SET", raising=False)
     (tmp_path / "a$NOT_SET").mkdir()
     assert paths.find_file("a$NOT_SET") == Path("a$NOT_SET")
-    assert paths.usable(tmp_path / "b$NOT_SET") == tmp_path / "b$NOT_SET"  # a Path is one of ours
+    assert paths.user_path(tmp_path / "b$NOT_SET") == tmp_path / "b$NOT_SET"  # a Path is not expanded

@@ -1,8 +1,8 @@
-"""Measure the training loop: tools/throughput.py [--pair A,B | --cfg FILE] [--method A,B] [--baseline] [KEY VALUE ...].
+"""Measure the training loop: tools/benchmark.py [--pair A,B | --cfg FILE] [--method A,B] [--baseline] [KEY VALUE ...].
 
-Images per second with data loading, and memory; with `--baseline` the ratio to a plain loop that runs in turns with it;
-and how close the loop comes to the least time in which the machine could do the arithmetic. A pair trains on random
-pictures, unless DATASET.TYPE is given.
+The table shows images per second with data loading, peak memory, and how close the loop comes to the machine's
+roofline. With `--baseline`, a loop like MDistiller's runs in turns with it, and the table shows the ratio of the two. A
+pair trains on random images unless DATASET.TYPE is given.
 """
 
 from __future__ import annotations
@@ -18,24 +18,28 @@ from mdistiller.cli import OneLineParser, add_overrides, check_new_file, run
 
 
 def main() -> None:
-    parser = OneLineParser(prog="tools/throughput.py", description="Measure the training loop; print a Markdown table.")
-    parser.add_argument("--pair", metavar="A,B", default="", help="of configs/cifar100/sfakd/; default res32x4_res8x4")
-    parser.add_argument("--cfg", metavar="FILE", default="", help="in place of a pair: a configuration, with its data")
-    parser.add_argument("--method", metavar="A,B", default="", help="methods; default SFAKD, or what FILE says")
+    parser = OneLineParser(prog="tools/benchmark.py", description="Measure the training loop; print a Markdown table.")
+    parser.add_argument(
+        "--pair", metavar="A,B", default="", help="pairs in configs/cifar100/sfakd/; default res32x4_res8x4"
+    )
+    parser.add_argument("--cfg", metavar="FILE", default="", help="a configuration, with its data, in place of a pair")
+    parser.add_argument("--method", metavar="A,B", default="", help="methods; default SFAKD, or the method of FILE")
     parser.add_argument(
         "--setting",
         type=shlex.split,
         action="append",
         default=[],
         metavar="'KEY VALUE ...'",
-        help="a row with these keys; repeatable, '' for none",
+        help="add a row with these keys; repeatable; '' adds a row without any",
     )
     parser.add_argument("--baseline", action="store_true", help="also run a loop like MDistiller's, in turns")
-    parser.add_argument("--warm", action="store_true", help="repeat one epoch, seen before: every cache is filled")
-    parser.add_argument("--rounds", type=int, default=7, help="default %(default)s")
-    parser.add_argument("--seconds", type=float, help="of each loop in a round; default 10")
-    parser.add_argument("--steps", type=int, help="in place of --seconds")
-    parser.add_argument("--json", metavar="FILE", help="also write all figures to a file")
+    parser.add_argument(
+        "--warm", action="store_true", help="repeat one epoch after an untimed pass, so that caches are filled"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds; default %(default)s")
+    parser.add_argument("--seconds", type=float, help="length of a loop's turn in a round; default 10")
+    parser.add_argument("--steps", type=int, help="length of a turn in steps, in place of --seconds")
+    parser.add_argument("--json", metavar="FILE", help="also write all results to a file")
     add_overrides(parser)
     args = parser.parse_intermixed_args()
     for name in ("rounds", "seconds", "steps"):
@@ -48,18 +52,20 @@ def main() -> None:
             parser.error(f"--{first} and --{second} exclude each other; give one of them")
 
     from mdistiller.benchmark import synthetic, throughput
-    from mdistiller.benchmark.interleave import Budget
+    from mdistiller.benchmark.interleave import TurnBudget
 
-    def listed(names: str) -> list[str]:
+    def split_names(names: str) -> list[str]:
         return [name for name in names.split(",") if name]
 
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # notes of the data sets
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # stdout is for the table
         overrides = args.overrides
         if not args.cfg and "DATASET.TYPE" not in overrides:
             overrides = [*synthetic.make_images(Path(folder)), *overrides]
-        pairs = listed(args.pair) or ["res32x4_res8x4"]
-        cases = throughput.plan(pairs, args.cfg or None, listed(args.method), args.setting, overrides, args.warm)
-        budget = Budget(steps=args.steps) if args.steps else Budget(seconds=args.seconds or 10.0)
+        pairs = split_names(args.pair) or ["res32x4_res8x4"]
+        cases = throughput.make_cases(
+            pairs, args.cfg or None, split_names(args.method), args.setting, overrides, args.warm
+        )
+        budget = TurnBudget(steps=args.steps) if args.steps else TurnBudget(seconds=args.seconds or 10.0)
         rows, conditions = throughput.benchmark(cases, args.baseline, args.rounds, budget)
     print(throughput.show(rows, conditions))
     if args.json:

@@ -13,23 +13,23 @@ from mdistiller.engine.cfg import CFG, load_cfg
 from mdistiller.engine.cfg.values import leaves
 from mdistiller.engine.cfg.yaml_files import parse
 from mdistiller.errors import UserError, did_you_mean
-from mdistiller.paths import text_of
+from mdistiller.paths import read_text
 
 TOOLS = Path(__file__).resolve().parent
 TABLE = TOOLS / "published_values.yaml"
 CONFIGS = TOOLS.parent / "configs"
 
-# beginnings of the keys that name a run, its files and its machine, and do not change the trained student
+# prefixes of the keys that do not change the trained student: names of the run, its files, and the machine
 FREE = ("EXPERIMENT.", "LOG.", "DATASET.NUM_WORKERS", "DATASET.TEST.", "DISTILLER.TEACHER_WEIGHTS")
 
 
 class Entry(NamedTuple):
-    """What the table says about one configuration.
+    """The table's entry for one configuration.
 
     Attributes:
-        source: where its values were read, or `ours` and the reason.
+        source: where its values were published, or `ours: ` and the reason why they were not.
         values: `{key: published value}`.
-        free: beginnings of the keys that may have any value.
+        free: prefixes of the keys that may have any value.
     """
 
     source: str
@@ -38,22 +38,23 @@ class Entry(NamedTuple):
 
 
 class Value(NamedTuple):
-    """A hyper-parameter of a configuration, beside what it should be."""
+    """A hyper-parameter of a configuration, and its published value."""
 
     key: str
-    published: Any  # a text that says so where the table does not name the key
+    published: Any  # a note if the table does not list the key
     ours: Any
     differs: bool
 
 
 def read_table(path: Path) -> Dict[str, Entry]:
-    """Return the entries of a table by the path of their configuration below the folder of all configurations.
+    """Return the entries of a table, by path of the configuration relative to the folder of configurations.
 
     Raises:
-        UserError: the file cannot be read; something it refers to is missing; an unknown key; two entries for a path.
+        UserError: the file cannot be read, refers to something missing, names an unknown key, or has two entries for a
+            path.
     """
     try:
-        table = parse(text_of(path))
+        table = parse(read_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"table {path} cannot be read: {error}") from None
     if not isinstance(table, dict):
@@ -95,7 +96,7 @@ def _entry(table: Dict[str, Any], group: Dict[str, Any], pair: str) -> Entry:
 
 
 def compare(config: Path, entry: Entry) -> List[Value]:
-    """Return the published values of a configuration, and those that are neither published, nor default, nor free."""
+    """Return the published values of a configuration, and its values that are not published, default or free."""
     defaults = dict(leaves(CFG))
     rows = []
     for key, value in leaves(load_cfg(str(config))):
@@ -107,12 +108,12 @@ def compare(config: Path, entry: Entry) -> List[Value]:
 
 
 def print_comparison(folder: Path, entries: Dict[str, Entry], every_value: bool) -> bool:
-    """Print a line for each configuration and each difference; return whether all is as published.
+    """Print a line for each configuration and each difference; return whether there are no differences.
 
     Args:
-        folder: of the configurations; those in its folder `_base_` are parts of others.
-        entries: see `read_table`.
-        every_value: whether values that do not differ have a line, too.
+        folder: of the configurations. Files in its folder `_base_` are parts of others.
+        entries: from `read_table`.
+        every_value: whether to print values that do not differ, too.
     """
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")}
     names = {name for name in names if not name.startswith("_base_/")}
@@ -120,7 +121,7 @@ def print_comparison(folder: Path, entries: Dict[str, Entry], every_value: bool)
     for name in sorted(names | set(entries)):
         if name not in entries:
             faults += 1
-            print(f"{name}: NOT LISTED; add its published values to the table, or the reason why it has none")
+            print(f"{name}: NOT LISTED; add its published values to the table, or a reason why it has none")
             continue
         if name not in names:
             faults += 1

@@ -1,7 +1,7 @@
 """Compare the methods: tools/compare_methods.py table|train [--methods A,B] [KEY VALUE ...].
 
-`table`: what each needs of the teacher, its extra parameters, the time of its training step relative to KD's.
-`train`: the top-1 of each after a few epochs on the demo's images, or on others (DATASET.TYPE imagefolder ...).
+`table`: the teacher outputs that each method uses, its extra parameters, and its step time relative to KD's.
+`train`: the top-1 accuracy of each method after a few epochs on the demo's images, or on others (DATASET.TYPE ...).
 """
 
 import json
@@ -14,12 +14,18 @@ from mdistiller.cli import OneLineParser, add_overrides, check_new_file, run
 def main() -> None:
     parser = OneLineParser(prog="tools/compare_methods.py", description="Compare the methods in one Markdown table.")
     parser.add_argument("what", choices=("table", "train"), help="costs, or accuracy after a few epochs")
-    parser.add_argument("--methods", default="", help="names, separated by commas; all without it")
-    parser.add_argument("--pair", default="res32x4_res8x4", help="table: a pair of configs/cifar100/sfakd/")
-    parser.add_argument("--rounds", type=int, default=7, help="table: interleaved rounds")
-    parser.add_argument("--steps", type=int, default=4, help="table: steps of each method in a round")
-    parser.add_argument("--epochs", type=int, default=3, help="train: epochs of each method")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    parser.add_argument("--methods", default="", help="names, separated by commas; default all")
+    parser.add_argument(
+        "--pair", default="res32x4_res8x4", help="table: a pair in configs/cifar100/sfakd/; default %(default)s"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="table: number of interleaved rounds; default %(default)s"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=4, help="table: steps of each method in a round; default %(default)s"
+    )
+    parser.add_argument("--epochs", type=int, default=3, help="train: epochs of each method; default %(default)s")
+    parser.add_argument("--json", metavar="FILE", help="also write the results to a file")
     add_overrides(parser)
     args = parser.parse_intermixed_args()
     if min(args.rounds, args.steps, args.epochs) < 1:
@@ -29,7 +35,7 @@ def main() -> None:
     from mdistiller.benchmark import methods
     from mdistiller.engine.cfg import load_cfg
 
-    load_cfg(None, args.overrides)  # loads PLUGINS, whose methods may be named
+    load_cfg(None, args.overrides)  # loads PLUGINS, so that --methods can name their methods
     chosen = methods.choose([name for name in args.methods.split(",") if name])
     if args.what == "table":
         rows, conditions = methods.cost_table(args.pair, chosen, args.overrides, args.rounds, args.steps)

@@ -1,4 +1,4 @@
-"""Get the released teachers: tools/fetch_ckpts.py [--url URL | --file ARCHIVE] [--sha256 SUM]."""
+"""Download the released teachers: tools/fetch_ckpts.py [--url URL | --file ARCHIVE] [--sha256 SUM]."""
 
 from mdistiller.commands.fetch_ckpts import command, main
 

@@ -13,11 +13,11 @@ from mdistiller.dataset.fashion_demo import CLASSES, FOLDER, TILE, sheet_name
 from mdistiller.errors import UserError
 from mdistiller.paths import SHIPPED
 
-SHEETS = {"train": ("train", 20, 30), "test": ("t10k", 10, 20)}  # split: prefix of the files, rows, columns of a sheet
+SHEETS = {"train": ("train", 20, 30), "test": ("t10k", 10, 20)}  # split: file prefix, rows and columns of a sheet
 
 
 def read_idx(path: Path, header: int) -> np.ndarray:
-    """Return the bytes after the header (16 of an image file, 8 of a label file)."""
+    """Return the bytes after the header of an IDX file. It has 16 bytes for images and 8 bytes for labels."""
     try:
         return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)[header:]
     except (OSError, EOFError) as error:
@@ -25,7 +25,7 @@ def read_idx(path: Path, header: int) -> np.ndarray:
 
 
 def make_sheets(source: Path, target: Path) -> int:
-    """Write a sheet a class and split, with the first images of the class in file order; return their bytes."""
+    """Write one sheet per class and split, with the class's first images in file order; return their size in bytes."""
     size = 0
     for split, (prefix, rows, columns) in SHEETS.items():
         images = read_idx(source / f"{prefix}-images-idx3-ubyte.gz", 16).reshape(-1, TILE, TILE)

@@ -1,10 +1,12 @@
-"""The yardstick of speed: a training loop as MDistiller's, in plain PyTorch.
+"""The baseline of speed measurements: MDistiller's training loop in plain PyTorch.
 
-What makes it that: images held as arrays, made PIL images and augmented one by one by torchvision in two worker
-processes, which start anew in each epoch; float32, contiguous memory; the frozen teacher run in every step; SGD as
-torch picks it; loss and accuracies read by the host in every step, for a progress bar that is rewritten in every step.
-The loss is KD's whatever is measured, since MDistiller has no SFAKD (without a teacher, cross-entropy alone). Models
-are this package's, and nothing is wrapped in DataParallel: both can only make it faster.
+Images are stored as arrays. Two worker processes, which restart in each epoch, convert them to PIL images and augment
+them one by one with torchvision. Everything is float32 in contiguous memory. The frozen teacher runs in every step, and
+the optimizer is SGD with PyTorch's default implementation. The host reads loss and accuracies in every step for a
+progress bar, which is redrawn in every step.
+
+The loss is KD's for every method, because MDistiller has no SFAKD; without a teacher it is the cross-entropy. Unlike in
+MDistiller, the models are this package's, and there is no DataParallel. Both can only make the baseline faster.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ from ..engine.speed.precision import pick_device
 from ..errors import UserError
 from ..models import build_model
 
-WORKERS = 2
+NUM_WORKERS = 2
 
 Batches = Callable[[], Iterable[Dict[str, Tensor]]]
 
 
-class PilImages(Dataset):
-    """Images as PIL sees them, one at a time.
+class PILDataset(Dataset):
+    """Augments one image at a time, with PIL.
 
     Args:
         images: uint8 `[N, S, S, 3]`.
-        targets: N labels.
-        info: for size and normalisation.
+        targets: `N` labels.
+        info: the images' size and normalization.
         padding: zeros on each side before the random crop, in pixels.
-        flip: whether half of the images are mirrored.
+        flip: whether to flip images at random.
     """
 
     def __init__(self, images: np.ndarray, targets: List[int], info: DatasetInfo, padding: int, flip: bool) -> None:
@@ -65,38 +67,44 @@ class PilImages(Dataset):
         return {"image": image, "target": self.targets[index], "index": index}
 
 
-def plain_loss(logits: Tensor, logits_teacher: Optional[Tensor], target: Tensor, kd: Any) -> Tensor:
-    """Return the scalar loss of logits `[B, N]`, with the weights and the temperature of the config section `KD`."""
-    cross_entropy = F.cross_entropy(logits, target)
+def baseline_loss(logits: Tensor, logits_teacher: Optional[Tensor], target: Tensor, kd: Any) -> Tensor:
+    """Return KD's loss, or the cross-entropy without a teacher.
+
+    Args:
+        logits, logits_teacher: float `[B, N]`.
+        target: int64 `[B]`.
+        kd: the config section `KD`, with the weights and the temperature.
+    """
+    ce_loss = F.cross_entropy(logits, target)
     if logits_teacher is None:
-        return cross_entropy
-    soft = F.softmax(logits_teacher / kd.TEMPERATURE, dim=1)
-    log_soft = F.log_softmax(logits / kd.TEMPERATURE, dim=1)
-    divergence = F.kl_div(log_soft, soft, reduction="none").sum(1).mean() * kd.TEMPERATURE**2
-    return kd.LOSS.CE_WEIGHT * cross_entropy + kd.LOSS.KD_WEIGHT * divergence
+        return ce_loss
+    probs_teacher = F.softmax(logits_teacher / kd.TEMPERATURE, dim=1)
+    log_probs = F.log_softmax(logits / kd.TEMPERATURE, dim=1)
+    kd_loss = F.kl_div(log_probs, probs_teacher, reduction="none").sum(1).mean() * kd.TEMPERATURE**2
+    return kd.LOSS.CE_WEIGHT * ce_loss + kd.LOSS.KD_WEIGHT * kd_loss
 
 
-class _Average:
-    """Of everything so far, weighted."""
+class _AverageMeter:
+    """A weighted running average."""
 
     def __init__(self) -> None:
         self.sum = self.count = 0.0
 
-    def add(self, value: float, weight: float = 1) -> float:
+    def update(self, value: float, weight: float = 1) -> float:
         self.sum += value * weight
         self.count += weight
         return self.sum / self.count
 
 
-class PlainLoop:
-    """Data, models and optimizer of the loop.
+class BaselineLoop:
+    """The data, models and optimizer of the baseline's training loop.
 
     Args:
-        cfg: as for `build_trainer`; of `SOLVER` only the batch size and SGD's figures count, of `DATASET` not the
-            workers.
+        cfg: as for `build_trainer`. From `SOLVER`, only the batch size and the settings of SGD are used;
+            `DATASET.NUM_WORKERS` is ignored.
 
     Raises:
-        UserError: the images do not lie in memory, or are not augmented by padding, cropping and flipping.
+        UserError: the images are not in memory, or are not augmented by padding, cropping and flipping.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -111,10 +119,10 @@ class PlainLoop:
         info, inner = source.info, slice(source.padding, source.padding + source.info.input_size)
         images = source.images[:, inner, inner].contiguous().numpy()
         self.loader: DataLoader = DataLoader(
-            PilImages(images, source.targets.tolist(), info, source.padding, source.flip),
+            PILDataset(images, source.targets.tolist(), info, source.padding, source.flip),
             batch_size=cfg.SOLVER.BATCH_SIZE,
             shuffle=True,
-            num_workers=WORKERS,
+            num_workers=NUM_WORKERS,
         )
         torch.backends.cudnn.benchmark = True
         seed_everything(cfg.EXPERIMENT.SEED)
@@ -128,27 +136,27 @@ class PlainLoop:
         )
 
     def train_epoch(self, batches: Batches) -> str:
-        """Train on `batches()`, of `self.loader`; return the last step's message."""
+        """Train for one epoch on `batches()`, the batches of `self.loader`; return the last step's message."""
         self.student.train()
-        averages = [_Average() for _ in range(5)]
+        meters = [_AverageMeter() for _ in range(5)]
         message = ""
-        # written as to a terminal, which costs more, but to nowhere
-        with open(os.devnull, "w") as nowhere, tqdm(total=len(self.loader), file=nowhere) as bar:
-            fetching = time.perf_counter()
+        # the bar is formatted as for a terminal, and discarded
+        with open(os.devnull, "w") as devnull, tqdm(total=len(self.loader), file=devnull) as bar:
+            ended = time.perf_counter()
             for batch in batches():
                 started = time.perf_counter()
-                figures = self.step(batch)
-                values = (started - fetching, time.perf_counter() - started, *figures)
+                metrics = self.step(batch)
+                values = (started - ended, time.perf_counter() - started, *metrics)
                 weights = (1, 1, *[len(batch["target"])] * 3)
-                means = [average.add(*pair) for average, pair in zip(averages, zip(values, weights))]
+                means = [meter.update(value, weight) for meter, value, weight in zip(meters, values, weights)]
                 message = "data {:.3f} s, step {:.3f} s, loss {:.4f}, top-1 {:.2f}, top-5 {:.2f}".format(*means)
                 bar.set_description(message)
                 bar.update()
-                fetching = time.perf_counter()
+                ended = time.perf_counter()
         return message
 
     def step(self, batch: Dict[str, Tensor]) -> List[float]:
-        """Train on one batch; return its loss, and top-1 and top-5 in percent."""
+        """Train on one batch; return its loss, and its top-1 and top-5 accuracy in percent."""
         self.optimizer.zero_grad()
         image, target = (batch[key].to(self.device, non_blocking=True) for key in ("image", "target"))
         logits_teacher = None
@@ -156,8 +164,8 @@ class PlainLoop:
             with torch.no_grad():
                 logits_teacher = self.teacher(image)[0]
         logits = self.student(image)[0]
-        loss = plain_loss(logits, logits_teacher, target, self.kd)
+        loss = baseline_loss(logits, logits_teacher, target, self.kd)
         loss.backward()
         self.optimizer.step()
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == target.cpu()[:, None]
-        return [loss.item(), *(100 * ranked[:, :k].any(1).float().mean().item() for k in (1, 5))]
+        correct = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == target.cpu()[:, None]
+        return [loss.item(), *(100 * correct[:, :k].any(1).float().mean().item() for k in (1, 5))]

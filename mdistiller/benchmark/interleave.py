@@ -1,46 +1,46 @@
-"""Training loops that run in turns, each in a process of its own, a slice of time or steps at a time.
+"""Run training loops in turns, each in a process of its own, for a limited time or number of steps at a time.
 
-A loop does not know of it: its batches come through a gate, which holds back the next one when the slice is over. So
-iterators, caches and prefetched batches live on from slice to slice, and what happens between epochs is timed as well.
+A loop does not notice its turns. Its batches pass through a gate, which holds back the next batch when the turn is
+over. So iterators, caches and prefetched batches survive from turn to turn, and the time between epochs is measured
+too.
 """
 
 from __future__ import annotations
 
 import math
 import multiprocessing
-import re
 import sys
 import time
 from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+import psutil
 import torch
 
 from ..engine.speed.memory import memory_figures
 from ..errors import UserError
-from .hardware import wait_for
+from .hardware import synchronize_device
 
 MIB = 2**20
-SECONDS_TO_END = 10
+EXIT_SECONDS = 10
 
 
-class Budget(NamedTuple):
-    """When a slice ends, by the first of these."""
+class TurnBudget(NamedTuple):
+    """The length of a turn. It ends at the first of these limits."""
 
     seconds: float = math.inf
     steps: float = math.inf
 
 
-class Slice(NamedTuple):
+class TurnResult(NamedTuple):
     """What a loop did in its turn.
 
     Attributes:
-        images: trained on.
-        seconds: until the device had done them.
-        host_mib: peak of the process's resident memory so far, and what its workers hold besides, in MiB.
-        device_mib: peak of the memory allocated on the GPU so far, in MiB; 0 without one.
+        images: number of training images.
+        seconds: until the device had finished them.
+        host_mib: peak resident memory of the process so far, plus the memory of its workers, in MiB.
+        device_mib: peak allocated memory on the GPU so far, in MiB; 0 without a GPU.
     """
 
     images: int
@@ -54,148 +54,150 @@ class Slice(NamedTuple):
         return self.images / self.seconds
 
 
-class Gate:
-    """A loop's side: its batches pass through while it is its turn.
+class BatchGate:
+    """Lets the batches of a loop pass while it is the loop's turn.
 
     Args:
-        pipe: to the `Side` that gives the turns.
+        pipe: to the `LoopProcess` that gives the turns.
         device: on which the loop trains.
     """
 
     def __init__(self, pipe: Connection, device: torch.device) -> None:
         self.pipe = pipe
         self.device = device
-        self.budget: Optional[Budget] = None
+        self.budget: Optional[TurnBudget] = None
         self.started = 0.0
         self.images = self.steps = 0
 
     def __call__(self, iterate: Callable[..., Iterable[Dict[str, Any]]]) -> Callable[..., Iterator[Dict[str, Any]]]:
-        """Return a function that yields what `iterate` does, batches with a `target`, when it is its turn."""
+        """Return a function that yields the batches of `iterate`, dicts with a `target`, through the gate."""
 
         def batches(*args: Any, **kwargs: Any) -> Iterator[Dict[str, Any]]:
-            self._wait()
+            self._wait_for_turn()
             for batch in iterate(*args, **kwargs):
                 self.steps += 1
                 self.images += len(batch["target"])
                 yield batch
-                self._wait()
+                self._wait_for_turn()
 
         return batches
 
-    def _wait(self) -> None:
-        """Go on within a slice; at its end hand in the result, and wait for the next."""
-        if self.budget is not None:
+    def _wait_for_turn(self) -> None:
+        """Return at once during a turn. At its end, send the result and wait for the next turn."""
+        if self.budget is None:
+            self.pipe.send(None)  # ready
+        else:
             if self.steps < self.budget.steps and time.perf_counter() - self.started < self.budget.seconds:
                 return
-            wait_for(self.device)
+            synchronize_device(self.device)
             seconds = time.perf_counter() - self.started
             on_gpu = self.device.type == "cuda"
-            allocated = torch.cuda.max_memory_allocated(self.device) / MIB if on_gpu else 0.0
-            self.pipe.send(Slice(self.images, seconds, _host_mib(), allocated))
-        else:
-            self.pipe.send(None)  # ready
+            device_mib = torch.cuda.max_memory_allocated(self.device) / MIB if on_gpu else 0.0
+            self.pipe.send(TurnResult(self.images, seconds, _host_mib(), device_mib))
         self.budget = self.pipe.recv()
         self.images = self.steps = 0
         self.started = time.perf_counter()
 
 
-class Side:
-    """The other side: starts a process, and gives it its turns.
+class LoopProcess:
+    """A process that runs a loop in turns; a context manager that ends it.
 
     Args:
-        name: for messages.
-        train: called in the process, with `argument` and the process's end of a pipe for its `Gate`; never returns.
+        name: of the loop, for messages.
+        train: the loop. It runs in the process with `argument` and a pipe for its `BatchGate`, and never returns.
+        argument: picklable.
     """
 
     def __init__(self, name: str, train: Callable[[Any, Connection], None], argument: Any) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")  # a CUDA context and idle threads do not survive a fork
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(train, argument, theirs))
+        self.pipe, pipe_of_loop = context.Pipe()
+        self.process = context.Process(target=run_loop, args=(train, argument, pipe_of_loop))
         self.process.start()
-        theirs.close()
+        pipe_of_loop.close()
 
-    def __enter__(self) -> Side:
+    def __enter__(self) -> LoopProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.pipe.close()
-        self.process.join(SECONDS_TO_END)
+        self.process.join(EXIT_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
 
-    def ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until the loop asks for its first turn."""
-        self._answer()
+        self._receive()
 
-    def turn(self, budget: Budget) -> Slice:
-        """Let the loop run for a slice."""
-        return self._answer(budget)
+    def run_turn(self, budget: TurnBudget) -> TurnResult:
+        """Let the loop run for one turn."""
+        return self._receive(budget)
 
-    def _answer(self, *budget: Budget) -> Any:
-        """Send what is given, return what the process answers.
+    def _receive(self, *budget: TurnBudget) -> Any:
+        """Send the budget, if any, and return the process's answer.
 
         Raises:
-            UserError: that of the process, or that it has ended.
+            UserError: the process raised it, or has ended.
         """
         try:
-            for part in budget:
-                self.pipe.send(part)
-            result = self.pipe.recv()
+            for turn in budget:
+                self.pipe.send(turn)
+            answer = self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join()
             raise UserError(
-                f"the process of {self.name} ended with status {self.process.exitcode}; killed, for want of memory?"
+                f"the process of {self.name} ended with status {self.process.exitcode}; was it killed because memory"
+                " ran out?"
             ) from None
-        if isinstance(result, UserError):
-            raise result
-        return result
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
 
-def run_in_turns(
-    sides: Sequence[Side], rounds: int, budget: Budget, between: Callable[[], Any]
-) -> Tuple[List[List[Slice]], List[Any]]:
-    """Return each side's slices, one a round, and what `between()`, called after every round, returned.
+def run_interleaved(
+    loops: Sequence[LoopProcess], rounds: int, budget: TurnBudget, after_round: Callable[[], Any]
+) -> Tuple[List[List[TurnResult]], List[Any]]:
+    """Run several loops in rounds, in which each loop has one turn.
 
-    In a round each side runs once, in the reverse order of the round before. One more round precedes and does not
-    count: the first steps tune kernels and fill caches.
+    The order of the loops is reversed from round to round. One more round precedes the others and does not count,
+    because the first steps tune kernels and fill caches.
+
+    Returns:
+        the results of each loop, one per round, and the results of `after_round()`, which is called after each round.
     """
-    for side in sides:
-        side.ready()
-    slices: List[List[Slice]] = [[] for _ in sides]
-    others = []
+    for loop in loops:
+        loop.wait_until_ready()
+    results: List[List[TurnResult]] = [[] for _ in loops]
+    round_results = []
     for number in range(rounds + 1):
-        order = list(zip(sides, slices))
-        for side, own in order if number % 2 else order[::-1]:
-            own.append(side.turn(budget))
-        others.append(between())
+        order = list(zip(loops, results))
+        for loop, own_results in order if number % 2 else order[::-1]:
+            own_results.append(loop.run_turn(budget))
+        round_results.append(after_round())
         print(f"round {number} of {rounds}" if number else "warmed up", file=sys.stderr, flush=True)
-    return [own[1:] for own in slices], others[1:]
+    return [own_results[1:] for own_results in results], round_results[1:]
 
 
-def _serve(train: Callable[[Any, Connection], None], argument: Any, pipe: Connection) -> None:
-    # a spawned process would spawn its workers too, which import everything anew, unlike those of a run of its own
+def run_loop(train: Callable[[Any, Connection], None], argument: Any, pipe: Connection) -> None:
+    """Run a loop in this process, until its pipe is closed. A UserError is sent through the pipe."""
+    # a spawned process would spawn its workers too; they would import everything again, unlike in a normal run
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:
-        with redirect_stdout(sys.stderr):  # what a loop says does not belong among the figures
+        with redirect_stdout(sys.stderr):  # stdout is for the table
             train(argument, pipe)
     except UserError as error:
         pipe.send(error)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        pass  # no more turns
+        pass  # there are no more turns
 
 
 def _host_mib() -> float:
-    """Return the peak of this process's resident memory, and what its child processes hold for themselves."""
+    """Return this process's peak resident memory, plus the memory that its child processes hold on their own."""
     total = memory_figures(torch.device("cpu"))["peak_memory_mib"]
     for child in multiprocessing.active_children():
-        total += _kibibytes(f"/proc/{child.pid}/smaps_rollup", "Private_(?:Clean|Dirty)") / 1024
+        try:
+            total += psutil.Process(child.pid).memory_full_info().uss / MIB
+        except psutil.Error:  # the child has just ended, or may not be read
+            continue
     return total
-
-
-def _kibibytes(file: str, entry: str) -> float:
-    try:
-        return float(sum(map(int, re.findall(rf"^{entry}:\s+(\d+) kB", Path(file).read_text(), re.M))))
-    except OSError:  # a system without it, or a process that has just ended
-        return 0.0

@@ -1,4 +1,4 @@
-"""All methods side by side: what each needs of the teacher, adds and costs, and whether each learns."""
+"""Compare all methods: the teacher outputs that each uses, its extra parameters, its step time, and its accuracy."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
-import torch
 from torch import nn
 
-from ..dataset import get_dataset
+from ..dataset import Batch, get_dataset
 from ..distillers import Distiller, Vanilla, distiller_dict
 from ..distillers._plugins import build_distiller
 from ..engine.build import build_trainer, seed_everything
 from ..engine.cfg import load_cfg, resolved
 from ..engine.run.signals import StopSignals
-from ..engine.speed.fast_networks import TrainingForm
+from ..engine.speed.fast_networks import FastNetworks
 from ..engine.speed.precision import pick_device, prepare_device
 from ..engine.trainer import Trainer, trainer_dict
 from ..errors import UserError, did_you_mean
 from ..models import build_model
 from ..paths import find_file
-from .hardware import describe_hardware
+from .hardware import describe_hardware, synchronize_device
 from .teacher_usage import used_outputs
 
 Row = Dict[str, Any]
 
 CONFIGS = Path("configs/cifar100")
+EPOCH = 30  # of the measured steps, after the warm-up of every method
 
 
 class Method(NamedTuple):
     """A row of the tables.
 
     Attributes:
-        name: as the field calls it.
-        paper: title and year; empty where there is none.
+        name: as in the literature.
+        paper: title and year, or empty without a paper.
         type: its `DISTILLER.TYPE`.
-        options: `KEY VALUE …`, for a method that is an option of another.
+        options: `KEY VALUE …`, for a method that is an option of another method.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Method(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What a configuration says, in Markdown."""
+        """The method's settings in a configuration, in Markdown."""
         return ", ".join([f"`{self.type}`", *(f"`{k} {v}`" for k, v in zip(self.options[::2], self.options[1::2]))])
 
 
-OPTIONS = (
+METHODS_BY_OPTION = (
     Method(
         "LSKD",
         "Logit Standardization in Knowledge Distillation (2024)",
@@ -76,7 +76,7 @@ OPTIONS = (
 
 
 def describe(type_name: str) -> Method:
-    """Return the method of that `DISTILLER.TYPE`, by what its file's docstring says: `NAME: … "Title" (year …`."""
+    """Return the method of a `DISTILLER.TYPE`, described by its module's docstring: `NAME: … "Title" (year …`."""
     module = inspect.getmodule(distiller_dict[type_name])
     text = " ".join((module.__doc__ or "").split()) if module else ""
     found = re.match(r'(?:(\S+): )?.*?"([^"]+)" \((\d{4})', text)
@@ -87,13 +87,13 @@ def describe(type_name: str) -> Method:
 
 
 def choose(names: Sequence[str] = ()) -> List[Method]:
-    """Return the methods of these names or types, all of them for none.
+    """Return the methods with these names or types, or all methods without names.
 
     Raises:
-        UserError: an unknown name; the message lists the nearest.
+        UserError: a name is unknown.
     """
     types = {distiller: name for name, distiller in reversed(list(distiller_dict.items()))}  # one name for each class
-    methods = [describe(name) for name in reversed(list(types.values()))] + list(OPTIONS)
+    methods = [describe(name) for name in reversed(list(types.values()))] + list(METHODS_BY_OPTION)
     known = {**{method.type: method for method in reversed(methods)}, **{method.name: method for method in methods}}
     for name in names:
         if name not in known:
@@ -102,16 +102,16 @@ def choose(names: Sequence[str] = ()) -> List[Method]:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def pair_config(pair: str, method: Method) -> str:
-    """Return the configuration of a CIFAR-100 pair: the method's own, or SFAKD's where it has none.
+    """Return the path of the method's configuration for a CIFAR-100 pair, or of SFAKD's if the method has none.
 
     Raises:
-        UserError: there is no such pair.
+        UserError: the pair is unknown.
     """
     folder = find_file(CONFIGS)
     known = [path.stem for path in (folder / "sfakd").glob("*.yaml")]
@@ -124,15 +124,18 @@ def pair_config(pair: str, method: Method) -> str:
 def cost_table(
     pair: str, methods: Sequence[Method], overrides: Sequence[str], rounds: int = 7, steps: int = 4
 ) -> Tuple[List[Row], str]:
-    """Return `(rows, conditions)`: needs, extra parameters, and the time of a training step in multiples of KD's.
+    """Compare the costs of methods.
 
-    All methods train, from fresh weights, in turn, `steps` steps of each in each of `rounds` rounds; a ratio is one to
-    KD in the same round. The median of the rounds counts; the quartiles are its spread.
+    The methods train from fresh weights, in turns of `steps` steps, for `rounds` rounds. A step time is the median over
+    the rounds of the ratio to KD's time in the same round; its spread is the quartiles.
+
+    Returns:
+        rows with the used teacher outputs, the extra parameters and the step time of each method, and the conditions.
     """
     device = pick_device()
     prepare_device(device)
-    configs = []
     kd = describe("KD")
+    configs = []
     for method in (kd, *methods):
         options = ["DISTILLER.TYPE", method.type, "DATASET.TYPE", "fashion_demo", *method.options, *overrides]
         configs.append(load_cfg(pair_config(pair, method), options))
@@ -142,42 +145,25 @@ def cost_table(
     models = (configs[0].DISTILLER.TEACHER, configs[0].DISTILLER.STUDENT)
     teacher = build_model(models[0], num_classes, info.name, info.input_size).to(device)
 
-    def distiller_of(cfg: Any, teacher: nn.Module) -> Distiller:
+    def make_distiller(cfg: Any, teacher: nn.Module) -> Distiller:
         seed_everything(cfg.EXPERIMENT.SEED)
         student = build_model(models[1], num_classes, info.name, info.input_size).to(device)
         distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
         distiller.attach_data(train_loader)
         return distiller.to(device).train()
 
-    epoch = 30  # after the warm-up of every method
     rows: List[Row] = []
-    trainers: List[Trainer] = []
-    forms: List[TrainingForm] = []
+    trainers: List[Tuple[Trainer, FastNetworks]] = []
     for method, cfg in zip((kd, *methods), configs):
         print(f"building {method.name}", file=sys.stderr)
         cfg = resolved(cfg, INPUT_SIZE=info.input_size)
-        needs = used_outputs(partial(distiller_of, cfg), teacher, {**batches[0], "epoch": epoch})
-        distiller = distiller_of(cfg, teacher)
-        trainers.append(trainer_dict[cfg.SOLVER.TRAINER](method.name, distiller, train_loader, None, cfg))
-        forms.append(TrainingForm(distiller, train_loader, cfg, trainers[-1].precision, lambda line: None))
+        needs = used_outputs(partial(make_distiller, cfg), teacher, {**batches[0], "epoch": EPOCH})
+        distiller = make_distiller(cfg, teacher)
+        trainer = trainer_dict[cfg.SOLVER.TRAINER](method.name, distiller, train_loader, None, cfg)
+        trainers.append((trainer, FastNetworks(distiller, train_loader, cfg, trainer.precision, lambda line: None)))
         extra = distiller.get_extra_parameters()
         rows.append({"method": method.name, "paper": method.paper, "key": method.key, "needs": needs, "extra": extra})
-
-    def seconds(trainer: Trainer, form: TrainingForm) -> float:
-        started = time.perf_counter()
-        with form.in_place():
-            for step, batch in enumerate(batches):
-                trainer.train_step(trainer.in_memory_format(batch), epoch, step, len(train_loader))
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    for trainer, form in zip(trainers, forms):
-        seconds(trainer, form)  # the first steps tune kernels and fill caches
-    times = []
-    for number in range(rounds):
-        times.append([seconds(*pair) for pair in zip(trainers, forms)])
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    times = _interleaved_times(trainers, batches, rounds)
     for index, row in enumerate(rows):
         ratios = [round_times[index] / round_times[0] for round_times in times]
         row["step_time"] = statistics.median(ratios)
@@ -185,14 +171,36 @@ def cost_table(
     milliseconds = 1000 * statistics.median(round_times[0] for round_times in times) / len(batches)
     conditions = (
         f"{models[0]} → {models[1]}, {info.name} ({num_data} images), batch {train_loader.batch_size},"
-        f" {trainers[0].precision}, {describe_hardware(device)}; {rounds} interleaved rounds of {len(batches)} steps,"
-        f" median ({'range' if rounds < 4 else 'quartiles'}); KD's step took {milliseconds:.0f} ms"
+        f" {trainers[0][0].precision}, {describe_hardware(device)}; {rounds} interleaved rounds of {len(batches)}"
+        f" steps, median ({'range' if rounds < 4 else 'quartiles'}); KD's step took {milliseconds:.0f} ms"
     )
     return rows[1:], conditions
 
 
+def _interleaved_times(
+    trainers: Sequence[Tuple[Trainer, FastNetworks]], batches: Sequence[Batch], rounds: int
+) -> List[List[float]]:
+    """Train on `batches` with each trainer, in each round; return the seconds by round and trainer."""
+
+    def seconds(trainer: Trainer, networks: FastNetworks) -> float:
+        started = time.perf_counter()
+        with networks.in_place():
+            for step, batch in enumerate(batches):
+                trainer.train_step(trainer.in_memory_format(batch), EPOCH, step, len(trainer.train_loader))
+        synchronize_device(trainer.device)
+        return time.perf_counter() - started
+
+    for pair in trainers:
+        seconds(*pair)  # the first steps tune kernels and fill caches
+    times = []
+    for number in range(rounds):
+        times.append([seconds(*pair) for pair in trainers])
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    return times
+
+
 def show_costs(rows: Sequence[Row], conditions: str) -> str:
-    """Return `cost_table`'s result in Markdown."""
+    """Return the result of `cost_table` in Markdown."""
     header = ["method", "paper", "config", "needs of the teacher", "extra parameters", "step time / KD"]
     table = [
         [
@@ -207,9 +215,12 @@ def show_costs(rows: Sequence[Row], conditions: str) -> str:
 
 
 def train_each(methods: Sequence[Method], epochs: int, overrides: Sequence[str]) -> Tuple[List[Row], str]:
-    """Return `(rows, conditions)`: the last epoch's top-1, in percent, of each method after a short training.
+    """Train each method for a few epochs, by default resnet8 with the demo's images and teacher.
 
-    By default resnet8 learns the demo's images from the demo's teacher; the runs' folders are removed afterwards.
+    The run folders are temporary.
+
+    Returns:
+        rows with the run's summary of each method, and the conditions.
     """
     rows: List[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +230,7 @@ def train_each(methods: Sequence[Method], epochs: int, overrides: Sequence[str])
             cfg = load_cfg("configs/demo/sfakd.yaml", [*own, *method.options, *overrides, *where])
             with redirect_stdout(sys.stderr):
                 trainer = build_trainer(cfg)
-                trainer.stop = StopSignals(())  # a state in a folder that is removed is of no use
+                trainer.stop = StopSignals(())  # the run folder is removed, so there is no point in saving a state
                 summary = trainer.train()
             rows.append({**method._asdict(), "key": method.key, "summary": summary})
     last = rows[-1]["summary"]
@@ -232,7 +243,7 @@ def train_each(methods: Sequence[Method], epochs: int, overrides: Sequence[str])
 
 
 def show_learning(rows: Sequence[Row], conditions: str) -> str:
-    """Return `train_each`'s result in Markdown."""
+    """Return the result of `train_each` in Markdown."""
     table = []
     for row in rows:
         summary = row["summary"]

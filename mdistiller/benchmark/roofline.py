@@ -1,9 +1,11 @@
-"""The least time that a training step can take on a machine, from what it has to compute and to move.
+"""A roofline model: the least time that a training step can take on a machine.
 
-Counted are convolutions and matrix products, forward and backward, and the bytes that they read and write when each
-reads its operands and writes its result once. Everything else (normalisation, activations, losses, augmentation) is
-taken to be fused into them, for nothing; the optimizer reads and writes its state once. Arithmetic and transfers can
-overlap, so the floor is the longer of the two, not their sum. No loop reaches it: it says how much is left at most.
+The model counts convolutions and matrix products, forward and backward, and the bytes of their operands and results,
+each read or written once. It assumes that everything else (normalization, activations, losses, augmentation) is fused
+into them at no cost, and that the optimizer reads and writes its state once. Arithmetic and memory traffic can overlap,
+so the least time is the longer of the two, not their sum. No loop reaches it; it bounds what can still be gained.
+
+Source: "Roofline: An Insightful Visual Performance Model for Multicore Architectures" (2009).
 """
 
 from __future__ import annotations
@@ -21,20 +23,25 @@ from .hardware import Peak
 SGD_PASSES = 5  # reads parameter, gradient and momentum, writes parameter and momentum
 
 
-class Work(NamedTuple):
-    """What something costs: floating-point operations, and bytes read and written."""
+class Cost(NamedTuple):
+    """The cost of a computation.
+
+    Attributes:
+        flops: number of floating-point operations.
+        bytes: number of bytes read and written.
+    """
 
     flops: float
     bytes: float
 
-    def floor(self, peak: Peak) -> Tuple[float, str]:
-        """Return the least seconds that it takes, and which of the two bounds them: `arithmetic` or `memory`."""
+    def min_seconds(self, peak: Peak) -> Tuple[float, str]:
+        """Return the least time in seconds, and what bounds it: `arithmetic` or `memory`."""
         arithmetic, memory = self.flops / peak.flops, self.bytes / peak.bandwidth
         return max(arithmetic, memory), "arithmetic" if arithmetic >= memory else "memory"
 
 
-class _Traffic(TorchDispatchMode):
-    """Adds up the bytes of operands and results of every convolution and matrix product."""
+class _TrafficCounterMode(TorchDispatchMode):
+    """Counts the bytes of operands and results of every convolution and matrix product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,32 +55,32 @@ class _Traffic(TorchDispatchMode):
         return result
 
 
-def count_work(run: Callable[[], object]) -> Work:
-    """Return what `run()` costs."""
-    traffic = _Traffic()
+def measure_cost(run: Callable[[], object]) -> Cost:
+    """Call `run` and return its cost."""
+    traffic = _TrafficCounterMode()
     with traffic, FlopCounterMode(display=False) as counter:
         run()
-    return Work(float(counter.get_total_flops()), float(traffic.bytes))
+    return Cost(float(counter.get_total_flops()), float(traffic.bytes))
 
 
-def step_work(distiller: Distiller, batch: Dict[str, Any], dtype: torch.dtype, teacher_known: bool) -> Work:
-    """Return what a training step costs, which is run once, in float32, for that.
+def step_cost(distiller: Distiller, batch: Dict[str, Any], dtype: torch.dtype, teacher_cached: bool) -> Cost:
+    """Return the cost of a training step, measured by running one step in float32.
 
     Args:
-        distiller: in float32; its statistics and gradients change.
-        batch: what `forward_train` takes, `epoch` among it.
-        dtype: of the networks in the training in question; the optimizer's state is float32.
-        teacher_known: whether the teacher's outputs are at hand, so that it does not run.
+        distiller: in float32; the step changes its statistics and gradients.
+        batch: the arguments of `forward_train`, including `epoch`.
+        dtype: of the networks in the training that is compared; the optimizer's state is float32.
+        teacher_cached: whether the teacher's outputs are cached, so that the teacher does not run.
     """
 
     def step() -> None:
         _, losses = distiller.train()(**batch)
         torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
 
-    work = count_work(step)
-    if teacher_known:
+    cost = measure_cost(step)
+    if teacher_cached:
         with torch.no_grad():
-            teacher = count_work(lambda: distiller.teacher(batch["image"]))
-        work = Work(work.flops - teacher.flops, work.bytes - teacher.bytes)
+            teacher = measure_cost(lambda: distiller.teacher(batch["image"]))
+        cost = Cost(cost.flops - teacher.flops, cost.bytes - teacher.bytes)
     state = sum(p.numel() * p.element_size() for p in distiller.get_learnable_parameters())
-    return Work(work.flops, work.bytes * dtype.itemsize / 4 + SGD_PASSES * state)
+    return Cost(cost.flops, cost.bytes * dtype.itemsize / 4 + SGD_PASSES * state)

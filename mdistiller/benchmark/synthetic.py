@@ -1,4 +1,4 @@
-"""What measuring speed needs and does not depend on: any images, and a teacher with any weights."""
+"""Random images and a random teacher, for speed measurements that do not depend on their content."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from ..dataset import dataset_dict
 from ..engine.build import seed_everything
 from ..models import build_model
 
-CLASSES, IMAGES, SIZE = 100, 50, 32  # training images of each class, and their side in pixels
+NUM_CLASSES = 100
+IMAGES_PER_CLASS = 50  # for training; one for validation
+IMAGE_SIZE = 32  # pixels
 
 
 def make_images(folder: Path) -> List[str]:
-    """Write random JPEG pictures below `folder`; return the `KEY VALUE …` that name them."""
+    """Write random JPEG images to an image folder; return the config overrides `KEY VALUE …` that select it."""
     generator = np.random.default_rng(0)
-    for split, count in (("train", IMAGES), ("val", 1)):
-        for label in range(CLASSES):
+    for split, count in (("train", IMAGES_PER_CLASS), ("val", 1)):
+        for label in range(NUM_CLASSES):
             place = folder / split / f"{label:03}"
             place.mkdir(parents=True)
             for number in range(count):
                 coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-                coarse.resize((SIZE, SIZE), Image.Resampling.BILINEAR).save(place / f"{number}.jpg")
+                coarse.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR).save(place / f"{number}.jpg")
     half = "[0.5, 0.5, 0.5]"
-    where = ["DATASET.TYPE", "imagefolder", "DATASET.ROOT", str(folder), "DATASET.INPUT_SIZE", str(SIZE)]
+    where = ["DATASET.TYPE", "imagefolder", "DATASET.ROOT", str(folder), "DATASET.INPUT_SIZE", str(IMAGE_SIZE)]
     return [*where, "DATASET.MEAN", half, "DATASET.STD", half]
 
 
-def random_teacher(cfg: Any, folder: Path) -> str:
-    """Save a teacher for `cfg` with random weights in `folder`; return its file.
+def save_random_teacher(cfg: Any, folder: Path) -> str:
+    """Save a teacher for `cfg` with random weights in `folder`; return the path of its checkpoint.
 
-    Its BatchNorm statistics are those of random images: without, outputs grow from layer to layer, and a student that
-    aligns with them diverges.
+    Its BatchNorm statistics are those of random images. Without them, outputs grow from layer to layer, and a student
+    that aligns with them diverges.
     """
     info = dataset_dict[cfg.DATASET.TYPE](cfg).info
     seed_everything(cfg.EXPERIMENT.SEED)

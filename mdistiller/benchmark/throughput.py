@@ -1,4 +1,4 @@
-"""How fast the training loop is: images per second and memory, beside a plain loop and beside the machine's floor."""
+"""Measure the training loop: images per second and memory, compared with a baseline loop and a roofline model."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ..engine.build import build_trainer
 from ..engine.cfg import load_cfg
 from ..engine.run.logger import RunLogger
 from ..engine.speed.precision import pick_device, pick_precision
-from .baseline import PlainLoop
+from .baseline import BaselineLoop
 from .hardware import describe_hardware, measure_peak
-from .interleave import Budget, Gate, Side, Slice, run_in_turns
+from .interleave import BatchGate, LoopProcess, TurnBudget, TurnResult, run_interleaved
 from .methods import Method, Row, choose, describe, markdown, pair_config
-from .roofline import Work, step_work
-from .synthetic import random_teacher
+from .roofline import Cost, step_cost
+from .synthetic import save_random_teacher
 
-PART = 0.01  # of the training images, to count a step's work with
+COST_FRACTION = 0.01  # of the training images, loaded to measure the cost of a step
 
 
 class Case(NamedTuple):
     """A row of the table.
 
     Attributes:
-        method: as the tables call it.
-        setting: what distinguishes the row besides, `KEY VALUE …`.
+        method: its name in the tables.
+        setting: `KEY VALUE …` of this row only.
         path, overrides: of the configuration.
-        warm: whether every round repeats the first epoch, once it has been trained on untimed.
+        warm: whether every round repeats the first epoch, after one untimed pass over it.
     """
 
     method: str
@@ -49,7 +49,7 @@ class Case(NamedTuple):
         return load_cfg(self.path, self.overrides)
 
 
-def plan(
+def make_cases(
     pairs: Sequence[str],
     path: Optional[str],
     methods: Sequence[str],
@@ -57,16 +57,20 @@ def plan(
     overrides: Sequence[str],
     warm: bool,
 ) -> List[Case]:
-    """Return the rows: every pair (or the configuration at `path`) with every method and every setting.
+    """Return one row for every combination of pair (or the configuration at `path`), method and setting.
 
     Args:
-        methods: none means SFAKD, or the configuration's own.
-        settings: each `KEY VALUE …` on top of `overrides`; none means one row with these alone.
+        pairs: of CIFAR-100.
+        path: of a configuration, in place of the pairs.
+        methods: names or types; if empty, SFAKD, or the method of the configuration at `path`.
+        settings: each `KEY VALUE …`, applied after `overrides`; if empty, one row with `overrides` only.
+        overrides: `KEY VALUE …` for all rows.
+        warm: see `Case`.
 
     Raises:
-        UserError: an unknown pair, method or key, or a value of the wrong type.
+        UserError: a pair, method or key is unknown, or a value has the wrong type.
     """
-    load_cfg(None, overrides)  # loads PLUGINS, whose methods may be named
+    load_cfg(None, overrides)  # loads PLUGINS, so that `methods` can name their methods
     chosen: List[Optional[Method]] = [*choose(methods)] if methods else [None if path else describe("SFAKD")]
     cases = []
     for pair, method, setting in itertools.product(pairs if path is None else [""], chosen, settings or [()]):
@@ -78,49 +82,49 @@ def plan(
     return cases
 
 
-def train_ours(case: Case, pipe: Connection) -> None:
-    """Train as tools/train.py does, epoch after epoch, without evaluation."""
+def run_trainer(case: Case, pipe: Connection) -> None:
+    """Train like tools/train.py, but without end and without evaluation."""
     trainer = build_trainer(case.cfg())
     trainer.folder.create(resume=False)
     trainer.logger = RunLogger(trainer.folder, trainer.cfg)
     trainer.prepare()
     if case.warm:
         trainer.train_epoch(1)
-    gated = Gate(pipe, trainer.device)(trainer.batches)
+    gated = BatchGate(pipe, trainer.device)(trainer.batches)
     for epoch in itertools.cycle(range(1, 2 if case.warm else 1 + trainer.cfg.SOLVER.EPOCHS)):
         trainer.start_epoch(epoch)
         trainer.train_epoch(epoch, gated())
 
 
-def train_plainly(case: Case, pipe: Connection) -> None:
-    """Train in the plain loop."""
-    loop = PlainLoop(case.cfg())
-    batches = Gate(pipe, loop.device)(loop.loader.__iter__)
+def run_baseline(case: Case, pipe: Connection) -> None:
+    """Train with the baseline loop, without end."""
+    loop = BaselineLoop(case.cfg())
+    batches = BatchGate(pipe, loop.device)(loop.loader.__iter__)
     while True:
         loop.train_epoch(batches)
 
 
-def prepare(case: Case, folder: Path) -> Tuple[Case, Work]:
-    """Return `case` with its output in `folder` and a teacher at hand, and what a training step of it costs.
+def prepare(case: Case, folder: Path) -> Tuple[Case, Cost]:
+    """Return `case` with its output in `folder` and an existing teacher, and the cost of a training step.
 
     Raises:
-        UserError: whatever keeps it from being trained.
+        UserError: the case cannot be trained.
     """
     own = ["LOG.PREFIX", str(folder), "LOG.WANDB", "False", "EXPERIMENT.NAME", "run", "EXPERIMENT.REFERENCE", "[]"]
     cfg = case.cfg()
     if distiller_dict[cfg.DISTILLER.TYPE].needs_teacher and not cfg.DISTILLER.TEACHER_WEIGHTS:
-        own += ["DISTILLER.TEACHER_WEIGHTS", random_teacher(cfg, folder)]
+        own += ["DISTILLER.TEACHER_WEIGHTS", save_random_teacher(cfg, folder)]
     case = case._replace(overrides=(*case.overrides, *own))
-    return case, _work(case)
+    return case, _step_cost(case)
 
 
-def _work(case: Case) -> Work:
-    """Count in float32, on a part of the images."""
+def _step_cost(case: Case) -> Cost:
+    """Return the cost of a step, measured in float32 and with few images loaded."""
     cfg = case.cfg()
     cached = cfg.TEACHER_CACHE != "off"
     precision = pick_precision(cfg.SOLVER.AMP, pick_device())
     cfg.TEACHER_CACHE, cfg.SOLVER.AMP = "off", "off"
-    cfg.DATASET.TRAIN_FRACTION = min(PART, cfg.DATASET.TRAIN_FRACTION)
+    cfg.DATASET.TRAIN_FRACTION = min(COST_FRACTION, cfg.DATASET.TRAIN_FRACTION)
     trainer = build_trainer(cfg)
     trainer.check_losses()
     info, size = trainer.train_loader.info, cfg.SOLVER.BATCH_SIZE
@@ -129,18 +133,24 @@ def _work(case: Case) -> Work:
     image = image.to(memory_format=torch.channels_last if trainer.distiller.channels_last else torch.contiguous_format)
     batch = {"image": image, "target": trainer.train_loader.targets[index], "index": index, "epoch": 1}
     distiller = trainer.distiller
-    known = cached and case.warm and distiller.teacher is not None and "maps" not in distiller.teacher_needs
-    return step_work(distiller, batch, precision.dtype or torch.float32, known)
+    teacher_cached = cached and case.warm and distiller.teacher is not None and "maps" not in distiller.teacher_needs
+    return step_cost(distiller, batch, precision.dtype or torch.float32, teacher_cached)
 
 
 def spread(values: Sequence[float]) -> Dict[str, float]:
-    """Return median, quartiles and range."""
+    """Return the median, quartiles and range."""
     low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else [*values] * 3
     return {"median": median, "q1": low, "q3": high, "min": min(values), "max": max(values)}
 
 
-def measure(case: Case, work: Work, baseline: bool, rounds: int, budget: Budget) -> Row:
-    """Return the figures of a row, of what `prepare` returned.
+def measure(case: Case, cost: Cost, baseline: bool, rounds: int, budget: TurnBudget) -> Row:
+    """Measure a case and return its row.
+
+    Args:
+        case, cost: from `prepare`.
+        baseline: whether to run the baseline loop too.
+        rounds: number of turns of each loop.
+        budget: of a turn.
 
     Raises:
         UserError: the baseline cannot be trained.
@@ -148,48 +158,55 @@ def measure(case: Case, work: Work, baseline: bool, rounds: int, budget: Budget)
     cfg, device = case.cfg(), pick_device()
     precision = pick_precision(cfg.SOLVER.AMP, device)
     dtype = precision.dtype or torch.float32
-    taught = distiller_dict[cfg.DISTILLER.TYPE].needs_teacher
+    has_teacher = distiller_dict[cfg.DISTILLER.TYPE].needs_teacher
     with ExitStack() as stack:
-        sides = [stack.enter_context(Side("the training loop", train_ours, case))]
+        loops = [stack.enter_context(LoopProcess("the training loop", run_trainer, case))]
         if baseline:
-            sides.append(stack.enter_context(Side("the baseline loop", train_plainly, case)))
-        (ours, *plain), peaks = run_in_turns(sides, rounds, budget, lambda: measure_peak(device, dtype))
-    floors = [work.floor(peak) for peak in peaks]
+            loops.append(stack.enter_context(LoopProcess("the baseline loop", run_baseline, case)))
+        (ours, *others), peaks = run_interleaved(loops, rounds, budget, lambda: measure_peak(device, dtype))
+    baseline_turns = others[0] if others else None
+    batch_size = cfg.SOLVER.BATCH_SIZE
+    bounds = [cost.min_seconds(peak) for peak in peaks]
+    rooflines = [batch_size / seconds for seconds, _ in bounds]
     return {
-        "pair": f"{cfg.DISTILLER.TEACHER} → {cfg.DISTILLER.STUDENT}" if taught else cfg.DISTILLER.STUDENT,
+        "pair": f"{cfg.DISTILLER.TEACHER} → {cfg.DISTILLER.STUDENT}" if has_teacher else cfg.DISTILLER.STUDENT,
         "method": case.method,
         "setting": case.setting,
         "warm": case.warm,
         "precision": str(precision),
-        "batch_size": cfg.SOLVER.BATCH_SIZE,
-        **summarise(ours, plain[0] if plain else None),
-        "floor": spread([cfg.SOLVER.BATCH_SIZE / seconds for seconds, _ in floors]),
-        "of_floor": spread([part.rate * seconds / cfg.SOLVER.BATCH_SIZE for part, (seconds, _) in zip(ours, floors)]),
-        "bound": statistics.mode(bound for _, bound in floors),
-        "work": work._asdict(),
+        "batch_size": batch_size,
+        **summarize(ours, baseline_turns),
+        "roofline": spread(rooflines),
+        "of_roofline": spread([turn.rate / roofline for turn, roofline in zip(ours, rooflines)]),
+        "bound": statistics.mode(bound for _, bound in bounds),
+        "cost": cost._asdict(),
         "peaks": [peak._asdict() for peak in peaks],
-        "slices": {"ours": [part._asdict() for part in ours], "baseline": [p._asdict() for s in plain for p in s]},
+        "turns": {"ours": _as_dicts(ours), "baseline": _as_dicts(baseline_turns or [])},
     }
 
 
-def summarise(ours: Sequence[Slice], plain: Optional[Sequence[Slice]]) -> Row:
-    """Return images per second, their ratio round by round to those of the other loop, and peak memory in MiB."""
+def _as_dicts(turns: Sequence[TurnResult]) -> List[Dict[str, Any]]:
+    return [turn._asdict() for turn in turns]
+
+
+def summarize(ours: Sequence[TurnResult], baseline: Optional[Sequence[TurnResult]]) -> Row:
+    """Return images per second, their ratio to the baseline's in the same round, and peak memory in MiB."""
     row: Row = {
-        "images_per_second": spread([part.rate for part in ours]),
-        "host_mib": max(part.host_mib for part in ours),
-        "device_mib": max(part.device_mib for part in ours),
+        "images_per_second": spread([turn.rate for turn in ours]),
+        "host_mib": max(turn.host_mib for turn in ours),
+        "device_mib": max(turn.device_mib for turn in ours),
     }
-    if plain is not None:
-        row["baseline"] = spread([part.rate for part in plain])
-        row["ratio"] = spread([mine.rate / theirs.rate for mine, theirs in zip(ours, plain)])
+    if baseline is not None:
+        row["baseline"] = spread([turn.rate for turn in baseline])
+        row["ratio"] = spread([a.rate / b.rate for a, b in zip(ours, baseline)])
     return row
 
 
-def benchmark(cases: Sequence[Case], baseline: bool, rounds: int, budget: Budget) -> Tuple[List[Row], str]:
-    """Return `(rows, conditions)`; what one of the cases cannot do shows before the first is measured.
+def benchmark(cases: Sequence[Case], baseline: bool, rounds: int, budget: TurnBudget) -> Tuple[List[Row], str]:
+    """Measure all cases; return their rows and the conditions.
 
     Raises:
-        UserError: what cannot be trained.
+        UserError: a case cannot be trained. This is checked for all cases before the first measurement.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -198,9 +215,9 @@ def benchmark(cases: Sequence[Case], baseline: bool, rounds: int, budget: Budget
             place = Path(folder) / str(number)
             place.mkdir()
             prepared.append(prepare(case, place))
-        for number, (case, work) in enumerate(prepared, start=1):
+        for number, (case, cost) in enumerate(prepared, start=1):
             print(f"{number} of {len(cases)}: {case.path} {case.method} {case.setting}".rstrip(), file=sys.stderr)
-            rows.append(measure(case, work, baseline, rounds, budget))
+            rows.append(measure(case, cost, baseline, rounds, budget))
     cfg = cases[0].cfg()
     length = f"{budget.steps} steps" if budget.seconds == math.inf else f"{budget.seconds:g} s"
     conditions = [
@@ -210,19 +227,19 @@ def benchmark(cases: Sequence[Case], baseline: bool, rounds: int, budget: Budget
     if baseline:
         conditions.append(
             "baseline: MDistiller's loop in plain PyTorch, with KD's loss (float32, PIL transforms in 2 workers,"
-            " metrics read in every step); ratio and range are of the rounds"
+            " metrics read in every step); ratio and range are over the rounds"
         )
     if cases[0].warm:
-        conditions.append("warm: the rounds repeat an epoch that was trained on before")
+        conditions.append("warm: the rounds repeat one epoch, after an untimed pass over it")
     conditions.append(
-        "memory: peak of the process and its workers, + of the GPU; floor: convolutions and matrix products alone, at"
-        " the machine's peak as measured in each round"
+        "memory: peak of the process and its workers, + of the GPU; roofline: only convolutions and matrix products, at"
+        " the machine's peak rates, measured in each round"
     )
     return rows, "; ".join(conditions)
 
 
 def show(rows: Sequence[Row], conditions: str) -> str:
-    """Return `benchmark`'s result in Markdown."""
+    """Return the result of `benchmark` in Markdown."""
     header = ["pair", "method", "setting", "precision", "images/s", "baseline", "ratio", "range", "memory, MiB"]
     table = []
     for row in rows:
@@ -236,12 +253,12 @@ def show(rows: Sequence[Row], conditions: str) -> str:
                 _quartiles(ratio, "{:.2f}") if ratio else "–",
                 f"{ratio['min']:.2f}–{ratio['max']:.2f}" if ratio else "–",
                 memory,
-                f"{row['floor']['median']:.0f} ({row['bound']})",
-                f"{100 * row['of_floor']['median']:.0f} %",
+                f"{row['roofline']['median']:.0f} ({row['bound']})",
+                f"{100 * row['of_roofline']['median']:.0f} %",
             ]
         )
-    return f"{markdown([*header, 'floor, images/s', 'of the floor'], table)}\n\n{conditions}"
+    return f"{markdown([*header, 'roofline, images/s', 'of roofline'], table)}\n\n{conditions}"
 
 
-def _quartiles(figures: Dict[str, float], number: str) -> str:
-    return f"{number} ({number}–{number})".format(*(figures[key] for key in ("median", "q1", "q3")))
+def _quartiles(stats: Dict[str, float], number: str) -> str:
+    return f"{number} ({number}–{number})".format(*(stats[key] for key in ("median", "q1", "q3")))

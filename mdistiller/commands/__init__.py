@@ -1,1 +1,1 @@
-"""The command lines that an installation has; tools/ has the same for a clone."""
+"""The command lines of an installed package. The scripts in tools/ run the same code in a clone."""

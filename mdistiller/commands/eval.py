@@ -9,10 +9,10 @@ from ..cli import OneLineParser, add_overrides, run
 
 def main() -> None:
     parser = OneLineParser(description="Print the accuracy of a checkpoint.")
-    parser.add_argument("-m", "--model", required=True, help="architecture, as resnet8x4")
-    parser.add_argument("-c", "--ckpt", help="checkpoint file; without it, the released teacher of that name")
-    parser.add_argument("-d", "--dataset", help="data set; without it, the checkpoint's own, else cifar100")
-    parser.add_argument("-bs", "--batch-size", type=int, help="images a batch; does not change the result")
+    parser.add_argument("-m", "--model", required=True, help="architecture, such as resnet8x4")
+    parser.add_argument("-c", "--ckpt", help="checkpoint file; by default the released teacher of that name")
+    parser.add_argument("-d", "--dataset", help="data set; by default the checkpoint's, or cifar100")
+    parser.add_argument("-bs", "--batch-size", type=int, help="images per batch; does not change the result")
     add_overrides(parser)
     args = parser.parse_intermixed_args()
 
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def command() -> NoReturn:
-    """Run `main` as a command line does."""
+    """Run `main` as a command line."""
     run(main, interrupted="start again")
 
 

@@ -1,4 +1,4 @@
-"""Get the released teachers: mdistiller-fetch-ckpts [--url URL | --file ARCHIVE] [--sha256 SUM]."""
+"""Download the released teachers: mdistiller-fetch-ckpts [--url URL | --file ARCHIVE] [--sha256 SUM]."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ..download import BadArchive, download, sha256_of, unpack
 from ..errors import UserError
 
 RELEASE = "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
-KNOWN_SHA256: Dict[str, str] = {}  # archive name -> sum; none is published, and none could be verified here yet
+KNOWN_SHA256: Dict[str, str] = {}  # by archive name; none is published yet
 
 
 def main() -> None:
-    parser = OneLineParser(description="Get MDistiller's CIFAR-100 teachers.")
+    parser = OneLineParser(description="Download MDistiller's CIFAR-100 teachers.")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--url", default=RELEASE, help="of the archive, or of a mirror; default: %(default)s")
-    source.add_argument("--file", type=Path, help="an archive that is on this machine already")
-    parser.add_argument("--sha256", metavar="SUM", help="refuse an archive that has another sum")
+    source.add_argument("--url", default=RELEASE, help="address of the archive or of a mirror; default: %(default)s")
+    source.add_argument("--file", type=Path, help="an archive that is already on this machine")
+    parser.add_argument("--sha256", metavar="SUM", help="expected SHA-256 of the archive; another one is an error")
     args = parser.parse_args()
     if args.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", args.sha256):
-        raise UserError(f"--sha256 {args.sha256} is no SHA-256 sum; expected 64 hexadecimal digits")
+        raise UserError(f"--sha256 {args.sha256} is not a SHA-256 sum; expected 64 hexadecimal digits")
 
     folder = paths.ckpt_root()
-    if args.file is None and args.url == RELEASE and _all_there():
-        print(f"all released teachers are in {folder}; remove one to get it again")
+    if args.file is None and args.url == RELEASE and _all_released_present():
+        print(f"all released teachers are in {folder}; remove one to download it again")
         return
-    archive = paths.usable(args.file or folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
+    archive = paths.user_path(args.file or folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
     downloads = args.file is None and not archive.is_file()
     print(f"{args.url} -> {archive}" if downloads else f"unpacking {archive}", flush=True)
     if downloads:
@@ -42,14 +42,14 @@ def main() -> None:
         if downloads:
             archive.unlink()
         raise
-    if downloads:  # only now: a full disk or Ctrl-C does not cost what was downloaded
+    if downloads:  # removed last, so that a full disk or Ctrl-C does not cost the download
         archive.unlink()
     for path in written:
         print(path)
-    print(f"{folder}: {len(written)} files written, {len(kept)} kept as they were")
+    print(f"{folder}: {len(written)} files written, {len(kept)} kept unchanged")
 
 
-def _all_there() -> bool:
+def _all_released_present() -> bool:
     from ..models import cifar_model_dict
 
     return all(os.path.isfile(teacher) for _, teacher in cifar_model_dict.values() if teacher is not None)
@@ -59,12 +59,14 @@ def _check_sum(archive: Path, given: str) -> None:
     expected = given or KNOWN_SHA256.get(archive.name)
     found = sha256_of(archive)
     if expected and found != expected.lower():
-        raise BadArchive(f"SHA-256 of {archive} is {found}, expected {expected.lower()}; get it again or elsewhere")
+        raise BadArchive(
+            f"SHA-256 of {archive} is {found}, expected {expected.lower()}; download it again, or from another place"
+        )
     print(f"SHA-256 {found} ({'as expected' if expected else 'not known here; --sha256 compares it with yours'})")
 
 
 def command() -> NoReturn:
-    """Run `main` as a command line does."""
+    """Run `main` as a command line."""
     run(main, interrupted="run this again to continue")
 
 

@@ -8,9 +8,9 @@ from ..cli import OneLineParser, add_overrides, run
 
 
 def main() -> None:
-    parser = OneLineParser(description="Train a student as a YAML configuration says.")
+    parser = OneLineParser(description="Train a student as described by a YAML configuration.")
     parser.add_argument(
-        "--cfg", required=True, metavar="FILE", help="configuration: a file, or a shipped one as demo/sfakd"
+        "--cfg", required=True, metavar="FILE", help="configuration: a file, or a shipped one such as demo/sfakd"
     )
     parser.add_argument("-d", "--dataset", help="overrides DATASET.TYPE")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def command() -> NoReturn:
-    """Run `main` as a command line does."""
+    """Run `main` as a command line."""
     run(main)
 
 

@@ -30,7 +30,7 @@ from .run.progress import Progress
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
-from .speed.fast_networks import TrainingForm
+from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
 from .speed.precision import pick_precision
 from .training_state import TrainingState
@@ -85,7 +85,7 @@ class Trainer:
         self.stop = StopSignals()
         self.save_interval = SaveInterval(cfg.SOLVER.CHECKPOINT_EVERY)
         self.logger: RunLogger = SilentLogger()
-        self.networks: Optional[TrainingForm] = None
+        self.networks: Optional[FastNetworks] = None
         self._parallel: Optional[nn.Module] = None  # averages gradients over the processes of a group
         self._epoch_start = time.perf_counter()  # less the time spent on the epoch before the state was saved
 
@@ -165,7 +165,7 @@ class Trainer:
     def prepare(self) -> None:
         """Make the networks ready for `train_epoch`: gradient averaging, fast inference form, teacher cache."""
         self.start_parallel()
-        self.networks = TrainingForm(self.distiller, self.train_loader, self.cfg, self.precision, self.logger.say)
+        self.networks = FastNetworks(self.distiller, self.train_loader, self.cfg, self.precision, self.logger.say)
 
     def start_parallel(self) -> None:
         """In a process group, average gradients over the processes from now on."""

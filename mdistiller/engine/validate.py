@@ -17,7 +17,7 @@ from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..errors import UserError, refuse
 from ..models import find_model
-from ..paths import expanded, find_file, possible
+from ..paths import expanded, find_file, validate_path
 from ..ranges import MAX_NUMBER
 from .cfg import CACHES, experiment_name, leaves, read_cfg, to_dict
 from .optim import OPTIMIZERS, SCHEDULES
@@ -206,7 +206,7 @@ def _folder_errors(cfg: CfgNode) -> Iterator[str]:
         return
     try:
         f"{cfg.LOG.PREFIX}/{name}".encode()  # it is written to worklog.txt
-        possible(expanded(cfg.LOG.PREFIX) / name)
+        validate_path(expanded(cfg.LOG.PREFIX) / name)
     except UnicodeEncodeError:
         yield "EXPERIMENT.NAME or LOG.PREFIX is not valid UTF-8; give another name"
     except UserError as error:

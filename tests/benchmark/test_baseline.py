@@ -1,4 +1,4 @@
-"""The baseline loop is MDistiller's: its loss, its step, its images."""
+"""The baseline loop has the loss, the training step and the images of MDistiller's loop."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdistiller.benchmark.baseline import PlainLoop, plain_loss
+from mdistiller.benchmark.baseline import BaselineLoop, baseline_loss
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
@@ -27,7 +27,7 @@ def settings(root, *overrides, method="KD"):
     )
 
 
-def test_the_loss_is_kds(image_folder):
+def test_the_loss_is_that_of_kd(image_folder):
     kd = settings(image_folder).KD
     logits, teacher = (
         torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]]),
@@ -46,12 +46,12 @@ def test_the_loss_is_kds(image_folder):
         divergence = sum(math.exp(t) * (t - s) for s, t in zip(ours, theirs))
         total += 0.1 * cross_entropy + 0.9 * 16 * divergence
     target = torch.tensor([1, 0])
-    assert plain_loss(logits, teacher, target, kd).item() == pytest.approx(total / 2, rel=1e-5)
-    assert plain_loss(logits, None, target, kd) == nn.functional.cross_entropy(logits, target)
+    assert baseline_loss(logits, teacher, target, kd).item() == pytest.approx(total / 2, rel=1e-5)
+    assert baseline_loss(logits, None, target, kd) == nn.functional.cross_entropy(logits, target)
 
 
 def test_a_step_is_that_of_sgd(image_folder):
-    loop = PlainLoop(settings(image_folder, "SOLVER.WEIGHT_DECAY", "0.01"))
+    loop = BaselineLoop(settings(image_folder, "SOLVER.WEIGHT_DECAY", "0.01"))
     batch = next(iter(loop.loader))
     weight = loop.student.fc.weight
     before = weight.detach().clone()
@@ -59,21 +59,21 @@ def test_a_step_is_that_of_sgd(image_folder):
     loss, top1, top5 = loop.step(batch)
     assert not loop.teacher.training
     assert all(p.grad is None for p in loop.teacher.parameters())
-    expected = before - 0.02 * (weight.grad + 0.01 * before)  # the first step, without momentum yet
+    expected = before - 0.02 * (weight.grad + 0.01 * before)  # the first step has no momentum
     assert torch.allclose(weight.detach(), expected, atol=1e-7)
     with torch.no_grad():
         target = batch["target"]
-        fresh = PlainLoop(settings(image_folder)).student.train()
-        logits = fresh(batch["image"])[0]  # of the same seed
+        fresh = BaselineLoop(settings(image_folder)).student.train()
+        logits = fresh(batch["image"])[0]  # from the same seed
         soft = loop.teacher(batch["image"])[0]
-        assert loss == pytest.approx(plain_loss(logits, soft, target, settings(image_folder).KD).item(), rel=1e-5)
+        assert loss == pytest.approx(baseline_loss(logits, soft, target, settings(image_folder).KD).item(), rel=1e-5)
         assert top1 == pytest.approx(100 * (logits.argmax(1) == target).float().mean().item())
-    assert top5 == 100  # of three classes
+    assert top5 == 100  # there are three classes
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_images_are_those_of_the_folder_augmented(image_folder, flip):
-    loop = PlainLoop(settings(image_folder, "DATASET.PADDING", "0", "DATASET.FLIP", str(flip)))
+def test_images_are_augmented_images_of_the_folder(image_folder, flip):
+    loop = BaselineLoop(settings(image_folder, "DATASET.PADDING", "0", "DATASET.FLIP", str(flip)))
     seen = {}
 
     def batches():
@@ -95,7 +95,7 @@ def test_images_are_those_of_the_folder_augmented(image_folder, flip):
 
 
 def test_it_trains_without_a_teacher_too(image_folder):
-    loop = PlainLoop(settings(image_folder, method="NONE"))
+    loop = BaselineLoop(settings(image_folder, method="NONE"))
     assert loop.teacher is None
     assert loop.loader.num_workers == 2
     losses = [loop.step(batch)[0] for _ in range(4) for batch in loop.loader]
@@ -106,6 +106,6 @@ def test_it_trains_without_a_teacher_too(image_folder):
     ("words", "fault"),
     [("DATASET.AUGMENT none", "in memory, with none"), ("DATASET.IN_MEMORY no", "streamed, with pad")],
 )
-def test_other_data_than_it_takes_is_refused(image_folder, words, fault):
+def test_unsupported_data_is_an_error(image_folder, words, fault):
     with pytest.raises(UserError, match=f"these are {fault}.*; set DATASET.AUGMENT pad_crop DATASET.IN_MEMORY yes, or"):
-        PlainLoop(settings(image_folder, *words.split()))
+        BaselineLoop(settings(image_folder, *words.split()))

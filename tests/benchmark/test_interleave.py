@@ -1,4 +1,4 @@
-"""Loops that run in turns: what a slice holds, and that nothing starts anew between slices."""
+"""Loops that run in turns: the result of a turn, and that nothing restarts between turns."""
 
 import multiprocessing
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from mdistiller.benchmark import interleave
-from mdistiller.benchmark.interleave import Budget, Gate, Side, Slice, run_in_turns
+from mdistiller.benchmark.interleave import BatchGate, LoopProcess, TurnBudget, TurnResult, run_interleaved, run_loop
 from mdistiller.errors import UserError
 
 
 class Pipe:
-    """Gives these turns, and then is closed."""
+    """A pipe that gives these turns, and is then closed."""
 
     def __init__(self, *budgets):
         self.budgets = list(budgets)
@@ -27,7 +27,7 @@ class Pipe:
 
 
 def loop(gate, sizes, epochs):
-    """An endless loop over epochs of batches of these sizes; `epochs` counts the iterators that were started."""
+    """Run epochs without end, with batches of these sizes; `epochs` gets an entry per started iterator."""
 
     def epoch():
         epochs.append(len(epochs))
@@ -40,23 +40,23 @@ def loop(gate, sizes, epochs):
             pass
 
 
-def test_a_slice_ends_after_its_steps_and_goes_on_where_it_ended():
-    pipe, epochs = Pipe(Budget(steps=2), Budget(steps=2), Budget(steps=3)), []
+def test_a_turn_ends_after_its_steps_and_the_next_continues_there():
+    pipe, epochs = Pipe(TurnBudget(steps=2), TurnBudget(steps=2), TurnBudget(steps=3)), []
     with pytest.raises(EOFError):
-        loop(Gate(pipe, torch.device("cpu")), (5, 3, 1), epochs)
-    assert pipe.sent[0] is None  # ready, before anything is read
+        loop(BatchGate(pipe, torch.device("cpu")), (5, 3, 1), epochs)
+    assert pipe.sent[0] is None  # ready, before the first batch is read
     assert [part.images for part in pipe.sent[1:]] == [5 + 3, 1 + 5, 3 + 1 + 5]
     assert epochs == [0, 1, 2]
     assert all(part.seconds > 0 and part.device_mib == 0 for part in pipe.sent[1:])
-    assert pipe.sent[1].host_mib > 50  # torch alone takes more
+    assert pipe.sent[1].host_mib > 50  # torch itself takes more
 
 
-def test_a_slice_ends_after_its_seconds(monkeypatch):
+def test_a_turn_ends_after_its_seconds(monkeypatch):
     clock = iter(range(0, 10_000, 4))
     monkeypatch.setattr(interleave.time, "perf_counter", lambda: next(clock))
-    pipe = Pipe(Budget(seconds=10))
+    pipe = Pipe(TurnBudget(seconds=10))
     with pytest.raises(EOFError):
-        loop(Gate(pipe, torch.device("cpu")), (2, 2, 2, 2, 2, 2), [])
+        loop(BatchGate(pipe, torch.device("cpu")), (2, 2, 2, 2, 2, 2), [])
     # the clock is read at the start, after each batch (4, 8, 12 s), and once more at the end
     assert pipe.sent[1].images == 6
     assert pipe.sent[1].seconds == 16
@@ -67,21 +67,21 @@ class Alternate:
     def __init__(self, name, log):
         self.name, self.log = name, log
 
-    def ready(self):
+    def wait_until_ready(self):
         self.log.append(f"{self.name} ready")
 
-    def turn(self, budget):
+    def run_turn(self, budget):
         self.log.append(self.name)
-        return Slice(len(self.log), 1.0, 0.0, 0.0)
+        return TurnResult(len(self.log), 1.0, 0.0, 0.0)
 
 
-def test_sides_alternate_and_the_first_round_does_not_count(capsys):
+def test_loops_alternate_and_the_first_round_does_not_count(capsys):
     log = []
-    sides = [Alternate("a", log), Alternate("b", log)]
-    slices, between = run_in_turns(sides, 3, Budget(steps=1), lambda: log.append("|") or len(log))
+    loops = [Alternate("a", log), Alternate("b", log)]
+    results, round_results = run_interleaved(loops, 3, TurnBudget(steps=1), lambda: log.append("|") or len(log))
     assert log == ["a ready", "b ready", *"ba|ab|ba|ab|"]
-    assert [[part.images for part in own] for own in slices] == [[6, 10, 12], [7, 9, 13]]
-    assert between == [8, 11, 14]
+    assert [[part.images for part in own] for own in results] == [[6, 10, 12], [7, 9, 13]]
+    assert round_results == [8, 11, 14]
     assert capsys.readouterr().err.splitlines() == ["warmed up", *(f"round {n} of 3" for n in (1, 2, 3))]
 
 
@@ -89,31 +89,31 @@ def in_another_process(sizes, pipe):
     as_usual = multiprocessing.get_all_start_methods()[0]
     if multiprocessing.get_start_method() != as_usual:
         raise UserError(f"workers would start by {multiprocessing.get_start_method()}, not by {as_usual}")
-    loop(Gate(pipe, torch.device("cpu")), sizes, [])
+    loop(BatchGate(pipe, torch.device("cpu")), sizes, [])
 
 
-def test_another_process_runs_in_turns_and_its_end_is_said():
-    message = "^the process of the loop ended with status -9; killed, for want of memory"
-    with Side("the loop", in_another_process, (4, 2)) as side:
-        side.ready()
-        assert [side.turn(Budget(steps=3)).images for _ in range(2)] == [10, 8]
-        side.process.kill()
+def test_another_process_runs_in_turns_and_its_end_is_reported():
+    message = "^the process of the loop ended with status -9; was it killed because memory ran out"
+    with LoopProcess("the loop", in_another_process, (4, 2)) as process:
+        process.wait_until_ready()
+        assert [process.run_turn(TurnBudget(steps=3)).images for _ in range(2)] == [10, 8]
+        process.process.kill()
         with pytest.raises(UserError, match=message):
-            side.turn(Budget(steps=3))
+            process.run_turn(TurnBudget(steps=3))
 
 
-def test_a_process_ends_with_its_turns_or_says_why_it_fails(capsys):
-    pipe = Pipe(Budget(steps=1))
-    interleave._serve(in_another_process, (4, 2), pipe)
+def test_a_process_ends_after_its_turns_or_reports_its_error(capsys):
+    pipe = Pipe(TurnBudget(steps=1))
+    run_loop(in_another_process, (4, 2), pipe)
     assert [part and part.images for part in pipe.sent] == [None, 4]
 
     def fails(argument, pipe):
         print("about to fail")
         raise UserError(f"no {argument}; give another")
 
-    interleave._serve(fails, "teacher", pipe)
+    run_loop(fails, "teacher", pipe)
     assert capsys.readouterr() == ("", "about to fail\n")  # stdout is for the table
-    side = Side.__new__(Side)
-    side.pipe = Pipe(pipe.sent[-1])
+    process = LoopProcess.__new__(LoopProcess)
+    process.pipe = Pipe(pipe.sent[-1])
     with pytest.raises(UserError, match="^no teacher; give another$"):
-        side.ready()
+        process.wait_until_ready()

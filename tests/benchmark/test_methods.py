@@ -1,4 +1,4 @@
-"""The tables that compare the methods, on the smallest settings."""
+"""The tables that compare methods, with the smallest settings."""
 
 import json
 import re
@@ -73,4 +73,4 @@ def test_learning(command, tmp_path):
     assert re.search(r"\| SFAKD \| `SFAKD` \| [\d.]+ \| 10.00 \| [\d.]+ \|", out)
     assert "fashion_demo: 60 training and 2000 validation images, 10 classes; student resnet8, 1 epochs, seed 0" in out
     assert "epoch   1/1" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]  # no run is left
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]  # no run folder is left

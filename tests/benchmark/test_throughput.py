@@ -1,4 +1,4 @@
-"""The benchmark on the smallest settings; no figure that depends on the machine's speed is asserted."""
+"""The benchmark with the smallest settings. Nothing that depends on the machine's speed is asserted."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 
 from mdistiller.benchmark import synthetic, throughput
 from mdistiller.benchmark.hardware import Peak
-from mdistiller.benchmark.interleave import Budget, Slice
+from mdistiller.benchmark.interleave import TurnBudget, TurnResult
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.engine.trainer import Trainer
@@ -18,7 +18,7 @@ from tests.benchmark.test_interleave import Pipe
 
 @pytest.fixture
 def tiny(image_folder, tmp_path):
-    """A configuration of a tiny pair."""
+    """The path of a configuration for a tiny pair."""
     (tmp_path / "tiny.yaml").write_text(
         f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, MEAN: [0.4, 0.4, 0.4],"
         " STD: [0.2, 0.2, 0.2], NUM_WORKERS: 0}\n"
@@ -29,26 +29,26 @@ def tiny(image_folder, tmp_path):
 
 
 def test_ratios_are_those_of_the_rounds():
-    ours = [Slice(600, 2.0, 100.0, 7.0), Slice(400, 1.0, 120.0, 9.0), Slice(100, 0.5, 110.0, 8.0)]
-    plain = [Slice(100, 1.0, 500.0, 0.0), Slice(50, 1.0, 500.0, 0.0), Slice(50, 1.0, 500.0, 0.0)]
-    row = throughput.summarise(ours, plain)
+    ours = [TurnResult(600, 2.0, 100.0, 7.0), TurnResult(400, 1.0, 120.0, 9.0), TurnResult(100, 0.5, 110.0, 8.0)]
+    plain = [TurnResult(100, 1.0, 500.0, 0.0), TurnResult(50, 1.0, 500.0, 0.0), TurnResult(50, 1.0, 500.0, 0.0)]
+    row = throughput.summarize(ours, plain)
     assert row["ratio"] == {"median": 4.0, "q1": 3.5, "q3": 6.0, "min": 3.0, "max": 8.0}
     assert row["images_per_second"] == {"median": 300.0, "q1": 250.0, "q3": 350.0, "min": 200.0, "max": 400.0}
     assert row["baseline"]["median"] == 50.0
     assert (row["host_mib"], row["device_mib"]) == (120.0, 9.0)
-    assert set(throughput.summarise(ours, None)) == {"images_per_second", "host_mib", "device_mib"}
+    assert set(throughput.summarize(ours, None)) == {"images_per_second", "host_mib", "device_mib"}
     assert throughput.spread([2.0]) == dict.fromkeys(("median", "q1", "q3", "min", "max"), 2.0)
 
 
 def test_a_row_for_each_pair_method_and_setting():
     overrides = ("SOLVER.AMP", "bf16")
     settings = ((), ("SOLVER.AMP", "off"))
-    cases = throughput.plan(("res56_res20", "vgg13_vgg8"), None, ("KD", "LSKD"), settings, overrides, False)
+    cases = throughput.make_cases(("res56_res20", "vgg13_vgg8"), None, ("KD", "LSKD"), settings, overrides, False)
     assert len({(case.path, case.method, case.setting) for case in cases}) == len(cases) == 8
     last = cases[-1].cfg()
     assert (last.DISTILLER.STUDENT, last.DISTILLER.TYPE, last.KD.LOGIT_STAND) == ("vgg8", "KD", True)
     assert (last.SOLVER.AMP, cases[-2].cfg().SOLVER.AMP) == ("off", "bf16")
-    (case,) = throughput.plan(("res56_res20",), None, (), (), (), True)
+    (case,) = throughput.make_cases(("res56_res20",), None, (), (), (), True)
     assert (case.method, case.setting, case.warm, case.cfg().DISTILLER.STUDENT) == ("SFAKD", "", True, "resnet20")
 
 
@@ -65,23 +65,27 @@ def test_the_table(command, tiny, tmp_path, monkeypatch):
     assert row.startswith("| resnet14 → resnet8 | SFAKD | `DISTILLER.TYPE SFAKD` | float32 | ")
     for text in ("imagefolder, batch 8", torch.__version__, "2 interleaved rounds of 2 steps", "KD's loss", "warm: "):
         assert text in conditions
-    assert "DATASET.INPUT_SIZE is not set" in err  # and not in the table
+    assert "DATASET.INPUT_SIZE is not set" in err  # not in the table
     assert err.splitlines()[-2:] == ["round 1 of 2", "round 2 of 2"]
     (figures,) = json.loads((tmp_path / "speed.json").read_text())["rows"]
-    ours, plain = figures["slices"]["ours"], figures["slices"]["baseline"]
+    ours, plain = figures["turns"]["ours"], figures["turns"]["baseline"]
     # 36 images in batches of 8: the fifth has 4; the first of three rounds is not counted
     assert [part["images"] for part in ours] == [part["images"] for part in plain] == [16, 12]
     ratios = [a["images"] / a["seconds"] / (b["images"] / b["seconds"]) for a, b in zip(ours, plain)]
     assert figures["ratio"]["median"] == pytest.approx(sum(ratios) / 2)
     assert f"| {min(ratios):.2f}–{max(ratios):.2f} |" in row
     assert min(part["host_mib"] for part in ours + plain) > 50
-    # at the given peak the floor does not depend on this machine
-    floor = 8 * 1e12 / figures["work"]["flops"]
-    assert figures["floor"]["median"] == pytest.approx(floor)
+    # with a given peak, the roofline does not depend on this machine
+    roofline = 8 * 1e12 / figures["cost"]["flops"]
+    assert figures["roofline"]["median"] == pytest.approx(roofline)
     assert figures["bound"] == "arithmetic"
     rates = [part["images"] / part["seconds"] for part in ours]
-    assert figures["of_floor"]["median"] == pytest.approx(sum(rates) / 2 / floor)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "speed.json", "tiny.yaml"]  # no run is left
+    assert figures["of_roofline"]["median"] == pytest.approx(sum(rates) / 2 / roofline)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images",
+        "speed.json",
+        "tiny.yaml",
+    ]  # no run folder is left
 
 
 @pytest.mark.parametrize(("warm", "expected"), [(True, [1, 1, 1, 1]), (False, [1, 2, 1])])
@@ -90,12 +94,12 @@ def test_warm_rounds_repeat_an_epoch_that_was_trained_on_before(tiny, tmp_path, 
     train_epoch = Trainer.train_epoch
     monkeypatch.setattr(Trainer, "train_epoch", lambda self, *args: epochs.append(args[0]) or train_epoch(self, *args))
     overrides = ("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[]", "LOG.WANDB", "False")
-    (case,) = throughput.plan((), str(tiny), ("NONE",), (), overrides, warm)
-    pipe = Pipe(Budget(steps=5), Budget(steps=6))
+    (case,) = throughput.make_cases((), str(tiny), ("NONE",), (), overrides, warm)
+    pipe = Pipe(TurnBudget(steps=5), TurnBudget(steps=6))
     with pytest.raises(EOFError):
-        throughput.train_ours(case, pipe)
+        throughput.run_trainer(case, pipe)
     assert epochs == expected
-    assert [part.images for part in pipe.sent[1:]] == [36, 36 + 8]  # the untimed epoch is in no slice
+    assert [part.images for part in pipe.sent[1:]] == [36, 36 + 8]  # the untimed epoch is in no turn
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ def test_warm_rounds_repeat_an_epoch_that_was_trained_on_before(tiny, tmp_path, 
         ),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_a_line(command, tiny, arguments, message):
+def test_errors_are_one_line(command, tiny, arguments, message):
     status, out, err = command("benchmark", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
@@ -125,13 +129,13 @@ def test_what_cannot_be_measured_is_said_in_a_line(command, tiny, arguments, mes
         raise UserError(err)
 
 
-def test_random_pictures_and_a_random_teacher(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "CLASSES", 3)
-    monkeypatch.setattr(synthetic, "IMAGES", 2)
+def test_random_images_and_a_random_teacher(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "NUM_CLASSES", 3)
+    monkeypatch.setattr(synthetic, "IMAGES_PER_CLASS", 2)
     words = ["DISTILLER.TEACHER", "resnet14", *synthetic.make_images(tmp_path / "pictures")]
     cfg = load_cfg(None, words)
     assert len(list(tmp_path.glob("pictures/train/*/*.jpg"))) == 6
-    file = synthetic.random_teacher(cfg, tmp_path)
+    file = synthetic.save_random_teacher(cfg, tmp_path)
     teacher = build_model("resnet14", 3)
     teacher.load_state_dict(read_checkpoint(file)["model"])
     with torch.no_grad():

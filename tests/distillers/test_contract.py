@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mdistiller.benchmark import methods
-from mdistiller.benchmark.teacher_usage import Watched, used_outputs
+from mdistiller.benchmark.teacher_usage import TeacherUsage, used_outputs
 from mdistiller.dataset.info import DatasetInfo
 from mdistiller.distillers import DeployedStudent, Distiller, distiller_dict
 from mdistiller.engine import checkpoint
@@ -69,16 +69,16 @@ def test_a_step_uses_of_the_teacher_what_is_declared(method):
 
 
 def test_what_counts_as_use():
-    watched = Watched(build_model("resnet8", 7))
-    logits, feats = watched(torch.randn(2, 3, 32, 32))
+    usage = TeacherUsage(build_model("resnet8", 7))
+    logits, feats = usage(torch.randn(2, 3, 32, 32))
     feats["feats"][1:], feats.get("final_map")
-    assert watched.used == set()
+    assert usage.used == set()
     assert type(logits.softmax(1)) is torch.Tensor
     torch.cat([feats["preact_feats"][0]])
-    assert watched.used == {"logits", "maps"}
+    assert usage.used == {"logits", "maps"}
     torch.nn.functional.linear(input=feats["pooled_feat"], weight=torch.ones(1, 64))
-    assert watched.used == {"logits", "maps", "pooled"}
-    assert watched.get_classifier().out_features == 7
+    assert usage.used == {"logits", "maps", "pooled"}
+    assert usage.get_classifier().out_features == 7
 
 
 @pytest.mark.parametrize("method", METHODS)

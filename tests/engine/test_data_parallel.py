@@ -20,7 +20,7 @@ from tests.processes import run_python
 def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     store = dist.HashStore()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    monkeypatch.setattr(distributed, "_joined", [store])
+    monkeypatch.setattr(distributed, "_initialized", True)
     yield
     distributed.destroy_process_group()
 

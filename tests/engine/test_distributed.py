@@ -31,11 +31,11 @@ BUFFERS = ("running_", "num_batches", "memory.", "_extra_state")
 # ends, or stops, a process of its group once at each of some steps, or batches of evaluation (e1, e2, …)
 PLUGIN = """
 import os, signal
-from mdistiller import distributed
+from mdistiller import distributed, distributed_errors
 from mdistiller.distillers import register
 from mdistiller.distillers.KD import KD
 
-distributed.SECONDS_TO_TELL = 120  # the first process may be slow
+distributed_errors.REPORT_SECONDS = 120  # the main process may be slow
 
 @register("FRAIL")
 class Frail(KD):
@@ -276,7 +276,7 @@ def test_settings_that_differ_between_processes_are_refused(monkeypatch, image_f
 
 
 def test_a_meeting_that_does_not_come_about_is_told(monkeypatch):
-    monkeypatch.setattr(distributed, "PATIENCE_TO_MEET", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT", timedelta(seconds=1))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])  # where nobody listens

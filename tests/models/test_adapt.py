@@ -12,7 +12,7 @@ from torch import nn
 from mdistiller.distillers import DeployedStudent, distiller_dict
 from mdistiller.distillers._plugins import build_distiller
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.speed.fold_batchnorm import inference_form
+from mdistiller.engine.speed.fold_batchnorm import fold_batchnorm
 from mdistiller.errors import UserError
 from mdistiller.models import ClassifierModel, build_model, register_model
 from mdistiller.models._adapt import adapt
@@ -240,7 +240,7 @@ def test_the_inference_form_folds_it(own):
     model = build_model("contract", 3, input_size=16).eval().requires_grad_(False)
     for norm in (model.stage1[1], model.stage2[1]):
         norm.running_mean.uniform_()
-    folded, count = inference_form(model, 16)
+    folded, count = fold_batchnorm(model, 16)
     assert count == 2
     assert folded.get_classifier() is folded.linear
     (logits, feats), (expected, expected_feats) = folded(image()), model(image())

@@ -124,7 +124,7 @@ def _arm(kill: Kill) -> None:
 
         setattr(owner, name, call)
 
-    within("step", loop.Trainer, "_step")
+    within("step", loop.Trainer, "train_step")
     within("save", checkpoint, "save")
     within("evaluation", loop, "evaluate")
 

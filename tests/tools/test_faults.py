@@ -65,7 +65,7 @@ CONFIGURATIONS = [
     ("SOLVER.WEIGHT_DECAY 1e308", ["SOLVER.WEIGHT_DECAY is 1e+308; expected a number from 0 on, at most 1e+18"]),
     ("KD.TEMPERATURE 1e308", ["KD.TEMPERATURE is 1e+308; expected at most 1e+18"]),
     ("DISTILLER.TYPE VID VID.INIT_PRED_VAR 1000", ["VID.INIT_PRED_VAR is 1000.0 and VID.EPS 1e-05; expected"]),
-    ("DISTILLER.TYPE OFD OFD.CONNECTOR.KERNEL_SIZE 100000000000", ["memory does not suffice (Storage size"]),
+    ("DISTILLER.TYPE OFD OFD.CONNECTOR.KERNEL_SIZE 100000000000", ["out of memory (Storage size"]),
     ("EXPERIMENT.NAME ../x", ["EXPERIMENT.NAME (or PROJECT/TAG) is '../x'; expected a folder below LOG.PREFIX"]),
     ("EXPERIMENT.NAME /x", ["EXPERIMENT.NAME (or PROJECT/TAG) is '/x'; expected a folder below LOG.PREFIX"]),
     ("EXPERIMENT.NAME .", ["EXPERIMENT.NAME (or PROJECT/TAG) is '.'; expected a folder below LOG.PREFIX"]),

@@ -168,7 +168,7 @@ def test_parts_of_different_files_are_never_joined(fetch, server, folder, change
 
 def test_a_wrong_sum(fetch, server, folder):
     err = fetch("--url", server.url, "--sha256", "0" * 64, fails=True)
-    assert f"is {hashlib.sha256(server.content).hexdigest()}, expected {'0' * 64}; get it again" in err
+    assert f"is {hashlib.sha256(server.content).hexdigest()}, expected {'0' * 64}; download it again" in err
     assert files_of(folder) == set()
     assert "expected 64 hexadecimal digits" in fetch("--sha256", "abc", fails=True)
 
@@ -204,7 +204,7 @@ def test_a_file_from_elsewhere_and_one_in_place(fetch, server, folder, tmp_path)
 def test_existing_files_are_kept(fetch, server, folder):
     (folder / TEACHER).parent.mkdir(parents=True)
     (folder / TEACHER).write_bytes(b"mine")
-    assert "1 files written, 1 kept as they were" in fetch("--url", server.url)
+    assert "1 files written, 1 kept unchanged" in fetch("--url", server.url)
     assert (folder / TEACHER).read_bytes() == b"mine"
 
 

@@ -88,5 +88,5 @@ def test_a_variable_that_is_not_set_is_one_line(command, place, monkeypatch, key
     value = "[$NOT_SET/x.py]" if key in ("PLUGINS", "EXPERIMENT.REFERENCE") else "$NOT_SET/x"
     status, _, err = command("train", "--cfg", "run.yaml", key, value)
     assert (status, err.count("\n")) == (2, 1)
-    assert "names the environment variable NOT_SET, which is not set or empty; set it, or give the path in full" in err
+    assert "names the environment variable NOT_SET, which is not set or empty; set it, or give the full path" in err
     assert set(place.rglob("*")) == before

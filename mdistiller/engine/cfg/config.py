@@ -14,7 +14,7 @@ from yacs.config import CfgNode as CN
 from ...distillers import distiller_dict
 from ...distillers._plugins import is_file, load, plugin_list
 from ...errors import UserError, did_you_mean, refuse
-from ...paths import anywhere, find_config
+from ...paths import find_config, portable_path
 from .defaults import DEFAULTS
 from .method_defaults import add_sections, complete
 from .values import from_word, leaves, to_dict, typed, undeclared
@@ -158,11 +158,11 @@ def resolved(cfg: CN, **dataset: Any) -> CN:
     for key, value in dataset.items():
         cfg.DATASET[key] = list(value) if isinstance(value, tuple) else value
     for section, key in ((cfg.DATASET, "ROOT"), (cfg.DISTILLER, "TEACHER_WEIGHTS")):
-        section[key] = section[key] and anywhere(section[key])
+        section[key] = section[key] and portable_path(section[key])
     if cfg.TEACHER_CACHE not in CACHES:
-        cfg.TEACHER_CACHE = anywhere(cfg.TEACHER_CACHE)
-    cfg.EXPERIMENT.REFERENCE = [anywhere(path) for path in cfg.EXPERIMENT.REFERENCE]
-    cfg.PLUGINS = [anywhere(plugin) if is_file(plugin) else plugin for plugin in cfg.PLUGINS]
+        cfg.TEACHER_CACHE = portable_path(cfg.TEACHER_CACHE)
+    cfg.EXPERIMENT.REFERENCE = [portable_path(path) for path in cfg.EXPERIMENT.REFERENCE]
+    cfg.PLUGINS = [portable_path(plugin) if is_file(plugin) else plugin for plugin in cfg.PLUGINS]
     cfg.freeze()
     return cfg
 

@@ -11,7 +11,7 @@ import yaml
 
 from ...distillers._plugins import plugin_list
 from ...errors import UserError
-from ...paths import expanded, shipped_config, shipped_configs, text_of, usable
+from ...paths import expanded, read_text, shipped_config, shipped_configs, user_path
 
 MAX_VALUES = 100_000  # values in a configuration; the largest shipped one has fewer than 100
 
@@ -75,7 +75,7 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
     if real in seen:
         raise UserError(f"{path}: _BASE_ leads back to the file itself; break the circle")
     try:
-        content = parse(text_of(path))
+        content = parse(read_text(path))
     except OSError as error:
         raise UserError(f"config {path} cannot be read ({error.strerror}){_similar_configs(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -94,7 +94,7 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
 def _base_file(path: Path, base: str) -> Path:
     """Return the file that `_BASE_` in `path` names, relative to `path` or among the shipped configurations."""
     named = expanded(base)
-    beside = usable(path.parent / named)
+    beside = user_path(path.parent / named)
     for file in (beside, Path(f"{beside}.yaml")):
         if file.exists() and not file.is_dir():
             return file

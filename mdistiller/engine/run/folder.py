@@ -11,7 +11,7 @@ from typing import Iterator, List, Tuple
 from ... import distributed, torchrun
 from ...atomic_files import replace_text, writing_to
 from ...errors import UserError
-from ...paths import check_ends, expanded
+from ...paths import check_not_device, expanded
 from .lock import check_free, lock_file, locked
 
 LAUNCHER = ".launcher"  # holds the name of the torchrun job that wrote the run; see `torchrun.py`
@@ -81,7 +81,7 @@ class RunFolder:
         check_free(self.path)
         for path in (self.metrics, self.worklog, self.config):
             with writing_to(path):
-                check_ends(path)
+                check_not_device(path)
         present = self._present()
         if resume and not self._has_state():
             remedy = "start again with --overwrite" if present else "start without --resume"

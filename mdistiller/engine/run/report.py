@@ -14,7 +14,7 @@ from ...dataset import Loader
 from ...distillers import Distiller
 from ...errors import UserError
 from ...models import released_teacher
-from ...paths import find_file, text_of
+from ...paths import find_file, read_text
 from ..speed.memory import memory_figures
 from ..speed.precision import Precision
 from .progress import Progress
@@ -96,7 +96,7 @@ def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
     summaries = {}
     for path in paths:
         try:
-            content = json.loads(text_of(find_file(path)))
+            content = json.loads(read_text(find_file(path)))
             for part, key in (("last", "deployed_top1"), ("last", "deployed_top5"), ("best", "deployed_top1")):
                 content[part][key] = float(content[part][key])
             for key in ("student", "method"):

@@ -1,4 +1,4 @@
-"""The networks in the form in which training steps run them: a frozen teacher, perhaps cached; compiled parts."""
+"""The faster forms in which training steps run the networks: a folded or cached teacher, and compiled parts."""
 
 from __future__ import annotations
 
@@ -11,59 +11,68 @@ from torch import nn
 from ...dataset.loading.loader import Batch, Loader
 from ...distillers import Distiller
 from ...models import ClassifierModel
-from .fold_batchnorm import inference_form
+from .fold_batchnorm import fold_batchnorm
 from .precision import Precision
 from .teacher_cache import CachedTeacher, open_cache, weights_digest
 
+Say = Callable[[str], None]
 
-class TrainingForm:
-    """Changes a distiller while an epoch is trained, and changes it back.
 
-    The teacher is replaced by its inference form, or by what the cache knows of it, unless it is in training mode, has
-    hooks, or serves a method written for MDistiller. With `SOLVER.COMPILE` the teacher is compiled, and on a GPU the
-    student and its head. Evaluation, checkpoints and what a method does before the first step see all as it was built.
+class FastNetworks:
+    """Replaces a distiller's networks by faster forms while an epoch is trained.
+
+    The teacher is replaced by a copy with folded BatchNorms, or by its cached outputs. It stays as built if it is in
+    training mode, has hooks, or serves a method that was written for MDistiller. With `SOLVER.COMPILE` the teacher is
+    compiled and, on a GPU, the student and its head. Evaluation, checkpoints and everything before the first step use
+    the networks as built.
 
     Args:
         distiller: in training mode.
         loader: of the training images.
         cfg: the resolved configuration.
-        precision: of the steps.
-        say: takes a line for the user.
+        precision: of the training steps.
+        say: receives lines for the user.
     """
 
-    def __init__(
-        self, distiller: Distiller, loader: Loader, cfg: Any, precision: Precision, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, distiller: Distiller, loader: Loader, cfg: Any, precision: Precision, say: Say) -> None:
         self._distiller = distiller
         self._loader = loader
         self._teacher: Any = distiller.teacher
         self._cache: Optional[CachedTeacher] = None
-        self._compiled: List[Tuple[nn.Module, str, Any]] = []  # module, name of a method, what stands for it
+        self._compiled: List[Tuple[nn.Module, str, Any]] = []  # module, method name, compiled method
         mode = None if cfg.SOLVER.COMPILE == "off" else cfg.SOLVER.COMPILE
-        if mode and loader.device.type != "cpu":  # there, BatchNorm's gradient becomes slower, the student by a quarter
+        if (
+            mode and loader.device.type != "cpu"
+        ):  # on the CPU, compiling slows BatchNorm's gradient: students by a quarter
             self._compiled = [
                 (module, name, torch.compile(getattr(module, name), mode=mode, dynamic=False))
-                for module, name in _parts(distiller)
+                for module, name in trained_parts(distiller)
             ]
-        reason = _why_as_built(distiller)
-        if distiller.teacher is not None and not reason:
-            try:
-                self._teacher, folded = inference_form(distiller.teacher, loader.info.input_size, precision.dtype)
-            except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # a model in a way of its own
-                reason = " ".join(str(error).split())[:120] or type(error).__name__
-        if distiller.teacher is None or reason:
-            if cfg.TEACHER_CACHE != "off" and reason:
-                say(f"teacher cache: none, the teacher runs as it was built ({reason})")
-            return
-        dtype = "float32" if precision.dtype is None else str(precision.dtype).split(".")[-1]
-        say(f"teacher in inference form: {folded} BatchNorms folded, convolutions in {dtype}")
-        if mode:
-            self._teacher.compile(mode=mode)
-        if cfg.TEACHER_CACHE != "off":
-            self._cache = self._open(cfg, precision, say)
-            self._teacher = self._cache or self._teacher
+        if distiller.teacher is not None and self._fold_teacher(cfg, precision, say):
+            if mode:
+                self._teacher.compile(mode=mode)
+            if cfg.TEACHER_CACHE != "off":
+                self._cache = self._open_cache(cfg, precision, say)
+                self._teacher = self._cache or self._teacher
 
-    def _open(self, cfg: Any, precision: Precision, say: Callable[[str], None]) -> Optional[CachedTeacher]:
+    def _fold_teacher(self, cfg: Any, precision: Precision, say: Say) -> bool:
+        """Replace the teacher by a folded copy; return whether that was possible."""
+        teacher = self._distiller.teacher
+        reason = _why_as_built(self._distiller)
+        if not reason:
+            try:
+                self._teacher, num_folded = fold_batchnorm(teacher, self._loader.info.input_size, precision.dtype)
+            except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # of a user's own model
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if reason:
+            if cfg.TEACHER_CACHE != "off":
+                say(f"teacher cache: none, the teacher runs as it was built ({reason})")
+            return False
+        dtype = "float32" if precision.dtype is None else str(precision.dtype).split(".")[-1]
+        say(f"teacher in inference form: {num_folded} BatchNorms folded, convolutions in {dtype}")
+        return True
+
+    def _open_cache(self, cfg: Any, precision: Precision, say: Say) -> Optional[CachedTeacher]:
         teacher, loader, needs = self._distiller.teacher, self._loader, self._distiller.teacher_needs
         if loader.num_variants is None:
             say(f"teacher cache: none, DATASET.AUGMENT {loader.augment} makes countless forms of an image")
@@ -75,6 +84,7 @@ class TrainingForm:
         with torch.no_grad():
             logits, feats = teacher(torch.zeros(2, 3, info.input_size, info.input_size, device=loader.device))
         vectors = {"logits": logits, "pooled": feats.get("pooled_feat")}
+        widths = {need: vector.shape[1] for need, vector in vectors.items() if need in needs}
         about: Dict[str, Any] = {
             "name": cfg.DISTILLER.TEACHER,
             "weights": weights_digest(teacher),
@@ -83,41 +93,40 @@ class TrainingForm:
             "mean": list(info.mean),
             "std": list(info.std),
             "augmentation": f"{loader.augment} {loader.padding}{'' if loader.flip else ' no flip'}",
-            "precision": f"{precision} on {loader.device.type}",  # a GPU's float32 convolutions may be of TF32
+            "precision": f"{precision} on {loader.device.type}",  # on a GPU, float32 convolutions may use TF32
         }
-        read = {need: vector.shape[1] for need, vector in vectors.items() if need in needs}
-        return open_cache(cfg.TEACHER_CACHE, self._teacher, read, loader, precision, about, say)
+        return open_cache(cfg.TEACHER_CACHE, self._teacher, widths, loader, precision, about, say)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Change the distiller within a `with` block."""
-        loaded = self._distiller.teacher
+        """Use the faster forms in the distiller within a `with` block."""
+        teacher_as_built = self._distiller.teacher
         self._distiller.teacher = self._teacher
         for module, name, compiled in self._compiled:
             setattr(module, name, compiled)  # hides the class's method
         try:
             yield
         finally:
-            self._distiller.teacher = loaded
+            self._distiller.teacher = teacher_as_built
             for module, name, _ in self._compiled:
                 delattr(module, name)
 
     def serve(self, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
-        """Pass on this epoch's batches from number `start_step` (from 0) on, with what the cache says of them."""
+        """Yield this epoch's batches from step `start_step` (from 0) on, after looking up their teacher outputs."""
         if self._cache is not None:
             batches = self._cache.serve(self._loader, batches, start_step)
-        return _marked(batches) if self._compiled else batches
+        return _mark_steps(batches) if self._compiled else batches
 
 
-def _marked(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _mark_steps(batches: Iterator[Batch]) -> Iterator[Batch]:
     for batch in batches:
-        torch.compiler.cudagraph_mark_step_begin()  # what a graph gave in the step before may be overwritten
+        torch.compiler.cudagraph_mark_step_begin()  # allows CUDA graphs to overwrite the outputs of the step before
         yield batch
 
 
 def _why_as_built(distiller: Distiller) -> str:
-    """Return why the teacher must not be replaced by a copy; empty if it may be."""
-    modules = [] if distiller.teacher is None else list(distiller.teacher.modules())
+    """Return why the teacher must not be replaced by a copy, or an empty string if it may be."""
+    modules = list(distiller.teacher.modules())
     if any(module.training for module in modules):
         return "it is in training mode"
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
@@ -125,8 +134,8 @@ def _why_as_built(distiller: Distiller) -> str:
     return "" if distiller.channels_last else "the method was written for MDistiller, and may look inside it"
 
 
-def _parts(distiller: Distiller) -> List[Tuple[nn.Module, str]]:
-    """Return the trained networks, each with the method that does its work."""
+def trained_parts(distiller: Distiller) -> List[Tuple[nn.Module, str]]:
+    """Return the student and its head, if any, each with the name of the method that computes its outputs."""
     student = distiller.student
     parts: List[Tuple[nn.Module, str]] = [
         (student, "forward_stages" if isinstance(student, ClassifierModel) else "forward")

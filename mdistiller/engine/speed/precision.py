@@ -1,4 +1,4 @@
-"""In which number format the networks run; losses, FFT and optimizer state stay in float32."""
+"""The networks' precision. Losses, FFT and optimizer state stay in float32."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .memory import keep_freed_memory
 
 
 def pick_device() -> torch.device:
-    """Return the first CUDA device, else the CPU."""
+    """Return the current CUDA device, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def prepare_device(device: torch.device) -> None:
-    """Set up the process for networks on `device`, once, before the first tensor of a step is made."""
+    """Set up the process for networks on `device`. Call it once, before the first training step."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        # convolutions only: their precision is autocast's choice otherwise, while products such as SFAKD's Fourier
-        # transforms must keep float32's, which is PyTorch's default
+        # TF32 for convolutions only, which autocast runs in lower precision as well; matrix products, such as SFAKD's
+        # Fourier transforms, must keep float32, which is PyTorch's default
         torch.backends.cudnn.allow_tf32 = True
     else:
         keep_freed_memory()
@@ -32,7 +32,7 @@ def prepare_device(device: torch.device) -> None:
 
 @lru_cache(maxsize=None)
 def cpu_has_fast_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    """Return whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -42,7 +42,12 @@ def cpu_has_fast_bf16() -> bool:
 
 @dataclass(frozen=True)
 class Precision:
-    """The networks' number format: `dtype` of autocast, `None` for plain float32."""
+    """The networks' precision.
+
+    Attributes:
+        device_type: `cuda` or `cpu`.
+        dtype: of autocast; `None` for float32 without autocast.
+    """
 
     device_type: str
     dtype: Optional[torch.dtype]
@@ -52,7 +57,7 @@ class Precision:
 
     @property
     def needs_scaler(self) -> bool:
-        """Whether gradients can underflow and the loss has to be scaled."""
+        """Whether the loss must be scaled, because gradients can underflow."""
         return self.dtype is torch.float16
 
     def __str__(self) -> str:
@@ -60,10 +65,13 @@ class Precision:
 
 
 def pick_precision(mode: str, device: torch.device) -> Precision:
-    """Return the precision that `SOLVER.AMP` asks for on `device`.
+    """Return the precision for a value of `SOLVER.AMP`.
 
     Args:
-        mode: `off`, `bf16`, `fp16`, or `auto`: bfloat16 where the hardware is fast at it, float32 elsewhere.
+        mode: `off`, `bf16`, `fp16`, or `auto`, which is bfloat16 if the hardware computes it fast, otherwise float32.
+
+    Raises:
+        UserError: the mode is unknown, or `device` does not support it.
     """
     fast = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_fast_bf16()
     dtypes = {

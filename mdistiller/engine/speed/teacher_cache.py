@@ -1,9 +1,8 @@
-"""The teacher's vectors by image and augmented form, so that no forward pass of it is done twice.
+"""A cache of the teacher's output vectors by image and augmented form, so that no forward pass is repeated.
 
-An image of a set that is augmented by padding, cropping and mirroring has finitely many forms (162 with 4 pixels of
-padding, 81 without mirroring). Where a method reads only vectors of the teacher, its logits or its pooled feature, they
-are kept: row `index · num_variants + variant` of a table. Rows are computed when an epoch first needs them, some steps
-ahead.
+Padding, cropping and flipping give each image finitely many forms: 162 with 4 pixels of padding, 81 without flipping. A
+method that reads only the teacher's logits or pooled features can take them from a table, in row
+`index · num_variants + variant`. Rows are computed when an epoch first needs them, some steps ahead.
 
 Shapes: `B` batch, `N` classes, `C` channels of the pooled feature.
 """
@@ -29,11 +28,12 @@ from .precision import Precision
 from .vector_table import FileTable, MemoryTable
 
 STEPS_AHEAD = 16
-# The teacher is given images by sixteens. From 16 on, an output's last bits do not depend on how many there are (seen
-# with oneDNN), hence not on what was known before, nor on where a resumed run began; and a GPU tunes few sizes.
-MULTIPLE = 16
-PIXELS = 256 * 32**2  # that a GPU is given at a time; a CPU's caches hold 64 small images
-MEMORY_SHARE = 0.5  # of what is free, that a table may take
+# The teacher's batches have a multiple of 16 images. From 16 images on, the last bits of an output do not depend on the
+# batch size (seen with oneDNN), and so not on which rows are missing or where a resumed run starts. It also leaves few
+# sizes for a GPU to tune.
+BATCH_MULTIPLE = 16
+MAX_BATCH_PIXELS = 256 * 32**2  # on a GPU; a CPU gets 64 images at a time, which fit its caches if they are small
+MAX_MEMORY_SHARE = 0.5  # of the available memory
 ABOUT = "about.json"
 FORMAT = {"format": "mdistiller.teacher_vectors", "version": 1}
 
@@ -42,14 +42,15 @@ Table = Union[MemoryTable, FileTable]
 
 
 class CachedTeacher(nn.Module):
-    """Stands for the teacher: answers from the table for the batch at hand, runs the teacher for other images.
+    """Replaces the teacher: looks up the current batch in a table, and runs the teacher for any other images.
 
     Args:
         teacher: in evaluation mode.
-        widths: values of `logits` and of `pooled`, of those that the table has, in its columns' order.
+        widths: number of values of `logits` and `pooled` in a row of the table, in the order of its columns; outputs
+            that the method does not read are left out.
         table: of the vectors.
         precision: in which the teacher runs.
-        say: takes a line for the user.
+        say: receives lines for the user.
     """
 
     def __init__(
@@ -71,17 +72,18 @@ class CachedTeacher(nn.Module):
             return getattr(super().__getattr__("teacher"), name)
 
     def forward(self, image: Tensor) -> Tuple[Optional[Tensor], Dict[str, Tensor]]:
-        """Return `(logits [B, N], feats)` with `pooled_feat [B, C]` alone, and only what the table has."""
+        """Return `(logits [B, N], {"pooled_feat": [B, C]})`; for the current batch, only what the table contains."""
         if image is not self._image:
             return self.teacher(image)
         parts = dict(zip(self.widths, self._vectors.split(list(self.widths.values()), dim=1)))
         return parts.get("logits"), {"pooled_feat": parts["pooled"]} if "pooled" in parts else {}
 
     def serve(self, loader: Loader, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
-        """Pass on the batches of an epoch, each with the teacher's vectors at hand.
+        """Yield the batches of an epoch. While a batch is in use, `forward` looks up its vectors.
 
         Args:
-            loader: `batches` are its own, of this epoch from number `start_step` (from 0) on.
+            loader: the source of `batches`.
+            batches: of the loader's current epoch, from step `start_step` (from 0) on.
         """
         assert loader.num_variants is not None
         draws = loader.draws()
@@ -90,22 +92,23 @@ class CachedTeacher(nn.Module):
         for batch, part in zip(batches, loader.slices(start_step)):
             ahead.append((keys[part], batch))
             if len(ahead) == STEPS_AHEAD:
-                yield from self._ready(ahead)
+                yield from self._look_up(ahead)
                 ahead = []
-        yield from self._ready(ahead)
+        yield from self._look_up(ahead)
         if self.table.damaged:
-            self._say(f"teacher cache: {self.table.damaged} of its vectors were damaged, and computed again")
+            self._say(f"teacher cache: {self.table.damaged} vectors were damaged, and were computed again")
             self.table.damaged = 0
 
-    def _ready(self, ahead: List[Tuple[Tensor, Batch]]) -> Iterator[Batch]:
-        wanted = []
+    def _look_up(self, ahead: List[Tuple[Tensor, Batch]]) -> Iterator[Batch]:
+        """Compute what the table lacks for some batches, then yield each batch with its vectors in `self._vectors`."""
+        missing = []
         for keys, batch in ahead:
             rows = self.table.missing(keys).nonzero().squeeze(1)
             if len(rows):
-                wanted.append((keys[rows], batch["image"].index_select(0, rows.to(batch["image"].device))))
-        if wanted:
-            keys, images = (torch.cat(tensors) for tensors in zip(*wanted))
-            self.table.write(keys, self._run(images))
+                missing.append((keys[rows], batch["image"].index_select(0, rows.to(batch["image"].device))))
+        if missing:
+            keys, images = (torch.cat(tensors) for tensors in zip(*missing))
+            self.table.write(keys, self._run_teacher(images))
         if ahead:
             vectors = self.table.read(torch.cat([keys for keys, _ in ahead]))
             for (_, batch), self._vectors in zip(ahead, vectors.split([len(keys) for keys, _ in ahead])):
@@ -114,15 +117,15 @@ class CachedTeacher(nn.Module):
         self._image = None
 
     @torch.no_grad()
-    def _run(self, images: Tensor) -> Tensor:
-        filled = torch.cat([images, images.new_zeros(-len(images) % MULTIPLE, *images.shape[1:])])
-        size = 64 if images.device.type == "cpu" else max(64, PIXELS // images.shape[2:].numel())
+    def _run_teacher(self, images: Tensor) -> Tensor:
+        padded = torch.cat([images, images.new_zeros(-len(images) % BATCH_MULTIPLE, *images.shape[1:])])
+        batch_size = 64 if images.device.type == "cpu" else max(64, MAX_BATCH_PIXELS // images.shape[2:].numel())
         vectors = []
-        for part in filled.split(size):
+        for part in padded.split(batch_size):
             with self.precision.autocast():
                 logits, feats = self.teacher(part.contiguous(memory_format=torch.channels_last))
-            kinds = {"logits": logits, "pooled": feats.get("pooled_feat")}
-            vectors.append(torch.cat([kinds[kind].float() for kind in self.widths], dim=1))
+            outputs = {"logits": logits, "pooled": feats.get("pooled_feat")}
+            vectors.append(torch.cat([outputs[name].float() for name in self.widths], dim=1))
         return torch.cat(vectors)[: len(images)]
 
 
@@ -135,91 +138,99 @@ def open_cache(
     about: Dict[str, Any],
     say: Say,
 ) -> Optional[CachedTeacher]:
-    """Return the teacher with the table that `TEACHER_CACHE` asks for; `None`, after a line that says why, without one.
+    """Return the teacher with a table for its vectors. If there cannot be one, say why and return `None`.
 
     Args:
-        choice: `memory`, or a folder.
-        teacher: as the steps are to run it.
-        widths: values of each kind of vector that the method reads.
-        loader: of the training images, with countable forms.
-        precision: of the teacher; its vectors are kept in float32, or in float16 where it runs with fewer bits.
-        about: what else they depend on, plain values by name; the teacher's `name` among them.
-        say: takes a line for the user.
+        choice: the value of `TEACHER_CACHE`: `memory`, or a folder.
+        teacher: in the form in which training steps run it.
+        widths: number of values of each vector that the method reads, by name.
+        loader: of the training images, which have finitely many forms.
+        precision: of the teacher. The table stores float32, or float16 if the teacher runs in a lower precision.
+        about: what else the vectors depend on, as plain values by name, including the teacher's `name`.
+        say: receives lines for the user.
     """
     assert loader.num_variants is not None
     rows, values = loader.num_images * loader.num_variants, sum(widths.values())
     dtype = torch.float32 if precision.dtype is None else torch.float16
     size = rows * values * dtype.itemsize
     shape = f"{loader.num_images:,} images × {loader.num_variants} forms × {values} values = {gib(size)}"
+    table: Table
     if choice == "memory":
-        free = available_memory(loader.device)
-        tables = distributed.get_local_world_size() if loader.device.type == "cpu" else 1
-        if tables * size > MEMORY_SHARE * free:
+        available = available_memory(loader.device)
+        num_tables = distributed.get_local_world_size() if loader.device.type == "cpu" else 1
+        if num_tables * size > MAX_MEMORY_SHARE * available:
             say(
-                f"teacher cache: none, {shape} is more than half of the {gib(free)} that are free; the teacher runs in"
-                " each step (with a folder as TEACHER_CACHE the table is on disk)"
+                f"teacher cache: none, {shape} is more than half of the {gib(available)} that are free; the teacher"
+                " runs in each step (set TEACHER_CACHE to a folder to keep the table on disk)"
             )
             return None
+        table = MemoryTable(rows, values, dtype, loader.device)
         each = " of each process" if distributed.get_world_size() > 1 else ""
         say(f"teacher cache: {shape} at most, in memory{each}")
-        return CachedTeacher(teacher, widths, MemoryTable(rows, values, dtype, loader.device), precision, say)
-    about = {**FORMAT, **about, "widths": widths, "rows": rows, "dtype": str(dtype).split(".")[-1]}
-    name = f"{about['name']}-{digest(about)[:12]}"
-    try:
-        folder = expanded(choice) / name
+    else:
+        about = {**FORMAT, **about, "widths": widths, "rows": rows, "dtype": str(dtype).split(".")[-1]}
+        folder = expanded(choice) / f"{about['name']}-{digest(about)[:12]}"
         sizes = {FileTable.VECTORS: size, FileTable.CHECKSUMS: 4 * rows}
-        state = distributed.run_on_main(lambda: _prepare(folder, about, sizes))
-        table = FileTable(folder, rows, values, dtype, loader.device)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        say(f"teacher cache: none, {Path(choice, name)}: {reason}; the teacher runs in each step")
-        return None
-    say(f"teacher cache: {shape} at most, {folder}: {state}, {100 * table.filled():.1f} % known")
+        try:
+            state = distributed.run_on_main(lambda: prepare_folder(folder, about, sizes))
+            table = FileTable(folder, rows, values, dtype, loader.device)
+        except OSError as error:
+            say(f"teacher cache: none, {folder}: {error.strerror or error}; the teacher runs in each step")
+            return None
+        say(f"teacher cache: {shape} at most, {folder}: {state}, {100 * table.filled():.1f} % known")
     return CachedTeacher(teacher, widths, table, precision, say)
 
 
-def _prepare(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> str:
-    """Have `folder` hold files of these sizes, in bytes; return what was found there, in words.
+def prepare_folder(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> str:
+    """Create the files of a table in `folder`, unless it has them; return for the user what was found there.
 
-    A new folder is made beside its place and renamed, an old one renamed before it goes: other processes never see, or
-    lose, half a table.
+    Renames replace the folder in one step, so that other processes never see half a table.
+
+    Args:
+        folder: of the table.
+        about: what identifies the table.
+        sizes: of the files by name, in bytes.
+
+    Raises:
+        OSError: the disk has too little room, or the folder cannot be written.
     """
-    if _is_whole(folder, about, sizes):
+    if _is_complete(folder, about, sizes):
         return "found"
-    state = "damaged, made anew" if folder.exists() else _neighbours(folder, about)
+    state = "damaged, made anew" if folder.exists() else _compare_with_others(folder, about)
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed, free = sum(sizes.values()), free_disk(folder.parent)
     if needed > free:
         raise OSError(f"{gib(needed)} do not fit on a disk with {gib(free)} free")
     with TemporaryDirectory(prefix=".", dir=folder.parent) as beside:
-        made = Path(beside, "new")
-        made.mkdir()
+        new = Path(beside, "new")
+        new.mkdir()
         for name, size in sizes.items():
-            with open(made / name, "wb") as file:
+            with open(new / name, "wb") as file:
                 reserve(file, size)
-        (made / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if not _is_whole(folder, about, sizes):  # which another process may have made meanwhile
+        (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if not _is_complete(folder, about, sizes):  # another process may have created it in the meantime
             if folder.exists():
                 os.rename(folder, Path(beside, "old"))
-            with suppress(OSError):  # lost to another process by a moment: its folder is as good
-                os.rename(made, folder)
+            with suppress(OSError):  # another process was faster; its folder is equally good
+                os.rename(new, folder)
     return state
 
 
-def _is_whole(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> bool:
+def _is_complete(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> bool:
     files = {folder / name: size for name, size in sizes.items()}
-    return _read(folder / ABOUT) == about and all(p.is_file() and p.stat().st_size == files[p] for p in files)
+    right_sizes = all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+    return right_sizes and _read_about(folder / ABOUT) == about
 
 
-def _neighbours(folder: Path, about: Dict[str, Any]) -> str:
-    """Say in what the tables beside a new one differ from it."""
-    others = [_read(path) for path in sorted(folder.parent.glob(f"[!.]*/{ABOUT}"))]
+def _compare_with_others(folder: Path, about: Dict[str, Any]) -> str:
+    """Return for the user how a new table differs from the most similar one beside it."""
+    others = [_read_about(path) for path in sorted(folder.parent.glob(f"[!.]*/{ABOUT}"))]
     differing = [[key for key in sorted(about) if other.get(key) != about[key]] for other in others]
     nearest = min(differing, key=len, default=[])
     return f"new ({len(others)} beside it of other {', '.join(nearest)}, not used)" if others else "new"
 
 
-def _read(path: Path) -> Dict[str, Any]:
+def _read_about(path: Path) -> Dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -228,15 +239,15 @@ def _read(path: Path) -> Dict[str, Any]:
 
 
 def digest(about: Dict[str, Any]) -> str:
-    """Return a fingerprint of plain values, hexadecimal."""
+    """Return a hexadecimal SHA-256 digest of plain values."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return a fingerprint of a model's class and its parameters and buffers, hexadecimal."""
+    """Return a hexadecimal SHA-256 digest of a model's class, parameters and buffers."""
     state = hashlib.sha256(type(model).__qualname__.encode())
     for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):  # a module's extra state may be anything
+        if not isinstance(tensor, Tensor):  # a module's extra state may have any type
             continue
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -1,4 +1,4 @@
-"""A model's inference form gives what the model gives, up to the rounding of its weights."""
+"""A folded model has the outputs of the model, except for the rounding of its weights."""
 
 import copy
 from pathlib import Path
@@ -10,15 +10,15 @@ from torch import nn
 from mdistiller.dataset import get_val_loader
 from mdistiller.engine.build import build_teacher
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.speed.fold_batchnorm import inference_form
+from mdistiller.engine.speed.fold_batchnorm import fold_batchnorm
 from mdistiller.models import build_model, cifar_model_dict
 
-# BatchNorms of a WRN that follow a convolution alone: the second of each unit
+# BatchNorms of a WRN that directly follow a convolution: the second one of each unit
 FOLDED_OF_WRN = {"wrn_16_1": 6, "wrn_16_2": 6, "wrn_40_1": 18, "wrn_40_2": 18}
 
 
-def lively(name):
-    """A model whose BatchNorms do something."""
+def with_random_norms(name):
+    """A model whose BatchNorms change their inputs."""
     model = build_model(name, 20, "cifar100", 32).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -36,11 +36,11 @@ def error(given, expected):
 @pytest.mark.parametrize("name", list(cifar_model_dict))
 @torch.no_grad()
 def test_outputs_stay(name):
-    model = lively(name)
+    model = with_random_norms(name)
     before = copy.deepcopy(model.state_dict())
     image = torch.randn(4, 3, 32, 32)
     logits, feats = model(image)
-    folded, count = inference_form(model, 32)
+    folded, count = fold_batchnorm(model, 32)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert count == FOLDED_OF_WRN.get(name, norms)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == norms - count
@@ -51,16 +51,16 @@ def test_outputs_stay(name):
             assert error(a, b) < 1e-5
     assert error(given_feats["pooled_feat"], feats["pooled_feat"]) < 1e-5
     for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key])  # the model itself is as it was
+        assert torch.equal(value, before[key])  # the model itself is unchanged
 
 
 @pytest.mark.parametrize("name", list(cifar_model_dict))
 @torch.no_grad()
 def test_bfloat16_moves_the_vectors_by_less_than_a_hundredth(name):
-    model = lively(name)
+    model = with_random_norms(name)
     image = torch.randn(4, 3, 32, 32)
     logits, feats = model(image)
-    low, _ = inference_form(model, 32, torch.bfloat16)
+    low, _ = fold_batchnorm(model, 32, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         given, given_feats = low(image)
     assert given.dtype == given_feats["pooled_feat"].dtype == torch.float32
@@ -70,7 +70,7 @@ def test_bfloat16_moves_the_vectors_by_less_than_a_hundredth(name):
 
 
 class Twice(nn.Module):
-    """Uses one convolution's result beside its BatchNorm, and another convolution two times."""
+    """Uses one convolution's result outside its BatchNorm too, and another convolution twice."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,7 @@ def test_what_is_used_twice_is_not_folded():
     model = Twice().eval()
     for norm in (model.first_norm, model.second_norm, model.third_norm):
         norm.running_mean.uniform_(1, 2)
-    folded, count = inference_form(model, 8)
+    folded, count = fold_batchnorm(model, 8)
     assert count == 1
     assert isinstance(folded.third_norm, nn.Identity)
     image = torch.randn(2, 3, 8, 8)
@@ -98,7 +98,7 @@ def test_what_is_used_twice_is_not_folded():
 
 
 class Unusual(nn.Module):
-    """Layers and outputs that the zoo does not have."""
+    """Has layers and outputs that the model zoo does not have."""
 
     def __init__(self):
         super().__init__()
@@ -115,11 +115,11 @@ class Unusual(nn.Module):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_other_layers_and_outputs_pass(dtype):
     model = Unusual().eval()
-    form, count = inference_form(model, 8, dtype)
+    folded, count = fold_batchnorm(model, 8, dtype)
     assert count == 0
     image = torch.randn(2, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
-        given, expected = form(image)[0], model(image)[0]
+        given, expected = folded(image)[0], model(image)[0]
     torch.testing.assert_close(given, expected, atol=1e-2, rtol=1e-2)
 
 
@@ -131,7 +131,7 @@ def test_a_model_of_another_type_runs_in_it(dtype):
 
 
 def test_linear_layers_and_norms_keep_float32():
-    low, _ = inference_form(lively("wrn_16_1"), 32, torch.bfloat16)
+    low, _ = fold_batchnorm(with_random_norms("wrn_16_1"), 32, torch.bfloat16)
     dtypes = {}
     for module in low.modules():
         for parameter in module.parameters(recurse=False):
@@ -148,7 +148,7 @@ def test_the_demos_teacher_keeps_its_answers():
     cfg.DISTILLER.TEACHER_WEIGHTS = str(root / "download_ckpts/demo/wrn_16_2.pth")
     loader = get_val_loader(cfg)
     teacher = build_teacher(cfg, loader.info).eval()
-    low, _ = inference_form(teacher, 32, torch.bfloat16)
+    low, _ = fold_batchnorm(teacher, 32, torch.bfloat16)
     batch = next(iter(loader))
     with torch.autocast("cpu", torch.bfloat16):
         given, feats = low(batch["image"])

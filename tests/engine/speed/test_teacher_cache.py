@@ -1,4 +1,4 @@
-"""The teacher cache: exact, filled once, kept on disk, and never used where it does not fit."""
+"""The teacher cache is exact, is filled once, stays on the disk, and is not used if it does not apply."""
 
 import json
 import multiprocessing
@@ -11,9 +11,9 @@ from torch import nn
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.speed.fast_networks import TrainingForm
+from mdistiller.engine.speed.fast_networks import FastNetworks
 from mdistiller.engine.speed.precision import Precision
-from mdistiller.engine.speed.teacher_cache import CachedTeacher, _prepare, open_cache
+from mdistiller.engine.speed.teacher_cache import CachedTeacher, open_cache, prepare_folder
 from mdistiller.engine.speed.vector_table import FileTable, MemoryTable
 from mdistiller.engine.validate import setting_errors
 from mdistiller.errors import UserError
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def settings(image_folder):
-    """A function(method, *overrides) -> a config for a pair on 36 images, whose teacher is in teacher.pth."""
+    """A function(method, *overrides) -> the config of a pair on 36 images, with the teacher in teacher.pth."""
     torch.manual_seed(1)
     torch.save({"model": build_model("resnet14", 3, "imagefolder", 16).state_dict()}, "teacher.pth")
 
@@ -54,12 +54,12 @@ class Counting(nn.Module):
         self.images = 0
 
     def forward(self, image):
-        self.images += int((image.flatten(1) != 0).any(1).sum())  # those that are not there for filling up
+        self.images += int((image.flatten(1) != 0).any(1).sum())  # without padding
         return self.teacher(image)
 
 
 def cached(trainer, say=lambda line: None):
-    """A trainer's teacher with an empty table in memory, and the teacher itself."""
+    """Return the cached teacher of a trainer, with an empty table in memory, and the counting teacher in it."""
     loader, teacher = trainer.train_loader, Counting(trainer.distiller.teacher.eval())
     widths = {"logits": 3, "pooled": 64}
     table = MemoryTable(loader.num_images * loader.num_variants, 67, torch.float32, CPU)
@@ -82,8 +82,8 @@ def test_served_vectors_are_the_teachers_for_every_form(settings, in_memory, fli
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(feats["pooled_feat"], expected_feats["pooled_feat"], atol=1e-5, rtol=1e-5)
             seen.update(zip(batch["index"].tolist(), batch["variant"].tolist()))
-    assert len(seen) > 0.9 * loader.num_images * loader.num_variants  # nearly all that there are were compared
-    assert teacher.images == len(seen)  # and each was computed once
+    assert len(seen) > 0.9 * loader.num_images * loader.num_variants  # nearly all forms were compared
+    assert teacher.images == len(seen)  # each was computed once
 
 
 def test_a_second_pass_over_an_epoch_does_not_run_the_teacher(settings):
@@ -128,7 +128,7 @@ def test_other_images_go_through_the_teacher(settings):
     for batch in cache.serve(loader, loader.iterate()):
         mirrored = batch["image"].flip(3)
         torch.testing.assert_close(cache(mirrored), teacher.teacher(mirrored))
-    assert torch.equal(cache(batch["image"])[0], teacher.teacher(batch["image"])[0])  # the pass is over
+    assert torch.equal(cache(batch["image"])[0], teacher.teacher(batch["image"])[0])  # the epoch is over
 
 
 def losses(trainer):
@@ -147,24 +147,24 @@ def test_training_takes_the_same_course(settings, tmp_path, method, cache):
 
 
 def opened(settings, *overrides, method="KD"):
-    """The lines that opening a cache says, and the form."""
+    """Open a cache; return its line for the user, the networks, and the trainer."""
     cfg = settings(method, *overrides)
     trainer, lines = build_trainer(cfg), []
-    form = TrainingForm(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
-    return lines[-1], form, trainer
+    networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
+    return lines[-1], networks, trainer
 
 
-def fill(form, trainer, epoch=1):
-    """Take one pass, as training does."""
+def fill(networks, trainer, epoch=1):
+    """Go through one epoch, as training does."""
     trainer.train_loader.set_epoch(epoch)
-    return list(form.serve(trainer.train_loader.iterate()))
+    return list(networks.serve(trainer.train_loader.iterate()))
 
 
 def test_a_folder_serves_later_runs_until_something_is_another(settings, image_folder):
     folder = ("TEACHER_CACHE", "./folder")
-    line, form, trainer = opened(settings, *folder)
+    line, networks, trainer = opened(settings, *folder)
     assert "new, 0.0 % known" in line
-    fill(form, trainer)
+    fill(networks, trainer)
     line, _, _ = opened(settings, *folder)
     assert f"found, {100 / 18:.1f} % known" in line  # one of 18 forms of each image
     line, _, _ = opened(settings, *folder, method="SFAKD")
@@ -190,19 +190,19 @@ def test_a_folder_serves_later_runs_until_something_is_another(settings, image_f
 @pytest.mark.parametrize("name", [FileTable.VECTORS, FileTable.CHECKSUMS, "about.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_folder_is_made_anew(settings, tmp_path, name, damage):
-    _, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
-    fill(form, trainer)
+    _, networks, trainer = opened(settings, "TEACHER_CACHE", "./folder")
+    fill(networks, trainer)
     (path,) = (tmp_path / "folder").glob(f"*/{name}")
     path.write_bytes(path.read_bytes()[:-3]) if damage == "truncated" else path.unlink()
-    line, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
+    line, networks, trainer = opened(settings, "TEACHER_CACHE", "./folder")
     assert "damaged, made anew, 0.0 % known" in line
-    fill(form, trainer)
+    fill(networks, trainer)
     assert "found, 5.6 % known" in opened(settings, "TEACHER_CACHE", "./folder")[0]
 
 
 def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
-    _, form, trainer = opened(settings, "TEACHER_CACHE", "./folder")
-    fill(form, trainer)
+    _, networks, trainer = opened(settings, "TEACHER_CACHE", "./folder")
+    fill(networks, trainer)
     (path,) = (tmp_path / "folder").glob(f"*/{FileTable.VECTORS}")
     content = bytearray(path.read_bytes())
     key = int(trainer.train_loader.draws().order[5] * 18 + trainer.train_loader.draws().variant(1)[5])
@@ -211,14 +211,14 @@ def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
     lines = []
     cfg = settings("KD", "TEACHER_CACHE", "./folder")
     trainer = build_trainer(cfg)
-    form = TrainingForm(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
+    networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lines.append)
     trainer.train_loader.set_epoch(1)
-    with torch.no_grad(), form.in_place():
-        for batch in form.serve(trainer.train_loader.iterate()):
+    with torch.no_grad(), networks.in_place():
+        for batch in networks.serve(trainer.train_loader.iterate()):
             served = trainer.distiller.teacher(batch["image"])[0]
             expected = trainer.distiller.teacher.teacher(batch["image"])[0]
             torch.testing.assert_close(served, expected, atol=1e-5, rtol=1e-5)
-    assert lines[-1] == "teacher cache: 1 of its vectors were damaged, and computed again"
+    assert lines[-1] == "teacher cache: 1 vectors were damaged, and were computed again"
 
 
 @pytest.mark.parametrize(
@@ -232,36 +232,36 @@ def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
 )
 @pytest.mark.parametrize("choice", ["memory", "./folder"])
 def test_what_cannot_be_cached_runs_without(settings, tmp_path, method, overrides, reason, choice):
-    line, form, trainer = opened(settings, "TEACHER_CACHE", choice, *overrides, method=method)
+    line, networks, trainer = opened(settings, "TEACHER_CACHE", choice, *overrides, method=method)
     assert line.startswith("teacher cache: none, ")
     assert reason in line
     assert not (tmp_path / "folder").exists()
-    assert not isinstance(form._teacher, CachedTeacher)
-    assert len(fill(form, trainer)) == len(trainer.train_loader)
+    assert not isinstance(networks._teacher, CachedTeacher)
+    assert len(fill(networks, trainer)) == len(trainer.train_loader)
 
 
 @pytest.mark.parametrize(("choice", "free"), [("memory", "available_memory"), ("./folder", "free_disk")])
 def test_a_table_that_does_not_fit_is_not_made(settings, monkeypatch, choice, free):
     monkeypatch.setattr(f"mdistiller.engine.speed.teacher_cache.{free}", lambda place: 1000)
-    line, form, _ = opened(settings, "TEACHER_CACHE", choice)
+    line, networks, _ = opened(settings, "TEACHER_CACHE", choice)
     assert line.startswith("teacher cache: none, ")
     assert "0.00 GiB" in line
     assert "the teacher runs in each step" in line
-    assert not isinstance(form._teacher, CachedTeacher)
+    assert not isinstance(networks._teacher, CachedTeacher)
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_the_cache(settings, tmp_path):
+def test_a_folder_that_cannot_be_written_disables_only_the_cache(settings, tmp_path):
     (tmp_path / "file").write_text("")
-    line, form, trainer = opened(settings, "TEACHER_CACHE", "./file")
+    line, networks, trainer = opened(settings, "TEACHER_CACHE", "./file")
     assert line.startswith("teacher cache: none, file/resnet14-")
-    assert len(fill(form, trainer)) == len(trainer.train_loader)
+    assert len(fill(networks, trainer)) == len(trainer.train_loader)
 
 
 def test_low_precision_is_kept_in_half_the_bytes(settings):
-    _, form, trainer = opened(settings, "TEACHER_CACHE", "memory", "SOLVER.AMP", "bf16")
+    _, networks, trainer = opened(settings, "TEACHER_CACHE", "memory", "SOLVER.AMP", "bf16")
     trainer.train_loader.set_epoch(1)
-    with torch.no_grad(), form.in_place():
-        batch = next(form.serve(trainer.train_loader.iterate()))
+    with torch.no_grad(), networks.in_place():
+        batch = next(networks.serve(trainer.train_loader.iterate()))
         teacher = trainer.distiller.teacher
         with trainer.precision.autocast():
             expected = teacher.teacher(batch["image"])[0]
@@ -288,7 +288,7 @@ def test_a_folder_that_cannot_be_is_refused_with_the_settings(settings):
 
 
 class Bare(nn.Module):
-    """A teacher with logits and nothing else."""
+    """A teacher that returns only logits."""
 
     def __init__(self):
         super().__init__()
@@ -302,9 +302,9 @@ def test_a_teacher_without_pooled_features_serves_a_method_of_logits(settings):
     cfg = settings("KD", "TEACHER_CACHE", "memory")
     trainer = build_trainer(cfg)
     trainer.distiller.teacher = Bare().eval()
-    form = TrainingForm(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lambda line: None)
-    with torch.no_grad(), form.in_place():
-        for batch in form.serve(trainer.train_loader.iterate()):
+    networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, cfg, trainer.precision, lambda line: None)
+    with torch.no_grad(), networks.in_place():
+        for batch in networks.serve(trainer.train_loader.iterate()):
             served = trainer.distiller.teacher(batch["image"])[0]
             torch.testing.assert_close(served, trainer.distiller.teacher.teacher(batch["image"])[0])
 
@@ -326,9 +326,9 @@ SIZES = {FileTable.VECTORS: 4 * 3 * 100, FileTable.CHECKSUMS: 4 * 100}
 
 
 def fill_a_table(folder, first, barrier):
-    """A process: opens the table, writes its rows, reads them back."""
+    """Open a table, write every second row, and read these rows back; runs in a process of its own."""
     barrier.wait()
-    _prepare(folder, ABOUT, SIZES)
+    prepare_folder(folder, ABOUT, SIZES)
     table = FileTable(folder, 100, 3, torch.float32, CPU)
     keys = torch.arange(first, 100, 2)
     table.write(keys, keys[:, None].float().expand(-1, 3))
@@ -354,16 +354,16 @@ def test_processes_that_start_together_share_a_table(tmp_path):
         table = FileTable(folder, 100, 3, torch.float32, CPU)
         assert not table.missing(torch.arange(100)).any()
         assert torch.equal(table.read(torch.arange(100))[:, 0], torch.arange(100.0))
-        assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing is left beside it
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # no temporary folder is left
         shutil.rmtree(folder)
 
 
 def test_room_on_the_disk_is_taken_at_once(tmp_path):
-    _prepare(tmp_path / "table", ABOUT, {FileTable.VECTORS: 2**20, FileTable.CHECKSUMS: 4096})
+    prepare_folder(tmp_path / "table", ABOUT, {FileTable.VECTORS: 2**20, FileTable.CHECKSUMS: 4096})
     assert (tmp_path / "table" / FileTable.VECTORS).stat().st_blocks * 512 >= 2**20
 
 
-def test_the_size_is_said_before_it_is_taken(settings):
+def test_the_size_is_printed(settings):
     lines = []
     trainer = build_trainer(settings("KD"))
     teacher, loader = trainer.distiller.teacher, trainer.train_loader

@@ -1,4 +1,4 @@
-"""Tables of vectors: what is written is read, what is damaged is not known."""
+"""Tables of vectors: what was written can be read, and damaged rows count as missing."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_what_is_written_is_read(table):
     assert table.missing(torch.arange(10)).nonzero().flatten().tolist() == [1, 2, 4, 5, 6, 8, 9]
     assert torch.equal(table.read(torch.tensor([3, 7])), vectors[[2, 0]])
     assert table.filled() == pytest.approx(0.3)
-    table.write(torch.tensor([3]), torch.zeros(1, 3))  # a vector of zeros is known as well
+    table.write(torch.tensor([3]), torch.zeros(1, 3))  # a vector of zeros counts as written, too
     assert not table.missing(torch.tensor([3])).any()
     assert table.damaged == 0
 
