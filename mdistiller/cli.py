@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Callable, NoReturn
 
-from .errors import UserError, memory_shortage
+from .errors import UserError, dead_worker, memory_shortage
 from .paths import user_path
 
 LOST_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
@@ -61,10 +61,8 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
     except UserError as error:
         _exit_with_errors(*error.faults)
     except (RuntimeError, MemoryError) as error:
-        from .dataset.loading.workers import explanation
-
         # PyTorch's signal handler raises a worker's error at whatever point the main process has reached
-        line = explanation(error) or memory_shortage(error)
+        line = dead_worker(error) or memory_shortage(error)
         if not line:
             raise
         _exit_with_errors(line)

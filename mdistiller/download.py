@@ -1,4 +1,4 @@
-"""Files from the network, continued where a try broke off, and archives that stay inside their folder."""
+"""Resumable downloads, and archives that cannot write outside their folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .errors import UserError
 from .paths import check_not_device
 
-TIMEOUT = 30  # seconds without an answer from the server
+TIMEOUT = 30  # seconds
 CHUNK = 1 << 20  # bytes
 BLOCK = 512  # bytes, of a tar archive
 MAX_DEPTH = 100  # nested folders; Python's functions on paths fail beyond some depth
@@ -30,13 +30,13 @@ NetworkError = (OSError, http.client.HTTPException, ValueError)
 
 
 def download(url: str, target: Path) -> None:
-    """Write what `url` gives to `target`, or continue `target.part` with an HTTP range, if it is of the same version.
+    """Download `url` to `target`; continue `target.part` by an HTTP range if the server still has the same version.
 
-    The version (`ETag`, else `Last-Modified`) is kept in `target.part.version`; a server that names none, or knows no
-    ranges, sends the file from its start.
+    The version (`ETag`, otherwise `Last-Modified`) is kept in `target.part.version`. If the server sends none, or does
+    not support ranges, the download starts again.
 
     Raises:
-        UserError: the server cannot be reached, refuses, or breaks off; what has come by then is kept.
+        UserError: the server cannot be reached, refuses, or breaks off; the received part is kept.
     """
     if not url.lower().startswith(("http://", "https://")):
         raise UserError(f"{url!r} is not an http(s) address; give one, or a file on this machine with --file")
@@ -64,7 +64,7 @@ _REMEDY = (
 
 
 def _fetch(url: str, part: Path, version: Path) -> Optional[int]:
-    """Bring `part` as far as the server sends; return the whole file's size in bytes, if the server says it."""
+    """Extend `part` as far as the server sends; return the size of the whole file in bytes, if the server sends it."""
     known = version.read_text(encoding="utf-8") if part.is_file() and version.is_file() else ""
     start = part.stat().st_size if known else 0
     headers = {"Range": f"bytes={start}-", "If-Range": known} if start else {}
@@ -75,7 +75,7 @@ def _fetch(url: str, part: Path, version: Path) -> Optional[int]:
         error.close()
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
-        # there are no more bytes than these: they are all of it, or of another version
+        # The file has no more bytes than `part`: it is complete, or of another version.
         size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
         if size and int(size[1]) == start:
             return start
@@ -88,12 +88,12 @@ def _fetch(url: str, part: Path, version: Path) -> Optional[int]:
             raise http.client.HTTPException(f"asked for bytes {start}-, given {answer.headers.get('Content-Range')}")
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else None
-        tag = answer.headers.get("ETag") or "W/"  # a weak one does not promise the same bytes
+        tag = answer.headers.get("ETag") or "W/"  # a weak tag does not guarantee equal bytes
         with part.open("r+b" if start else "wb") as file, tqdm(
             total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None, leave=False
         ) as bar:
             file.seek(start)
-            # after the old bytes are gone: they must never stand beside the name of another version
+            # written after the old bytes are gone, so that they never appear with another version
             known = answer.headers.get("Last-Modified") or "" if tag.startswith("W/") else tag
             version.write_text(known, encoding="utf-8")
             while True:
@@ -105,7 +105,7 @@ def _fetch(url: str, part: Path, version: Path) -> Optional[int]:
 
 
 class BadArchive(UserError):
-    """An archive that no second try will unpack: damaged, refused, or not the one that was expected."""
+    """An archive that is damaged, refused, or not the expected one; trying again will not help."""
 
 
 def sha256_of(path: Path) -> str:
@@ -122,10 +122,10 @@ def sha256_of(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> Tuple[List[Path], List[Path]]:
-    """Unpack a tar archive, compressed or not, into `folder`; return the files that it wrote and those that it kept.
+    """Unpack a tar archive, compressed or not, into `folder`; return the written files and the existing ones.
 
-    All entries are judged before the first is written: only plain files and folders, only inside `folder`, and nothing
-    missing at the end. Files that exist are kept, whatever is in them. Owners, modes and times are not taken over.
+    All entries are checked before the first one is written: only plain files and folders inside `folder`, and a
+    complete archive. Existing files are kept. Owners, modes and times are not restored.
 
     Raises:
         UserError: the archive is refused, damaged or truncated, or cannot be written out.
@@ -155,7 +155,7 @@ def unpack(archive: Path, folder: Path) -> Tuple[List[Path], List[Path]]:
 
 
 def _check_whole(content: tarfile.TarFile, archive: Path) -> None:
-    """An archive ends in a block of zeros, which one that was cut between two entries lacks."""
+    """Raise if the block of zeros at the end is missing, as in an archive that was cut between two entries."""
     file: Any = content.fileobj
     file.seek(content.offset)
     if file.read(BLOCK) != bytes(BLOCK):
@@ -163,7 +163,7 @@ def _check_whole(content: tarfile.TarFile, archive: Path) -> None:
 
 
 def _target(member: tarfile.TarInfo, folder: Path, archive: Path) -> Path:
-    """Return where an entry goes, or refuse the archive."""
+    """Return the path of an entry, or refuse the archive."""
     if not (member.isreg() or member.isdir()):
         raise BadArchive(f"{archive} refused: {member.name!r} is a link or a device; expected files and folders")
     name = PurePosixPath(member.name)
@@ -173,11 +173,11 @@ def _target(member: tarfile.TarInfo, folder: Path, archive: Path) -> Path:
             f" expected less than {MAX_DEPTH}"
         )
     root, target = Path(os.path.realpath(folder)), folder.joinpath(*name.parts)
-    place = Path(os.path.realpath(target))  # a link that is in the folder already may lead out of it
+    place = Path(os.path.realpath(target))  # an existing link in the folder may lead out of it
     windows_path = "\\" in member.name or ":" in member.name
     if name.is_absolute() or ".." in name.parts or windows_path or root not in (place, *place.parents):
         raise BadArchive(f"{archive} refused: {member.name!r} would be written outside {folder}")
-    if hasattr(tarfile, "data_filter"):  # Python's own check, where there is one
+    if hasattr(tarfile, "data_filter"):  # Python's own check, in recent versions
         tarfile.data_filter(member, str(folder))
     return target
 

@@ -63,3 +63,14 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
         return f"; did you mean {' or '.join(by_lower[c] for c in close)}?"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return f"; known: {', '.join(names[:MAX_NAMES]) or 'none'}{more}"
+
+
+def dead_worker(error: BaseException) -> str:
+    """Return one line if `error` is PyTorch's RuntimeError about a dead DataLoader worker, otherwise an empty text."""
+    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
+        return ""
+    reason = " ".join(str(error).split())
+    return (
+        f"a process that reads images died ({reason[:160]}); most often memory ran out: set DATASET.NUM_WORKERS or"
+        " SOLVER.BATCH_SIZE lower, give a container more shared memory (--shm-size), and continue with --resume"
+    )

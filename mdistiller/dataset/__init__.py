@@ -1,4 +1,7 @@
-"""Data sets and their loaders. Adding a set: one file with a function(cfg) -> Splits, registered in `dataset_dict`."""
+"""Data sets and their loaders.
+
+To add a data set, write a file with a function `(cfg) -> Splits` and register it in `dataset_dict`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from . import cifar10, cifar100, fashion_demo, imagefolder, imagenet, tiny_image
 from .info import DatasetInfo
 from .loading.decode import View
 from .loading.device_loader import DeviceLoader
-from .loading.epoch_plan import EpochDraws
-from .loading.image_check import checked
+from .loading.epoch_plan import EpochPlan
+from .loading.image_check import check_images
 from .loading.in_memory import decode_all
 from .loading.loader import Batch, Loader
 from .loading.splits import ArraySplit, FileSplit, ImageSplit, Splits, balanced_part, dataset_dict
@@ -27,7 +30,7 @@ __all__ = [
     "Batch",
     "DatasetInfo",
     "DeviceLoader",
-    "EpochDraws",
+    "EpochPlan",
     "FileSplit",
     "Loader",
     "Splits",
@@ -45,14 +48,14 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
 
     Args:
         cfg: keys `DATASET.*`, `SOLVER.BATCH_SIZE` and `EXPERIMENT.SEED` are read.
-        device: where the batches are to be; by default CUDA if there is any, else the CPU.
+        device: device of the batches; by default CUDA if available, otherwise the CPU.
 
     Returns:
-        The two loaders (see `Loader` for what they yield), the number of training images in use (after
-        `DATASET.TRAIN_FRACTION`, and what `DATASET.CORRUPT skip` leaves out) and the number of classes.
+        The two loaders, the number of training images after `DATASET.TRAIN_FRACTION` and `DATASET.CORRUPT skip`, and
+        the number of classes. See `Loader` for the content of a batch.
 
     Raises:
-        UserError: an unknown name, a value out of range, or data that is missing, damaged or laid out otherwise.
+        UserError: a name is unknown, a value is out of range, or data are missing, damaged or in another layout.
     """
     splits, options = _read(cfg)
     train = splits.train
@@ -65,9 +68,9 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
 
 
 def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
-    """Return the validation loader of `get_dataset` alone, without reading the training images (where that can be)."""
+    """Return only the validation loader of `get_dataset`; training images are not read if possible."""
     splits, options = _read(cfg)
-    if options.corrupt == "refuse":  # the one pass that follows finds what a check before it would
+    if options.corrupt == "refuse":  # evaluation decodes each image anyway
         options = replace(options, corrupt="unchecked")
     return _loader(splits.val, splits.info, options, device, options.fits_in_memory(len(splits.val)), train=False)
 
@@ -90,8 +93,8 @@ def _loader(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     view = View(info.input_size, margin=options.augment == "resized_crop")
     role = "training" if train else "validation"
-    with distributed.local_main_first():  # all of them, though machines may differ in what they find
-        usable = split if in_memory else checked(split, options.corrupt, options.num_workers, role)
+    with distributed.local_main_first():  # in all cases, because machines may differ in what they find
+        usable = split if in_memory else check_images(split, options.corrupt, options.num_workers, role)
     if in_memory:
         decoded = decode_all(usable, view, options.num_workers, options.corrupt, role)
         return DeviceLoader(decoded, info, options, place, train)

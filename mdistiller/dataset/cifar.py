@@ -1,4 +1,4 @@
-"""What CIFAR-10 and CIFAR-100 have in common: download, and reading by torchvision."""
+"""CIFAR-10 and CIFAR-100: download, and reading by torchvision."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
 def cifar(cfg: CfgNode, published: Type[CIFAR10], title: str, mean: Channels, std: Channels) -> Splits:
-    """Read `DATASET.ROOT`, by default the data folder, downloading the files if they are not there.
+    """Read CIFAR from `DATASET.ROOT`, by default the data folder; download the files if they are missing.
 
-    The files are pickles. torchvision opens them only after their MD5 sums were found to be the published ones.
+    The files are pickles. torchvision verifies their MD5 sums before it opens them.
 
     Args:
         cfg: the configuration.
-        published: torchvision's class, which knows names and sums of the files.
-        title: what the set is called.
-        mean, std: statistics where the configuration gives none.
+        published: torchvision's class, which has the names and sums of the files.
+        title: name of the data set, for messages.
+        mean, std: statistics if the configuration gives none.
 
     Raises:
-        UserError: it is not there and cannot be downloaded, or is damaged.
+        UserError: the files are damaged, or missing and cannot be downloaded.
     """
     options = read_options(cfg, own_size=SIZE)
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root()
@@ -67,7 +67,7 @@ def _download(published: Type[CIFAR10], title: str, root: Path) -> None:
 def _read(published: Type[CIFAR10], title: str, root: Path, train: bool) -> CIFAR10:
     try:
         with warnings.catch_warnings():
-            # NumPy 2.4 warns of how the NumPy of 2009 wrote its arrays
+            # NumPy 2.4 warns about the format of NumPy arrays from 2009
             warnings.filterwarnings("ignore", r"dtype\(\): align should be passed")
             return published(str(root), train=train)
     except (RuntimeError, OSError) as error:

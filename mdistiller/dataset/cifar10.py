@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 from .cifar import cifar
 from .loading.splits import Splits, dataset_dict
 
-# over all pixels of the training images, as given in most public code for this set
+# over all pixels of the training images; the usual published values
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 

@@ -36,7 +36,7 @@ def sheet_name(split: str, label: int) -> str:
 def fashion_demo(cfg: CfgNode) -> Splits:
     """Read the contact sheets: greyscale tiles, row by row, become RGB images of 32×32 px with a margin of zeros.
 
-    They are in `DATASET.ROOT` if set, else in `fashion-mnist-part/` of the data folder, else among the shipped files.
+    They are in `DATASET.ROOT` if set, otherwise in `fashion-mnist-part/` of the data folder or among the shipped files.
 
     Raises:
         UserError: a sheet is missing or damaged.

@@ -1,4 +1,4 @@
-"""A user's own images: `train/<class>/*` and `val/<class>/*` below one folder."""
+"""Your own images: `train/<class>/*` and `val/<class>/*` below one folder."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from .folders.layout import TRAIN, find_parts
 from .info import DatasetInfo
 from .loading.decode import View
 from .loading.epoch_plan import mix
-from .loading.image_check import Findings, refusal
+from .loading.image_check import SplitReport, unusable_error
 from .loading.in_memory import decode_all, decode_chunks
 from .loading.splits import FileSplit, ImageSplit, Splits, dataset_dict
-from .loading.stats import Memory, measure
+from .loading.stats import FolderCache, measure
 from .options import Channels, Options, read_options
 
 log = logging.getLogger("mdistiller")
 
 LAYOUT = "expected <DATASET.ROOT>/train/<class>/<image> and <DATASET.ROOT>/val/<class>/<image>"
 DEFAULT_SIZE = 32  # px
-SAMPLE = 10_000  # images that the statistics of a streamed set are measured on
+SAMPLE = 10_000  # images on which the statistics of a streamed set are measured
 
 
 @dataset_dict.register("imagefolder")
 def imagefolder(cfg: CfgNode) -> Splits:
-    """Find the images below `DATASET.ROOT`; a class is a folder (or a link to one), labels go by the sorted names.
+    """Find the images below `DATASET.ROOT`. A class is a folder or a link to one; labels follow the sorted names.
 
-    The validation folder may be called `valid` or `validation` too. Where there is none, `DATASET.VAL_FRACTION` of the
+    The validation folder may also be called `valid` or `validation`. If there is none, `DATASET.VAL_FRACTION` of the
     training images are held out for validation.
 
-    Mean and std are those given, else they are measured over the training images as the model sees them un-augmented
-    (all of them if the set fits in memory, else a random 10,000) and remembered until a file changes.
+    If mean and std are not given, they are measured over the un-augmented training images: all of them if the set fits
+    in memory, otherwise a random 10,000. They are cached until a file changes.
 
     Raises:
-        UserError: what is wrong with the folder, in one line.
+        UserError: the folder has another layout or cannot be read.
     """
     options = read_options(cfg, own_size=DEFAULT_SIZE)
     if not cfg.DATASET.ROOT:
@@ -52,7 +52,7 @@ def imagefolder(cfg: CfgNode) -> Splits:
     if cfg.DATASET.INPUT_SIZE is None:
         log.info("DATASET.INPUT_SIZE is not set: images are resized to %d px", DEFAULT_SIZE)
     train: Union[ImageSplit, Callable[[], ImageSplit]]
-    if options.statistics is not None:  # nothing to measure: evaluation does without train/
+    if options.statistics is not None:  # nothing to measure, so evaluation does not need train/
         train, (mean, std) = find_train, options.statistics
         val = find_val()
     else:
@@ -66,19 +66,19 @@ def imagefolder(cfg: CfgNode) -> Splits:
 def _with_statistics(
     train: FileSplit, folder: Path, options: Options, num_images: int
 ) -> Tuple[ImageSplit, Channels, Channels]:
-    """Return the training set, decoded if that was necessary anyway, and its measured mean and std."""
+    """Return the training set, decoded if measuring has decoded it, and its mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")
     everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
-    memory = Memory(folder, f"{view}, upright, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
-    known = memory.recall_statistics()
+    cache = FolderCache(folder, f"{view}, upright, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
+    known = cache.load_statistics()
     if known is not None:
         return (train, *known)
     split: ImageSplit = train
-    findings = Findings()
+    findings = SplitReport()
     if options.fits_in_memory(num_images):
         decoded = decode_all(train, view, options.num_workers, options.corrupt, "training")
         mean, std = measure([decoded.images])
-        # a part is one of the whole set, so that it does not depend on whether the statistics were remembered
+        # TRAIN_FRACTION is drawn from the whole set, so that it does not depend on the cache
         if options.train_fraction == 1 or len(decoded) == len(train):
             split = decoded
     else:
@@ -88,7 +88,7 @@ def _with_statistics(
             indices = torch.randperm(len(train), generator=generator)[:SAMPLE].sort().values.tolist()
         mean, std = measure(decode_chunks(train, view, indices, options.num_workers, findings))
         if findings.unusable and (options.corrupt != "skip" or len(findings.unusable) == len(indices)):
-            raise refusal(list(findings.unusable.values()), len(indices))
-    memory.store(mean=mean, std=std)
+            raise unusable_error(list(findings.unusable.values()), len(indices))
+    cache.save(mean=mean, std=std)
     log.info("measured over %s training images: DATASET.MEAN %s DATASET.STD %s", len(split), list(mean), list(std))
     return split, mean, std

@@ -22,15 +22,15 @@ LAYOUT = (
 
 @dataset_dict.register("imagenet")
 def imagenet(cfg: CfgNode) -> Splits:
-    """Find the images below `DATASET.ROOT`, by default `imagenet/` of the data folder.
+    """Find the images below `DATASET.ROOT`, by default `imagenet/` in the data folder.
 
-    The recipe of the published tables: training takes random resized crops of 224 px, mirrored half the time;
-    validation resizes the shorter side to 256 px and takes the centre. A class is a folder; labels go by the sorted
-    names, as in torchvision's weights. Any number of classes will do, and for evaluation `val/` alone; where there is
-    none, `DATASET.VAL_FRACTION` of the training images.
+    The recipe is that of the published tables. Training uses random resized crops of 224 px and flips; validation
+    resizes the shorter side to 256 px and crops the centre. A class is a folder; labels follow the sorted names, as in
+    torchvision's weights. Any number of classes is accepted. Evaluation needs only `val/`, or
+    `DATASET.VAL_FRACTION` of the training images.
 
     Raises:
-        UserError: what is missing, in one line.
+        UserError: a folder is missing or has another layout.
     """
     options = read_options(cfg, own_size=SIZE)
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root() / FOLDER

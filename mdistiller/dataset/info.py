@@ -1,4 +1,4 @@
-"""What is known of a data set besides its images."""
+"""The description of a data set."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Optional, Tuple
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Facts that models, checkpoints and evaluation need.
+    """What models, checkpoints and evaluation need to know about a data set.
 
     Attributes:
         name: the value of `DATASET.TYPE`.
         classes: class names, in label order.
         input_size: side of the square image that a model sees, in pixels.
-        mean, std: channel statistics (RGB) of images scaled to [0, 1], for normalisation.
-        root: the folder that the images were read from, as `DATASET.ROOT` takes it. It does not describe the images,
-            so `==` ignores it.
+        mean, std: channel statistics (RGB) of images scaled to [0, 1], for normalization.
+        root: folder of the images, as for `DATASET.ROOT`; ignored by `==`.
     """
 
     name: str

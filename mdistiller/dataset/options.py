@@ -1,4 +1,4 @@
-"""The `DATASET` part of the config, read and checked once."""
+"""The section `DATASET` of the configuration: validation, and conversion to `Options`."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ RANGES = {
     "NUM_WORKERS": whole(0, 512),
     "MEMORY_GB": at_least(0),
 }
-MAX_PAD_CROP_SIZE = 64  # px: above, "auto" means the ImageNet recipe
+MAX_PAD_CROP_SIZE = 64  # px; larger images get the ImageNet recipe with AUGMENT auto
 
 Channels = Tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the loaders need of the config.
+    """The options of the loaders.
 
     Attributes:
-        batch_size, test_batch_size: images a batch, in training and in validation.
+        batch_size, test_batch_size: images per batch in training and validation.
         input_size: side of the square image that a model sees, in pixels.
         augment: "pad_crop", "resized_crop", "rotate_flip" or "none" ("auto" is resolved).
         padding: zeros on each side before the random crop, in pixels.
         in_memory: "auto", "yes" or "no".
-        memory_gb: what "auto" may hold in memory, in GiB.
-        num_workers: processes that read a streamed set, threads that decode one into memory.
-        train_fraction: part of the training set in use, in (0, 1].
-        seed: of the order, the augmentation and the part.
-        statistics: the given `(mean, std)` of images scaled to [0, 1], or None.
-        corrupt: what becomes of pictures that cannot be read: "refuse", "skip" or "unchecked".
-        val_fraction: part of the training images to validate on where there is no validation set, in [0, 1); 0: none.
+        memory_gb: limit for "auto", in GiB.
+        num_workers: processes that read a streamed set, or threads that decode a set into memory.
+        train_fraction: fraction of the training set that is used, in (0, 1].
+        seed: seed of order, augmentation and fraction.
+        statistics: `(mean, std)` of images scaled to [0, 1], if given.
+        corrupt: how to treat images that cannot be read: "refuse", "skip" or "unchecked".
+        val_fraction: fraction of the training images to validate on if there is no validation set, in [0, 1).
         flip: whether training mirrors half of the images.
         rotation: the largest angle of "rotate_flip", in degrees.
     """
@@ -70,8 +70,8 @@ class Options:
     rotation: float = 0.0
 
     def fits_in_memory(self, num_images: int) -> bool:
-        """Whether `num_images` (training and validation) are held as uint8 in memory rather than streamed."""
-        if self.augment == "resized_crop":  # crops the whole picture, which a copy of fixed size no longer holds
+        """Return whether `num_images` (training and validation) are kept in memory as uint8 instead of streamed."""
+        if self.augment == "resized_crop":  # needs whole images, not copies of a fixed size
             return False
         side = self.input_size + 2 * self.padding
         fits = num_images * side * side * 3 <= self.memory_gb * 2**30
@@ -79,11 +79,11 @@ class Options:
 
 
 def option_faults(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
-    """Yield a line for each fault of the config section `DATASET`.
+    """Yield one line for each error in the section `DATASET`.
 
     Args:
         data: the section.
-        own_size: the data set's own image side in pixels, where INPUT_SIZE is None; `None` if that is not known yet.
+        own_size: side of the data set's images in pixels, used if INPUT_SIZE is `None`; `None` if unknown.
     """
     for key, known in CHOICES.items():
         if _word(data[key]) not in known:
@@ -101,10 +101,14 @@ def option_faults(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
 
 
 def read_options(cfg: CfgNode, own_size: int) -> Options:
-    """Read and check the config; `own_size` is the data set's own image side in pixels, where INPUT_SIZE is None.
+    """Validate the configuration and convert it to `Options`.
+
+    Args:
+        cfg: the configuration.
+        own_size: side of the data set's images in pixels, used if INPUT_SIZE is `None`.
 
     Raises:
-        UserError: a line for each value that is out of range.
+        UserError: one line for each value that is out of range.
     """
     data = cfg.DATASET
     faults = list(option_faults(data, own_size))
@@ -133,7 +137,7 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
 
 
 def _word(given: Any) -> Any:
-    """YAML reads a bare yes as True."""
+    """Undo YAML's conversion of yes and no to booleans."""
     return {True: "yes", False: "no"}.get(given, given) if isinstance(given, bool) else given
 
 
@@ -142,7 +146,7 @@ def _augment(given: str, size: int) -> str:
 
 
 def _test_batch_size(given: Optional[int], size: int) -> int:
-    # large enough to fill a GPU with small images, small enough for its memory with large ones
+    # fills a GPU with small images, and fits into its memory with large ones
     return max(64, 256 * 32**2 // size**2) if given is None else given
 
 
@@ -164,6 +168,6 @@ def _statistics_faults(mean: Any, std: Any) -> Iterator[str]:
 
 def _channels(given: Sequence[Any]) -> Channels:
     if not (isinstance(given, (list, tuple)) and all(map(is_number, given))):
-        raise TypeError("no list of numbers")  # a text of three digits, a set in any order
+        raise TypeError("no list of numbers")  # for example a string of three digits, or a set
     red, green, blue = map(float, given)
     return red, green, blue

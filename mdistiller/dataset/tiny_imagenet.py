@@ -20,7 +20,7 @@ SIZE = 64  # px
 MEAN = (0.4802, 0.4481, 0.3975)
 STD = (0.2302, 0.2265, 0.2262)  # MDistiller's, see below
 ANNOTATIONS = "val_annotations.txt"
-BOXES = ".txt"  # each class folder of train/ has a file of boxes, which are not used
+BOXES = ".txt"  # files of bounding boxes in the class folders of train/, which are not used
 LAYOUT = (
     "unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) into data/, or set DATASET.ROOT to"
     f" the folder that holds train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/{ANNOTATIONS}"
@@ -29,16 +29,15 @@ LAYOUT = (
 
 @dataset_dict.register("tiny_imagenet")
 def tiny_imagenet(cfg: CfgNode) -> Splits:
-    """Find the images below `DATASET.ROOT`, by default `tiny-imagenet-200/` of the data folder.
+    """Find the images below `DATASET.ROOT`, by default `tiny-imagenet-200/` in the data folder.
 
-    The archive's own layout, or one whose validation images were moved into a folder per class. As in MDistiller,
-    labels go by the sorted names of the training folders, not by wnids.txt, and images are normalised by MEAN and STD.
-    The standard deviation over the images themselves is (0.2770, 0.2691, 0.2821): a teacher that was trained with it
-    needs `DATASET.MEAN` and `DATASET.STD` set. MDistiller's augmentation is `DATASET.AUGMENT rotate_flip`, which the
-    shipped configs choose.
+    The layout is that of the archive, or one with a folder per class for the validation images. As in MDistiller,
+    labels follow the sorted names of the training folders, not wnids.txt, and images are normalized by MEAN and STD.
+    The actual standard deviation is (0.2770, 0.2691, 0.2821); set `DATASET.MEAN` and `DATASET.STD` for a teacher
+    trained with it. The shipped configs use MDistiller's augmentation, `DATASET.AUGMENT rotate_flip`.
 
     Raises:
-        UserError: what is missing, in one line.
+        UserError: a file or folder is missing or has another layout.
     """
     options = read_options(cfg, own_size=SIZE)
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root() / FOLDER
@@ -56,7 +55,7 @@ def tiny_imagenet(cfg: CfgNode) -> Splits:
 
 
 def _annotated(folder: Path, classes: Sequence[str]) -> FileSplit:
-    """Read the validation images' names and classes: a line each, separated by tabs, with a box that is not used."""
+    """Read names and classes of the validation images: one tab-separated line per image, with an unused box."""
     labels = {name: label for label, name in enumerate(classes)}
     file = folder / ANNOTATIONS
     try:

@@ -131,11 +131,15 @@ class TrainingState:
         self.distiller.load_state_dict(_own_statistics(state.get("statistics", [{}])), strict=False)
 
     def _load_optimizer(self, saved: Dict[str, Any]) -> None:
-        """Load the momenta; rates and other options follow from the configuration, which is known to be the same."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:
+        """Load momenta and learning rates; other options follow from the configuration, which is known to be the same.
+
+        The rate is logged after the last step of an epoch, which may be done already.
+        """
+        own, groups = self.optimizer.state_dict()["param_groups"], saved["param_groups"]
+        if [group["params"] for group in groups] != [group["params"] for group in own]:
             raise ValueError("its optimizer has other parameters")
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        merged = [{**mine, "lr": theirs["lr"]} for mine, theirs in zip(own, groups)]
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": merged})
 
     def _schedule_notes(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
         if self.num_steps is None:

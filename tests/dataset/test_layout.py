@@ -12,7 +12,7 @@ import torch
 
 from mdistiller.dataset import dataset_dict, get_dataset, get_val_loader
 from mdistiller.dataset.loading import image_check
-from mdistiller.dataset.loading.image_check import checked
+from mdistiller.dataset.loading.image_check import check_images
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder
 
@@ -171,7 +171,7 @@ def test_held_out_images_are_checked(make: Make, without_val: Path) -> None:
     val = dataset_dict["imagefolder"](cfg).val
     val.files[0].write_bytes(b"")
     with pytest.raises(UserError, match="cannot read the image"):
-        checked(val, "refuse", 0, "validation")
+        check_images(val, "refuse", 0, "validation")
     assert refused(cfg).startswith("cannot read the image")
     cfg.DATASET.CORRUPT = "skip"
     assert get_dataset(cfg, "cpu")[1].num_images == 5

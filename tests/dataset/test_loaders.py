@@ -16,7 +16,7 @@ from torchvision.transforms import functional as F
 
 from mdistiller.dataset import ArraySplit, DatasetInfo, DeviceLoader, Loader, StreamLoader
 from mdistiller.dataset.loading.decode import View
-from mdistiller.dataset.loading.epoch_plan import EpochDraws, draw_epoch
+from mdistiller.dataset.loading.epoch_plan import EpochPlan, plan_epoch
 from mdistiller.errors import UserError
 
 CPU = torch.device("cpu")
@@ -41,11 +41,11 @@ def chi_square(counts: torch.Tensor) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def all_variants(padding: int, loader: Loader) -> EpochDraws:
+def all_variants(padding: int, loader: Loader) -> EpochPlan:
     """Return draws that show image k in form k."""
     n, side = loader.num_images, 2 * padding + 1
     number = torch.arange(n)
-    return EpochDraws(number, number // 2 // side, number // 2 % side, (number % 2).bool(), torch.zeros(n))
+    return EpochPlan(number, number // 2 // side, number // 2 % side, (number % 2).bool(), torch.zeros(n))
 
 
 @pytest.mark.parametrize("kind", ["device", "stream"])
@@ -81,7 +81,7 @@ def test_literal_crop_and_normalisation(make_options: Make, monkeypatch: pytest.
     info = DatasetInfo("test", ("a",), 2, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     loader = DeviceLoader(ArraySplit(pixels, [0, 0]), info, make_options(padding=1), CPU, train=True)
     top, left, flip = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([True, False])
-    draws = EpochDraws(torch.tensor([1, 0]), top, left, flip, torch.zeros(2))
+    draws = EpochPlan(torch.tensor([1, 0]), top, left, flip, torch.zeros(2))
     monkeypatch.setattr(loader, "draws", lambda: draws)
     batch = next(iter(loader))
     # one row down from the centre: the lower row moves up, zeros come in below; then mirrored
@@ -136,16 +136,16 @@ ORDER, TOP, LEFT, FLIP = (
 
 
 def test_the_draws_of_an_epoch_stay() -> None:
-    draws = draw_epoch(6, padding=4, seed=0, epoch=0)
+    draws = plan_epoch(6, padding=4, seed=0, epoch=0)
     assert [column.tolist() for column in draws[:4]] == [ORDER, TOP, LEFT, FLIP]
     assert not draws.angle.any()
-    rotated = draw_epoch(6, padding=0, seed=0, epoch=0, rotation=20.0)
+    rotated = plan_epoch(6, padding=0, seed=0, epoch=0, rotation=20.0)
     assert rotated.order.tolist() == ORDER
     assert not (rotated.top.any() or rotated.left.any())
 
 
 def test_without_mirroring_order_and_crops_stay() -> None:
-    with_flips, without = (draw_epoch(500, 4, seed=3, epoch=2, flips=flips, rotation=9.0) for flips in (True, False))
+    with_flips, without = (plan_epoch(500, 4, seed=3, epoch=2, flips=flips, rotation=9.0) for flips in (True, False))
     for name in ("order", "top", "left", "angle"):
         assert torch.equal(getattr(with_flips, name), getattr(without, name)), name
     assert 200 < with_flips.flip.sum() < 300 and not without.flip.any()
@@ -168,7 +168,7 @@ def test_rotations_are_those_of_torchvision(
 ) -> None:
     loader = make_loader(augment="rotate_flip", rotation=20.0, flip=flip)
     loader.set_epoch(4)
-    draws, found = loader.draws(), collect(loader)
+    draws, found = loader.plan(), collect(loader)
     assert loader.num_variants is None and "variant" not in found
     assert draws.flip.any() == flip and 15 < draws.angle.abs().max() <= 20
     images = make_split().images
@@ -179,14 +179,14 @@ def test_rotations_are_those_of_torchvision(
 
 
 def test_draws_are_uniform_and_independent() -> None:
-    draws = draw_epoch(162 * 400, padding=4, seed=0, epoch=0)
+    draws = plan_epoch(162 * 400, padding=4, seed=0, epoch=0)
     counts = draws.variant(4).bincount(minlength=162)
     # 161 degrees of freedom: mean 161, standard deviation 18; offsets drawn from 8 instead of 9 values give over 7,000
     assert chi_square(counts.double()) < 161 + 4 * 18
     # same for the place of an image in the epoch against its form: 16 x 18 cells
     cells = (draws.order * 16 // len(draws.order)) * 18 + draws.variant(4) // 9
     assert chi_square(cells.bincount(minlength=288).double()) < 287 + 4 * 24
-    angles = draw_epoch(64_000, padding=0, seed=0, epoch=0, rotation=20.0).angle
+    angles = plan_epoch(64_000, padding=0, seed=0, epoch=0, rotation=20.0).angle
     assert angles.abs().max() <= 20
     assert chi_square(((angles + 20) / 40 * 64).long().bincount(minlength=64).double()) < 63 + 4 * 11.2
     following = draws.variant(4)[:-1] // 9 * 18 + draws.variant(4)[1:] // 9

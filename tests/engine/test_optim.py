@@ -4,6 +4,7 @@ from torch import nn
 
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.optim import build_optimizer, learning_rate
+from mdistiller.engine.validate import check_settings
 from mdistiller.errors import UserError
 
 
@@ -53,7 +54,7 @@ def test_optimizer_settings():
 
 def test_unknown_optimizer():
     with pytest.raises(UserError, match="SOLVER.TYPE is 'Adam'; expected SGD"):
-        build_optimizer(load_cfg(None, ["SOLVER.TYPE", "Adam"]), [])
+        check_settings(load_cfg(None, ["SOLVER.TYPE", "Adam"]))
 
 
 def test_a_parameter_whose_first_gradient_comes_late():

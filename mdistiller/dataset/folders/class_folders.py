@@ -1,4 +1,4 @@
-"""Images that lie in a folder per class."""
+"""Images in one folder per class."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import FrozenSet, List, Sequence
 
 from ...errors import UserError
+from ..loading.file_names import is_leftover, picture_suffixes, suffix_of
 from ..loading.splits import FileSplit
-from .file_names import is_leftover, picture_suffixes, suffix_of
 
 log = logging.getLogger("mdistiller")
 
-NAMED = 5  # classes or suffixes in a message
+MAX_NAMED = 5  # classes or suffixes in a message
 
 
 def entries(folder: Path) -> List[Path]:
-    """Return what lies in `folder`, except for what is hidden or left there by a system.
+    """Return the entries of `folder`, except hidden ones and leftovers of operating systems.
 
     Raises:
-        UserError: it may not be read.
+        UserError: the folder cannot be read.
     """
     try:
         return [folder / name for name in os.listdir(folder) if not is_leftover(name)]
@@ -35,10 +35,10 @@ def _unreadable(error: OSError) -> UserError:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is a folder or a link to one.
+    """Return whether `path` is a folder or a link to one.
 
     Raises:
-        UserError: it is a link to what is not there, as where a disk is not mounted, or may not be looked at.
+        UserError: it is a broken link, for example to a disk that is not mounted, or it cannot be accessed.
     """
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
@@ -54,7 +54,7 @@ def is_folder(path: Path) -> bool:
 
 
 def folders_in(folder: Path) -> List[str]:
-    """Return the sorted names of the folders in `folder`, and of links to folders; see `entries`.
+    """Return the sorted names of folders, and of links to folders, in `folder`.
 
     Raises:
         UserError: see `is_folder`.
@@ -63,11 +63,14 @@ def folders_in(folder: Path) -> List[str]:
 
 
 def class_folders(folder: Path, layout: str) -> List[str]:
-    """Return the sorted names of the classes, which are the folders in `folder`; a link to a folder is one.
+    """Return the sorted names of the classes: the folders in `folder`, and links to folders.
+
+    Args:
+        folder: contains the class folders.
+        layout: the expected layout, for messages.
 
     Raises:
-        UserError: there is no `folder`, or fewer than two in it; the message ends in `layout`, which says what is
-            expected.
+        UserError: `folder` is missing, or holds fewer than two classes.
     """
     if not is_folder(folder):
         raise UserError(f"{folder} is missing; {layout}")
@@ -82,7 +85,7 @@ def class_folders(folder: Path, layout: str) -> List[str]:
 
 
 def _too_few(folder: Path, names: List[str], loose: int) -> str:
-    """Say what a folder holds that has fewer than two class folders, and where the classes seem to be."""
+    """Describe a folder with fewer than two class folders, and say where the classes seem to be."""
     if not names:
         return "no class folders" + (f", but {_counted(loose, 'image')} in no folder" if loose else "")
     place, inner, seen = folder, names, {os.path.realpath(folder)}
@@ -103,7 +106,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def check_same_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
-    """Refuse a data set whose two splits differ in their class folders."""
+    """Raise a UserError if training and validation have different class folders."""
     more, less = sorted(set(val) - set(train)), sorted(set(train) - set(val))
     if more or less:
         wrong = [f"val has {listed(more)}, which train lacks"] if more else []
@@ -111,24 +114,24 @@ def check_same_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> 
         raise UserError(f"the classes of {root} differ: {'; '.join(wrong)}; give both the same class folders")
 
 
-def listed(names: Sequence[str], limit: int = NAMED) -> str:
-    """Return the first few names as text, and how many more there are."""
+def listed(names: Sequence[str], limit: int = MAX_NAMED) -> str:
+    """Return the first few names as text, and the number of the others."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
 
 
 def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] = ()) -> FileSplit:
-    """Return the images at any depth below `folder/<class>`; labels are positions in `classes`.
+    """Find the images at any depth below `folder/<class>`; labels are positions in `classes`.
 
-    A line counts the files that are passed over because of their suffix.
+    A warning counts the files that are ignored because of their suffix.
 
     Args:
-        folder: of the class folders.
-        classes: their names.
-        companions: suffixes of other files that belong to the data set, which are not counted.
+        folder: contains the class folders.
+        classes: names of the class folders.
+        companions: suffixes of other files of the data set, which the warning does not count.
 
     Raises:
-        UserError: a class has no image, all such are named; or see `is_folder`.
+        UserError: a class has no image, or see `is_folder`.
     """
     files: List[str] = []
     targets: List[int] = []
@@ -161,9 +164,9 @@ def _by_suffix(counts: Counter[str]) -> str:
 
 
 def _images(folder: Path, suffixes: FrozenSet[str], passed_over: Counter[str]) -> List[str]:
-    """Return the images at any depth below `folder`, sorted, each linked folder once; count other files by suffix."""
+    """Return the sorted images at any depth below `folder`, following each link once; count other files by suffix."""
 
-    def refuse(error: OSError) -> None:  # by itself, os.walk passes over what it may not read
+    def refuse(error: OSError) -> None:  # by default, os.walk ignores folders that it cannot read
         raise _unreadable(error)
 
     seen, found = set(), []
@@ -181,6 +184,6 @@ def _images(folder: Path, suffixes: FrozenSet[str], passed_over: Counter[str]) -
             if suffix in suffixes:
                 found.append(path)
             else:
-                is_folder(Path(path))  # refuses a link to nowhere: it may be a folder of a disk that is not mounted
+                is_folder(Path(path))  # raises for a broken link, which may be a folder on a disk that is not mounted
                 passed_over[suffix] += 1
     return sorted(found, key=lambda file: file.split(os.sep))

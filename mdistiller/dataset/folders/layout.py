@@ -1,4 +1,4 @@
-"""The two parts of an image folder, `train/` and `val/`, each with a folder per class."""
+"""The layout of an image folder: `train/` and `val/`, each with one folder per class."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ VAL_NAMES = ("val", "valid", "validation")
 
 
 def find_val(root: Path) -> Optional[Path]:
-    """Return the validation folder of `root`, by any of its names in upper or lower case, or None.
+    """Return the validation folder of `root` under any of its names, in upper or lower case, or `None`.
 
     Raises:
-        UserError: there are two; or see `is_folder`.
+        UserError: there are several, or see `is_folder`.
     """
     names = sorted(entry.name for entry in entries(root)) if is_folder(root) else []
     found = [root / name for name in names if name.lower() in VAL_NAMES and is_folder(root / name)]
@@ -37,12 +37,12 @@ def find_val(root: Path) -> Optional[Path]:
 
 
 def check_root(root: Path, needed: str, layout: str) -> None:
-    """Raise a UserError that says where the data seem to be, if `root` has neither a training nor a validation folder.
+    """Raise a UserError if `root` has neither a training nor a validation folder; it says where the data seem to be.
 
     Args:
-        root: what `DATASET.ROOT` is set to, or stands for.
-        needed: the folder to name as missing.
-        layout: what is expected; the message ends in it.
+        root: folder of the data set.
+        needed: name of the missing folder, for the message.
+        layout: the expected layout, for the message.
     """
     if is_folder(root / TRAIN) or find_val(root):
         return
@@ -50,7 +50,7 @@ def check_root(root: Path, needed: str, layout: str) -> None:
     if not is_folder(root):
         raise UserError(f"{missing}; {layout}")
     names = sorted(entry.name for entry in entries(root) if os.path.isdir(entry))
-    inside = [name for name in names if os.path.isdir(root / name / TRAIN)]  # False where it may not be looked at
+    inside = [name for name in names if os.path.isdir(root / name / TRAIN)]  # False without permission
     if root.name in (TRAIN, *VAL_NAMES):
         missing += f": {root} seems to be a part of a data set, set DATASET.ROOT to {root.parent}"
     elif inside:
@@ -64,15 +64,15 @@ def check_root(root: Path, needed: str, layout: str) -> None:
 
 
 def find_parts(root: Path, val_fraction: float, layout: str) -> Tuple[List[str], Find, Find]:
-    """Return the classes of an image folder, and functions that find its training and its validation images.
+    """Return the classes of an image folder, and functions that find its training and validation images.
 
     Args:
-        root: of the data set.
-        val_fraction: which part of the training images to hold out where there is no validation folder; 0: none.
-        layout: what is expected, for messages.
+        root: folder of the data set.
+        val_fraction: fraction of the training images to hold out if there is no validation folder; 0 for none.
+        layout: the expected layout, for messages.
 
     Raises:
-        UserError: what is wrong with the folders.
+        UserError: a folder is missing, has another layout, or cannot be read.
     """
     check_root(root, TRAIN if val_fraction > 0 else VAL_NAMES[0], layout)
     train_folder, val_folder = root / TRAIN, find_val(root)
@@ -105,17 +105,17 @@ def _test_is_not_taken(root: Path) -> str:
 
 
 def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float) -> Tuple[FileSplit, FileSplit]:
-    """Divide images into those for training and those for validation.
+    """Split images into training and validation images.
 
-    Of a class with `n` images `round(fraction · n)` are held out for validation, at least one and at most `n − 1`.
-    Which ones depends on a hash of each name below `folder` alone, not on `EXPERIMENT.SEED` or the place of `folder`:
-    a teacher, its student and a later evaluation hold out the same ones. A file that is added or removed moves at most
-    one other of its class to the other part. The part of a smaller fraction lies in that of a larger one.
+    Of a class with `n` images, `round(fraction · n)` are held out for validation, at least one and at most `n − 1`. The
+    choice depends only on a hash of each file name below `folder`, not on `EXPERIMENT.SEED` or the location of
+    `folder`, so a teacher, its student and a later evaluation hold out the same images. Adding or removing a file moves
+    at most one other file of its class. A smaller fraction selects a subset of a larger one.
 
     Args:
         files: the images, with labels that are positions in `classes`.
-        folder: of the class folders.
-        classes: their names.
+        folder: contains the class folders.
+        classes: names of the class folders.
         fraction: in (0, 1).
 
     Raises:
@@ -127,8 +127,10 @@ def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float
         return hashlib.blake2b(os.fsencode(name), digest_size=8, person=b"validation").digest()
 
     held_out = torch.zeros(len(files), dtype=torch.bool)
-    for label, name in enumerate(classes):
-        members = (files.targets == label).nonzero().squeeze(1).tolist()
+    members_of: List[List[int]] = [[] for _ in classes]
+    for index, label in enumerate(files.targets.tolist()):
+        members_of[label].append(index)
+    for name, members in zip(classes, members_of):
         if len(members) < 2:
             raise UserError(
                 f"the class folder {folder / name} holds a single image; DATASET.VAL_FRACTION needs two of each class,"

@@ -1,4 +1,4 @@
-"""From a picture of any size to the square that a model sees."""
+"""Decoding: from an image file of any size to the square input of a model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torchvision.transforms import functional as F
 from .orientation import STARTS_BELOW, STARTS_RIGHT, orientation, upright, upright_size
 
 CHUNK = 1024  # images
-SCALES = (8, 4, 2)  # at one over which JPEG pictures can be decoded
-GAP = 2.0  # how many times larger than its result a picture stays nevertheless, as in Pillow's `thumbnail`
+SCALES = (8, 4, 2)  # JPEG images can be decoded at 1 / scale of their size
+GAP = 2.0  # the decoded image stays at least this much larger than the result, as in Pillow's `thumbnail`
 
 
 def decoded(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Image.Image:
-    """Return a part of an opened picture, turned upright, resized (bilinear, antialiased), as RGB.
+    """Decode a part of an opened image, turn it upright, resize it (bilinear, antialiased), and convert it to RGB.
 
-    A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size: fewer frequencies, and resizing still
-    averages over at least 2×2 pixels. Pictures of 1600 and 4000 px shown at 224 px differed from those without it by
+    A JPEG that is much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size; resizing still averages over at
+    least 2×2 pixels. For images of 1600 and 4000 px resized to 224 px, pixels differed from those of a full decoding by
     0.7 and 0.4 of 255 on average, by 5 at most. (One core of an AMD EPYC, decoding and `View(224, margin=True)`:
-    4000×3000 px 129 → 50 ms, 1600×1200 px 16 → 11 ms. 500×375 px, an average ImageNet picture, is too small to gain:
+    4000×3000 px 129 → 50 ms, 1600×1200 px 16 → 11 ms. 500×375 px, an average ImageNet image, is too small to gain:
     2.3 ms; with torchvision's `decode_jpeg` and resizing of tensors 3.0 ms.)
 
     Args:
         image: not decoded yet.
-        part: left, top, right and bottom edge, in pixels of the whole picture, upright.
+        part: left, top, right and bottom edge, in pixels of the whole upright image.
         size: width and height of the result, in pixels.
     """
     left, top, right, bottom = part
@@ -36,9 +36,9 @@ def decoded(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Ima
     if scale > 1:
         image.draft(None, (image.size[0] // scale, image.size[1] // scale))
     picture = upright(image)
-    if picture.size == whole:  # cut first, as torchvision does
+    if picture.size == whole:  # crop first, as torchvision does
         return F.resized_crop(picture, top, left, bottom - top, right - left, [size[1], size[0]])
-    # sides that are no multiple of the scale are rounded up, at the end of the stored rows and columns
+    # Sides that are not multiples of the scale are rounded up at the end of the stored rows and columns.
     turned = orientation(image)
     x = picture.size[0] - whole[0] / scale if turned in STARTS_RIGHT else 0.0
     y = picture.size[1] - whole[1] / scale if turned in STARTS_BELOW else 0.0
@@ -48,7 +48,7 @@ def decoded(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Ima
 
 @dataclass(frozen=True)
 class View:
-    """How an opened picture is shown un-augmented: shorter side resized (antialiased), then the centre cropped.
+    """The un-augmented transform: resize the shorter side (antialiased), then crop the centre.
 
     Attributes:
         size: side of the result, in pixels.

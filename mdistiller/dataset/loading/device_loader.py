@@ -1,4 +1,4 @@
-"""Small sets: uint8 images that stay on the device and are augmented a batch at a time."""
+"""The loader of small sets: uint8 images stay on the device and are augmented batch by batch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .splits import ArraySplit
 
 
 class DeviceLoader(Loader):
-    """Batches from images on the device, without Python per image, synchronisation or copies from the host.
+    """Batches of images on the device, without Python code per image, synchronization or copies from the host.
 
-    The images are stored zero-padded, `[N, W, W, 3]` with `W = S + 2·padding`, and seen as a list of pixels. A crop
-    starts at pixel `n·W² + top·W + left`; its other pixels lie at fixed distances from there, of which there are two
-    tables, plain and mirrored. So a batch is one small look-up, one gather of pixels and one multiply-add. (One core of
+    The images are stored zero-padded, `[N, W, W, 3]` with `W = S + 2·padding`, and viewed as a list of pixels. A crop
+    starts at pixel `n·W² + top·W + left`. Its other pixels are at fixed distances, kept in a plain and a mirrored
+    table. A batch is thus a small look-up, a gather of pixels and a multiply-add. (One core of
     an AMD EPYC, B = 64, S = 32, images/s, median of 9 interleaved epochs: 162,000; indexing `[n, row, column]` 72,000;
-    windows over a store that also holds the mirrored images, so twice the memory, 183,000.)
+    windows over a store with mirrored images too, in twice the memory, 183,000.)
 
-    A rotated image has distances of its own, which follow from its angle; see `rotation_steps`.
+    The distances of a rotated image depend on its angle; see `rotation_steps`.
 
     Args:
-        split: the images, at the size that the model sees.
+        split: the images, in the size of the model's input.
         info, options, device, train: see `Loader`.
     """
 
@@ -51,13 +51,13 @@ class DeviceLoader(Loader):
         return "pixels", self.digest()
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        draws = self.draws()
-        order, variant = draws.order.to(self.device), self.variants(draws).to(self.device)
-        first = (order * self._width**2) + (draws.top * self._width + draws.left).to(self.device)
-        flip = draws.flip.long().to(self.device)
+        plan = self.plan()
+        order, variant = plan.order.to(self.device), self.variants(plan).to(self.device)
+        first = (order * self._width**2) + (plan.top * self._width + plan.left).to(self.device)
+        flip = plan.flip.long().to(self.device)
         size = self.info.input_size
         if self.augment == "rotate_flip":
-            steps = rotation_steps(draws.angle, draws.flip, size).to(self.device)
+            steps = rotation_steps(plan.angle, plan.flip, size).to(self.device)
         for part in self.slices(start_step):
             index = order[part]
             if self.augment == "none":
@@ -75,6 +75,6 @@ class DeviceLoader(Loader):
             yield batch if self.num_variants is None else {**batch, "variant": variant[part]}
 
     def _gather(self, where: Tensor) -> Tensor:
-        """Return the pixels `where` (int64 [B, S·S], numbers in the store) as images, uint8 [B, S, S, 3]."""
+        """Return the pixels with the numbers `where` (int64 [B, S·S]) as images, uint8 [B, S, S, 3]."""
         size = self.info.input_size
         return self.images.view(-1, 3).index_select(0, where.view(-1)).view(-1, size, size, 3)

@@ -1,7 +1,7 @@
-"""All random choices of an epoch, from its number alone.
+"""All random choices of an epoch; they follow from the seed and the number of the epoch.
 
-They are drawn on the CPU, also for a loader on a GPU: so an epoch is the same on every machine and in both loaders, at
-the price of copying 2 MB an epoch (50,000 images).
+They are drawn on the CPU even for a loader on a GPU, so that an epoch is the same on every machine and in both loaders.
+The cost is a copy of 2 MB per epoch (50,000 images).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-class EpochDraws(NamedTuple):
-    """What one epoch does with N images; entry k belongs to the k-th image that the epoch shows.
+class EpochPlan(NamedTuple):
+    """The random choices of an epoch of N images; entry k belongs to the k-th image of the epoch.
 
     Attributes:
         order: int64 [N], the index of the k-th image.
@@ -34,20 +34,20 @@ class EpochDraws(NamedTuple):
 
         Args:
             padding: p, zeros on each side of the image, in pixels.
-            flips: whether images are mirrored: `(top·(2p+1) + left)·2 + flip` in [0, 2(2p+1)²), else
-                `top·(2p+1) + left` in [0, (2p+1)²).
+            flips: whether images are mirrored. The number is `(top·(2p+1) + left)·2 + flip` in [0, 2(2p+1)²), without
+                flips `top·(2p+1) + left` in [0, (2p+1)²).
         """
         offset = self.top * (2 * padding + 1) + self.left
         return offset * 2 + self.flip if flips else offset
 
 
 def mix(*parts: object) -> int:
-    """Return a 63-bit seed that depends on all parts."""
+    """Return a 63-bit seed that is a hash of all parts."""
     text = "/".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def draw_epoch(
+def plan_epoch(
     num_images: int,
     padding: int,
     seed: int,
@@ -55,32 +55,32 @@ def draw_epoch(
     augment: bool = True,
     flips: bool = True,
     rotation: float = 0.0,
-) -> EpochDraws:
+) -> EpochPlan:
     """Draw order, crops, flips and angles of a training epoch.
 
-    None of the choices changes the draws of the others: without flips, for example, the crops stay the same.
+    The choices are independent: without flips, for example, the crops stay the same.
 
     Args:
         num_images: N.
         padding: zeros on each side of the image, in pixels.
-        seed, epoch: what everything depends on.
-        augment: whether to change the images; without, the offsets are 0, and only the order is random.
-        flips: whether half of the images are mirrored, or none.
-        rotation: largest angle, in degrees; angles are uniform between its negative and it.
+        seed, epoch: determine all choices.
+        augment: whether to augment; otherwise only the order is random.
+        flips: whether half of the images are mirrored.
+        rotation: largest angle in degrees; angles are uniform in [−rotation, rotation].
     """
     generator = torch.Generator().manual_seed(mix("epoch", seed, epoch))
     order = torch.randperm(num_images, generator=generator)
     if not augment:
-        return EpochDraws(order, *_nothing(num_images))
+        return EpochPlan(order, *_nothing(num_images))
     top, left = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
     flip = (torch.rand(num_images, generator=generator) < 0.5) & flips
     angle = (2 * torch.rand(num_images, generator=generator, dtype=torch.float64) - 1) * rotation
-    return EpochDraws(order, top, left, flip, angle)
+    return EpochPlan(order, top, left, flip, angle)
 
 
-def in_file_order(num_images: int) -> EpochDraws:
-    """Return the draws of a validation pass: every image as it is, in index order."""
-    return EpochDraws(torch.arange(num_images), *_nothing(num_images))
+def plan_in_order(num_images: int) -> EpochPlan:
+    """Return the plan of a validation pass: every image un-augmented, in index order."""
+    return EpochPlan(torch.arange(num_images), *_nothing(num_images))
 
 
 def _nothing(num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Pictures that cannot be used: found, named and counted before training, and then refused or left out."""
+"""The check of all images before training: unusable ones are named and counted, then refused or left out."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tqdm import tqdm
 from ...errors import UserError
 from .decode import decoded
 from .orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
-from .splits import FileSplit, ImageSplit, Look, UnusableImage
-from .stats import Memory
-from .workers import deaths_explained
+from .splits import FileSplit, ImageSplit, Transform, UnusableImage
+from .stats import FolderCache
+from .workers import explain_worker_deaths
 
 log = logging.getLogger("mdistiller")
 
-NAMED = 3  # in a message
-CHUNK = 256  # pictures that a worker reads at a time
-GLANCE = (8, 8)  # px: a JPEG is then decoded at an eighth of its size, but read to its end
+MAX_NAMED = 3  # images named in a message
+CHUNK = 256  # images per task of a worker
+CHECK_SIZE = (8, 8)  # px; a JPEG is then decoded at 1/8 of its size, but read to its end
 
 
-class Sight(NamedTuple):
-    """What reading one picture brings to light.
+class ImageReport(NamedTuple):
+    """The result of reading one image.
 
     Attributes:
-        fault: the file and what is wrong with it; empty for one that can be used, which the others describe.
-        mode: Pillow's name of its kind.
-        turned: whether its EXIF orientation is another than upright.
+        fault: the file with the error in parentheses; empty for a usable image, which the other fields describe.
+        mode: Pillow's mode, for example `RGB` or `L`.
+        turned: whether its EXIF orientation differs from upright.
         damaged_exif: whether its EXIF data cannot be read.
     """
 
@@ -44,30 +44,30 @@ class Sight(NamedTuple):
     damaged_exif: bool = False
 
 
-def inspect(split: ImageSplit, index: int, look: Look) -> Tuple[Sight, Optional[Image.Image]]:
-    """Return what image `index` is like, and what `look` makes of it (RGB) if it can be used."""
-    sights: List[Sight] = []
+def inspect_image(split: ImageSplit, index: int, transform: Transform) -> Tuple[ImageReport, Optional[Image.Image]]:
+    """Return what image `index` is like, and what `transform` makes of it (RGB) if it can be used."""
+    reports: List[ImageReport] = []
 
     def noting(image: Image.Image) -> Image.Image:
-        mode = image.mode  # first, because reading the orientation may decode the picture
-        sights.append(Sight("", mode, orientation(image) != UPRIGHT, has_damaged_exif(image)))
-        return look(image)
+        mode = image.mode  # first, because reading the orientation may decode the image
+        reports.append(ImageReport("", mode, orientation(image) != UPRIGHT, has_damaged_exif(image)))
+        return transform(image)
 
     try:
         picture = split.load(index, noting)
     except UnusableImage as error:
-        return Sight(error.fault), None
-    return sights[0], picture
+        return ImageReport(error.fault), None
+    return reports[0], picture
 
 
-class Findings:
-    """What reading the pictures of a split brings to light.
+class SplitReport:
+    """The result of reading the images of a split.
 
     Attributes:
-        unusable: by index, the file and what is wrong with it.
-        modes: how many pictures were not RGB, by Pillow's name of what they were.
-        turned: how many pictures have an EXIF orientation other than upright.
-        damaged_exif: how many pictures have EXIF data that cannot be read.
+        unusable: faults by index of the image.
+        modes: number of images by mode, for modes other than RGB.
+        turned: number of images whose EXIF orientation differs from upright.
+        damaged_exif: number of images whose EXIF data cannot be read.
     """
 
     def __init__(self) -> None:
@@ -76,18 +76,18 @@ class Findings:
         self.turned = 0
         self.damaged_exif = 0
 
-    def add(self, index: int, sight: Sight) -> None:
-        """Take in one picture."""
-        if sight.fault:
-            self.unusable[index] = sight.fault
+    def add(self, index: int, report: ImageReport) -> None:
+        """Add the report of one image."""
+        if report.fault:
+            self.unusable[index] = report.fault
             return
-        if sight.mode != "RGB":
-            self.modes[sight.mode] += 1
-        self.turned += sight.turned
-        self.damaged_exif += sight.damaged_exif
+        if report.mode != "RGB":
+            self.modes[report.mode] += 1
+        self.turned += report.turned
+        self.damaged_exif += report.damaged_exif
 
-    def state(self) -> Dict[str, Any]:
-        """Return what is remembered of them, as plain values."""
+    def state_dict(self) -> Dict[str, Any]:
+        """Return what is cached, as plain values."""
         return {
             "unusable": sorted(self.unusable),
             "modes": self.modes,
@@ -95,8 +95,8 @@ class Findings:
             "damaged_exif": self.damaged_exif,
         }
 
-    def load_state(self, state: Dict[str, Any]) -> List[int]:
-        """Take over what was remembered, and return the indices of the unusable, which are to be tried again.
+    def load_state_dict(self, state: Dict[str, Any]) -> List[int]:
+        """Restore cached values; return the indices of unusable images, which must be read again.
 
         Raises:
             AttributeError, TypeError, ValueError: the state is damaged.
@@ -106,8 +106,8 @@ class Findings:
         return sorted({int(index) for index in state["unusable"]})
 
 
-def refusal(faults: Sequence[str], num_images: int) -> UserError:
-    """Return the error that names pictures, given as `PATH (REASON)`, which cannot be used."""
+def unusable_error(faults: Sequence[str], num_images: int) -> UserError:
+    """Return the error about unusable images, given as `PATH (REASON)`."""
     if len(faults) == 1:
         what, them = f"the image {faults[0]}", "it"
     else:
@@ -118,21 +118,21 @@ def refusal(faults: Sequence[str], num_images: int) -> UserError:
 
 
 def _first_few(faults: Sequence[str]) -> str:
-    more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-    return "; ".join(faults[:NAMED]) + more
+    more = f" and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+    return "; ".join(faults[:MAX_NAMED]) + more
 
 
-def usable(split: ImageSplit, findings: Findings, corrupt: str, role: str) -> Tensor:
-    """Return the indices of the pictures that can be used, int64 [n], rising; say how many were converted or left out.
+def usable_indices(split: ImageSplit, findings: SplitReport, corrupt: str, role: str) -> Tensor:
+    """Return the sorted indices of usable images, int64 [n]; log how many were converted or left out.
 
     Args:
-        split: the pictures.
-        findings: of all of them.
-        corrupt: whether those that cannot be used are left out ("skip").
-        role: "training" or "validation", for the lines.
+        split: the images.
+        findings: reports on all of them.
+        corrupt: "skip" leaves unusable images out; otherwise they raise an error.
+        role: "training" or "validation", for messages.
 
     Raises:
-        UserError: some cannot be used and are not to be left out, or none of a class can.
+        UserError: an image is unusable and `corrupt` is not "skip", or a class has no usable image.
     """
     faults, total = list(findings.unusable.values()), len(split)
     if findings.modes:
@@ -149,7 +149,7 @@ def usable(split: ImageSplit, findings: Findings, corrupt: str, role: str) -> Te
     if not faults:
         return torch.arange(total)
     if corrupt != "skip":
-        raise refusal(faults, total)
+        raise unusable_error(faults, total)
     keep = torch.ones(total, dtype=torch.bool)
     keep[list(findings.unusable)] = False
     lost = set(split.targets.tolist()) - set(split.targets[keep].tolist())
@@ -163,37 +163,38 @@ def usable(split: ImageSplit, findings: Findings, corrupt: str, role: str) -> Te
     return keep.nonzero().squeeze(1)
 
 
-def checked(split: ImageSplit, corrupt: str, num_workers: int, role: str) -> ImageSplit:
-    """Return a split that is to be streamed, once all its pictures are known to be usable, or without the others.
+def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -> ImageSplit:
+    """Read every image of a streamed split once, in `num_workers` processes; return the split of the usable ones.
 
-    Each is read once, by `num_workers` processes. The result is remembered until a file is added, removed or changed.
-    Unreadable pictures are tried again each time. With `corrupt` "unchecked" nothing is read.
+    The result is cached until a file is added, removed or changed. Unusable images are read again each time. With
+    `corrupt` "unchecked" nothing is read.
     """
     if corrupt == "unchecked" or not isinstance(split, FileSplit):
         return split
     ends = [split.path(index).parent for index in (0, len(split) - 1)]
-    memory = Memory(Path(os.path.commonpath(ends)), f"{role} pictures", split.paths())  # both may lie in train/
-    findings = Findings()
-    known = memory.recall(*findings.state())
+    # The role is part of the key, because both splits may be in train/.
+    cache = FolderCache(Path(os.path.commonpath(ends)), f"{role} pictures", split.paths())
+    findings = SplitReport()
+    known = cache.load(*findings.state_dict())
     indices: Sequence[int] = range(len(split))
     try:
         if known is not None:
-            again = findings.load_state(known)
+            again = findings.load_state_dict(known)
             indices = [index for index in again if index in indices]
     except (AttributeError, TypeError, ValueError):
-        findings, known = Findings(), None
-    for index, sight in _read(split, indices, num_workers):
-        findings.add(index, sight)
+        findings, known = SplitReport(), None
+    for index, report in _read(split, indices, num_workers):
+        findings.add(index, report)
     if known is None:
-        memory.store(**findings.state())
-    kept = usable(split, findings, corrupt, role)
+        cache.save(**findings.state_dict())
+    kept = usable_indices(split, findings, corrupt, role)
     return split if len(kept) == len(split) else split.subset(kept)
 
 
-Glance = Tuple[int, Sight]  # index, and what the picture is like
+Glance = Tuple[int, ImageReport]  # index, and what the picture is like
 
 
-class _Glances(Dataset):
+class _CheckDataset(Dataset):
     def __init__(self, split: FileSplit) -> None:
         self.split = split
 
@@ -202,20 +203,22 @@ class _Glances(Dataset):
 
     def _glance(self, index: int) -> Glance:
 
-        return index, inspect(self.split, index, lambda image: decoded(image, (0, 0, *upright_size(image)), GLANCE))[0]
+        return index, inspect_image(
+            self.split, index, lambda image: decoded(image, (0, 0, *upright_size(image)), CHECK_SIZE)
+        )[0]
 
 
 def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> Iterator[Glance]:
     chunks = [list(indices[start : start + CHUNK]) for start in range(0, len(indices), CHUNK)]
     loader = DataLoader(
-        _Glances(split),
+        _CheckDataset(split),
         batch_size=None,
         sampler=chunks,
         collate_fn=list,
         num_workers=min(num_workers, len(chunks)),
-        generator=torch.Generator(),  # else the workers' seed is drawn from the global numbers
+        generator=torch.Generator(),  # otherwise the seed of the workers would come from the global generator
     )
     with tqdm(total=len(indices), desc="checking images", unit="image", delay=2, disable=None, leave=False) as bar:
-        for part in deaths_explained(loader):
+        for part in explain_worker_deaths(loader):
             yield from part
             bar.update(len(part))

@@ -1,4 +1,4 @@
-"""What both loaders have in common: lengths, epochs, steps."""
+"""The base class of both loaders: length, epochs, steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ... import distributed
 from ...errors import UserError
 from ..info import DatasetInfo
 from ..options import Options
-from .epoch_plan import EpochDraws, draw_epoch, in_file_order
+from .epoch_plan import EpochPlan, plan_epoch, plan_in_order
 
 Batch = Dict[str, Tensor]
 
 
 class Normaliser:
-    """Takes images from uint8 to what the model eats: `(x / 255 − mean) / std`, as one multiply-add."""
+    """Normalizes uint8 images: `(x / 255 − mean) / std`, computed as one multiply-add."""
 
     def __init__(self, info: DatasetInfo, device: torch.device) -> None:
         mean = torch.tensor(info.mean, dtype=torch.float64)
@@ -26,7 +26,7 @@ class Normaliser:
         self.shift = (-mean / std).float().to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Take uint8 [B, S, S, 3] to float32 [B, 3, S, S] in channels_last strides."""
+        """Convert uint8 [B, S, S, 3] to float32 [B, 3, S, S] with channels_last strides."""
         return torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
 
 
@@ -35,24 +35,24 @@ class Loader:
 
     A batch is a dict with
 
-    - "image": float32 [B, 3, S, S], normalised, channels_last strides;
+    - "image": float32 [B, 3, S, S], normalized, with channels_last strides;
     - "target": int64 [B], labels;
-    - "index": int64 [B], numbers of the images in the split in use, from 0;
-    - "variant": int64 [B], which of the `num_variants` augmented forms each image has, see `EpochDraws.variant`;
-      there is no such key where `num_variants` is None.
+    - "index": int64 [B], indices of the images in the split;
+    - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`; missing if `num_variants` is
+      `None`.
 
-    All randomness of an epoch comes from the seed and the epoch's number: call `set_epoch` before each epoch, or every
-    pass repeats epoch 0. Training shuffles. The last, partial batch is kept, except when it has a single image, which
-    BatchNorm cannot train on. Validation shows every image, in index order, un-augmented.
+    All randomness of an epoch follows from the seed and the number of the epoch. Call `set_epoch` before each epoch;
+    otherwise every pass repeats epoch 0. Training shuffles, and keeps the last partial batch unless it has a single
+    image, on which BatchNorm cannot train. Validation yields every image un-augmented, in index order.
 
-    Several processes share each training batch, in parts whose sizes differ by at most one image. A last batch with
-    fewer than two images for each of them is dropped. Validation batches are dealt to them in turn.
+    In a process group, each training batch is divided into parts that differ by at most one image. A last batch with
+    fewer than two images per process is dropped. Validation batches go to the processes in turn.
 
     Args:
-        info: of the data set.
+        info: description of the data set.
         targets: labels in index order, int64 [N], on any device.
-        options: of the data layer.
-        device: where the batches are to be.
+        options: see `Options`.
+        device: device of the batches.
         train: whether to shuffle and augment.
 
     Attributes:
@@ -61,13 +61,13 @@ class Loader:
         batch_size: images in a full batch, of all processes.
         augment: "pad_crop", "resized_crop", "rotate_flip" or "none".
         padding: zeros on each side before the random crop, in pixels.
-        flip: whether half of the images are mirrored, where they are augmented.
-        rotation: the largest angle by which an image is rotated, in degrees.
-        num_variants: how many augmented forms an image has, or None for infinitely many (resized_crop, rotate_flip).
-        epoch: the number last given to `set_epoch`, 0 before.
+        flip: whether half of the augmented images are mirrored.
+        rotation: largest angle of a rotation, in degrees.
+        num_variants: number of augmented variants of an image, or `None` if unlimited (resized_crop, rotate_flip).
+        epoch: last argument of `set_epoch`, initially 0.
 
     Raises:
-        UserError: a training set of fewer than 2 images for each process.
+        UserError: the training set has fewer than 2 images per process.
     """
 
     def __init__(self, info: DatasetInfo, targets: Tensor, options: Options, device: torch.device, train: bool) -> None:
@@ -102,45 +102,43 @@ class Loader:
         return self.iterate()
 
     def set_epoch(self, epoch: int) -> None:
-        """Fix the order and the augmentation of the passes that start from now on."""
+        """Set the epoch, which determines order and augmentation of later passes."""
         self.epoch = epoch
 
-    def draws(self) -> EpochDraws:
-        """Return this epoch's order, crops, flips and angles, on the CPU."""
+    def plan(self) -> EpochPlan:
+        """Return order, crops, flips and angles of this epoch, on the CPU."""
         if not self.train:
-            return in_file_order(self.num_images)
-        augment = self.augment in ("pad_crop", "rotate_flip")  # resized_crop draws for each image
-        return draw_epoch(
+            return plan_in_order(self.num_images)
+        augment = self.augment in ("pad_crop", "rotate_flip")  # resized_crop has random numbers per image
+        return plan_epoch(
             self.num_images, self.padding, self._seed, self.epoch, augment, flips=self.flip, rotation=self.rotation
         )
 
-    def variants(self, draws: EpochDraws) -> Tensor:
-        """Return the number of the form that each image of `draws` has, int64 [N]; `num_variants` is not None."""
-        return draws.variant(self.padding, self.flip)
+    def variants(self, plan: EpochPlan) -> Tensor:
+        """Return the variant number of each image of a plan, int64 [N]; `num_variants` must not be `None`."""
+        return plan.variant(self.padding, self.flip)
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """Yield this epoch's batches from number `start_step` (from 0) on, equal to those of a full pass."""
+        """Yield the batches of this epoch from step `start_step` (counted from 0) on, equal to those of a full pass."""
         raise NotImplementedError
 
     def digest(self) -> str:
-        """Return a fingerprint of the images in their order, hexadecimal: of their pixels, or of their files' names,
-        sizes and dates.
-        """
+        """Return a hexadecimal digest of the images in order: of their pixels, or of file names, sizes and dates."""
         raise NotImplementedError
 
     def fingerprint(self) -> Tuple[str, str]:
-        """Return what is compared, and its digest, hexadecimal: pixels, or names and sizes of the images' files.
+        """Return a kind and a hexadecimal digest of that kind: of pixels, or of names and sizes of files.
 
-        Unlike `digest`, it stays the same where the files are moved or copied. Only digests of the same thing compare.
+        Unlike `digest`, it does not change when files are moved or copied. Compare only digests of the same kind.
         """
         raise NotImplementedError
 
     def images_in(self, step: int) -> int:
-        """Return how many images batch `step` (from 0) has, those of all processes."""
+        """Return the number of images in batch `step` (counted from 0) over all processes."""
         return min(self.batch_size, self.num_images - step * self.batch_size)
 
     def slices(self, start_step: int) -> Iterator[slice]:
-        """Yield which of the epoch's images, in its order, are in this process's batches from `start_step` on."""
+        """Yield the slices of the epoch's order that are this process's batches, from `start_step` on."""
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step is {start_step}; an epoch has {len(self)} batches")
         for step in range(start_step, len(self)):

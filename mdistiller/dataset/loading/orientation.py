@@ -1,4 +1,4 @@
-"""EXIF orientation: cameras store what the sensor saw, and note in a tag how the picture is to be turned."""
+"""EXIF orientation: cameras store the pixels of the sensor and a tag that says how to turn the image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Tuple
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-PILLOW_WARNS = "(Possibly c|C)orrupt EXIF data"  # and keeps the tags that it has read until then
+PILLOW_WARNS = "(Possibly c|C)orrupt EXIF data"  # Pillow keeps the tags that it could read
 warnings.filterwarnings("ignore", PILLOW_WARNS, UserWarning)
 
 TAG = 0x0112
 UPRIGHT = 1
-TURNS = {  # by orientation; the same as in `PIL.ImageOps.exif_transpose`
+TURNS = {  # by orientation, as in `PIL.ImageOps.exif_transpose`
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -23,42 +23,42 @@ TURNS = {  # by orientation; the same as in `PIL.ImageOps.exif_transpose`
     8: Image.Transpose.ROTATE_90,
 }
 SIDES_SWAPPED = (5, 6, 7, 8)
-STARTS_RIGHT = (2, 3, 6, 7)  # the upright picture's right edge is the stored one's left or top edge
-STARTS_BELOW = (3, 4, 7, 8)  # the same of its lower edge
+STARTS_RIGHT = (2, 3, 6, 7)  # the right edge of the upright image is the left or top edge of the stored one
+STARTS_BELOW = (3, 4, 7, 8)  # the same for the lower edge
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation (1 to 8) of an opened picture; 1 if it has none, or none that can be read.
+    """Return the EXIF orientation (1 to 8) of an opened image; 1 if it is missing or unreadable.
 
-    A JPEG is not decoded by this, all other kinds are.
+    Images other than JPEG are decoded.
     """
-    if not isinstance(image, JpegImageFile):  # PNG may hold it after the pixels, and Pillow itself turns a TIFF
+    if not isinstance(image, JpegImageFile):  # PNG may store it after the pixels, and Pillow turns a TIFF itself
         image.load()
     try:
         found = image.getexif().get(TAG)
-    except Exception:  # Pillow raises what its parser met: SyntaxError, struct.error, ValueError, ...
+    except Exception:  # Pillow's parser raises many types: SyntaxError, struct.error, ValueError, …
         return UPRIGHT
     return found if found in TURNS else UPRIGHT
 
 
 def has_damaged_exif(image: Image.Image) -> bool:
-    """Whether an opened picture has EXIF data that cannot be read."""
+    """Return whether an opened image has EXIF data that cannot be read."""
     try:
-        Image.Exif().load(image.info.get("exif", b""))  # `Image.open` has read it too, but keeps failures to itself
+        Image.Exif().load(image.info.get("exif", b""))  # `Image.open` ignores errors in it
     except Exception:  # see `orientation`
         return True
     return False
 
 
 def upright_size(image: Image.Image) -> Tuple[int, int]:
-    """Return width and height, in pixels, that an opened picture has once it is turned."""
-    swapped = orientation(image) in SIDES_SWAPPED  # first, because it may change the size of a TIFF
+    """Return width and height in pixels of an opened image after it is turned upright."""
+    swapped = orientation(image) in SIDES_SWAPPED  # first, because it can change the size of a TIFF
     width, height = image.size
     return (height, width) if swapped else (width, height)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an opened picture, decoded and turned, as RGB."""
+    """Decode an opened image, turn it upright, and convert it to RGB."""
     turn = TURNS.get(orientation(image))
     picture = image.convert("RGB")
     return picture if turn is None else picture.transpose(turn)

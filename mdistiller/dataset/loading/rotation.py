@@ -1,7 +1,7 @@
-"""Rotations of square images in batches, pixel for pixel those of Pillow and so of torchvision's `RandomRotation`.
+"""Rotation of square images in batches, pixel for pixel as Pillow and torchvision's `RandomRotation` rotate them.
 
-Pillow rotates by the nearest pixel, and finds it in whole numbers of 1/65536 pixel. The same arithmetic here gives the
-same pixels, on any device. Shapes: `N` images of an epoch, `B` of a batch, `S` pixels a side.
+Pillow takes the nearest pixel, computed in fixed-point numbers of 1/65536 pixel. The same arithmetic gives the same
+pixels on any device. Shapes: `N` images per epoch, `B` per batch, `S` side in pixels.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ FRACTION_BITS = 16
 
 
 def rotation_steps(angle: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Return where the pixels of rotated images come from, in 1/65536 pixel, int32 [N, 2, 3].
+    """Return the source positions of the pixels of rotated images, in 1/65536 pixel, int32 [N, 2, 3].
 
-    Pixel `(y, x)` of image `n` comes from row `s[n, 0, 0] + y·s[n, 0, 1] + x·s[n, 0, 2]`, rounded down, and from the
-    column that `s[n, 1]` gives alike.
+    Pixel `(y, x)` of image `n` comes from row `s[n, 0, 0] + y·s[n, 0, 1] + x·s[n, 0, 2]`, rounded down. Its column
+    follows from `s[n, 1]` in the same way.
 
     Args:
         angle: float64 [N], degrees, counter-clockwise, about the centre.
@@ -36,7 +36,7 @@ def rotation_steps(angle: Tensor, flip: Tensor, size: int) -> Tensor:
 
 
 def rotated_pixels(steps: Tensor, size: int) -> Tuple[Tensor, Tensor]:
-    """Return which pixel of its image each pixel of a batch is, and whether there is one.
+    """Return the source pixel of each pixel of a batch, and whether it lies inside the image.
 
     Args:
         steps: int32 [B, 2, 3], see `rotation_steps`.

@@ -1,4 +1,4 @@
-"""What a data set's function returns, and the registry of these functions."""
+"""Splits of a data set in memory or as files, and the registry of data sets."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from yacs.config import CfgNode
 
 from ...errors import UserError
 from ...registry import Registry
-from ..folders.file_names import picture_formats
 from ..info import DatasetInfo
 from .epoch_plan import mix
+from .file_names import picture_formats
 from .orientation import upright
 from .stats import stamp
 
-# what Pillow warns of, and reads nevertheless, is refused below
+# Pillow warns about these images; `_check` rejects them.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 MAX_PIXELS = 89_478_485  # Pillow's limit, 268 MB as RGB
 MAX_ASPECT_RATIO = 100  # sides that differ more: resizing the shorter one would take gigabytes
 
 Labels = Union[Sequence[int], Tensor]
-Look = Callable[[Image.Image], Image.Image]  # from an opened picture, of any kind and not decoded yet, to an RGB one
+Transform = Callable[
+    [Image.Image], Image.Image
+]  # from an opened picture, of any kind and not decoded yet, to an RGB one
 
 
 class UnusableImage(UserError):
-    """A picture that cannot be used; `fault` is its file and the reason in brackets."""
+    """An image that cannot be used; `fault` is its file with the reason in parentheses."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(f"cannot read the image {fault}; replace, convert or remove it")
@@ -43,11 +45,11 @@ class UnusableImage(UserError):
 
 
 class ArraySplit:
-    """Images that are in memory already.
+    """Images in memory.
 
     Args:
         images: uint8 [N, H, W, 3].
-        targets: labels, N of them.
+        targets: N labels.
     """
 
     def __init__(self, images: np.ndarray, targets: Labels) -> None:
@@ -59,32 +61,32 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, index: int, look: Look = upright) -> Image.Image:
-        """Return what `look` makes of image `index` (RGB)."""
-        return look(Image.fromarray(self.images[index]))
+    def load(self, index: int, transform: Transform = upright) -> Image.Image:
+        """Return `transform` of image `index`, RGB."""
+        return transform(Image.fromarray(self.images[index]))
 
     def digest(self) -> str:
-        """Return a fingerprint of the pixels, hexadecimal."""
+        """Return a hexadecimal digest of the pixels."""
         return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
 
     def fingerprint(self) -> Tuple[str, str]:
-        """Return what is compared, and its digest; see `Loader.fingerprint`."""
+        """Return a kind and a digest of that kind; see `Loader.fingerprint`."""
         return "stored pixels", self.digest()
 
     def subset(self, indices: Tensor) -> ArraySplit:
-        """Return the images `indices` (int64 [n]) only, numbered from 0."""
+        """Return a split of the images `indices` (int64 [n])."""
         return ArraySplit(self.images[indices.numpy()], self.targets[indices])
 
 
 class FileSplit:
-    """Images that are read from files when asked for.
+    """Images that are read from files on access.
 
-    The names are one array: a list of a million of them is half a gigabyte, of which every worker process would come to
-    hold a copy, since counting references to its entries writes to their pages.
+    The names are stored in one array. A list of a million names takes half a gigabyte, and every worker process would
+    come to hold a copy of it, because reference counting writes to the memory pages of its entries.
 
     Args:
-        files: one path an image.
-        targets: labels, as many.
+        files: N paths.
+        targets: N labels.
     """
 
     def __init__(self, files: Union[Sequence[Union[str, Path]], np.ndarray], targets: Labels) -> None:
@@ -100,58 +102,58 @@ class FileSplit:
         return list(self.paths())
 
     def paths(self) -> Iterator[Path]:
-        """Yield the files one by one: a million of these objects are a gigabyte."""
+        """Yield the files one by one; a million Path objects take a gigabyte."""
         return map(self.path, range(len(self)))
 
     def path(self, index: int) -> Path:
         return Path(os.fsdecode(self._files[index]))
 
-    def load(self, index: int, look: Look = upright) -> Image.Image:
-        """Return what `look` makes of image `index` (RGB).
+    def load(self, index: int, transform: Transform = upright) -> Image.Image:
+        """Return `transform` of image `index`, RGB.
 
         Raises:
-            UnusableImage: the file is not an 8-bit picture of a sensible size that can be decoded.
+            UnusableImage: the file cannot be decoded, has more than 8 bits per channel, or has an extreme size.
         """
         path = self.path(index)
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # the end of a pipe may never come
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe may never end
                 raise OSError("not a regular file")
             with Image.open(path, formats=picture_formats()) as image:
                 _check(image)
-                return look(image)
-        except MemoryError:  # not the picture's fault
+                return transform(image)
+        except MemoryError:  # not caused by the image
             raise
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            name = "".join(c if c.isprintable() else "?" for c in str(path))  # it may be no text in any encoding
+            name = "".join(c if c.isprintable() else "?" for c in str(path))  # names may be undecodable
             raise UnusableImage(f"{name} ({reason})") from error
 
     def digest(self) -> str:
-        """Return a fingerprint of the files' names (with their folders'), sizes and dates, hexadecimal."""
-        state = hashlib.sha256(b"upright\n")  # other pixels than when EXIF orientations were not heeded
+        """Return a hexadecimal digest of file names (with their folders), sizes and dates."""
+        state = hashlib.sha256(b"upright\n")  # versions before EXIF orientation was applied had other pixels
         for path in self.paths():
             state.update(os.fsencode(f"{path.parent.name}/{path.name} {stamp(path)}\n"))
         return state.hexdigest()
 
     def fingerprint(self) -> Tuple[str, str]:
-        """Return what is compared, and its digest; see `Loader.fingerprint`."""
+        """Return a kind and a digest of that kind; see `Loader.fingerprint`."""
         state, separator = hashlib.sha256(), os.fsencode(os.sep)
         for file in self._files.tolist():
             try:
                 size = os.stat(file).st_size
-            except OSError:  # reading it says what is wrong
+            except OSError:  # reading the file reports the error
                 size = -1
             state.update(b"%s %d\0" % (file.rpartition(separator)[2], size))
         return "file names and sizes", state.hexdigest()
 
     def subset(self, indices: Tensor) -> FileSplit:
-        """Return the images `indices` (int64 [n]) only, numbered from 0."""
+        """Return a split of the images `indices` (int64 [n])."""
         return FileSplit(self._files[indices.numpy()], self.targets[indices])
 
 
 def _check(image: Image.Image) -> None:
     width, height = image.size
-    if image.mode[0] in "IF":  # 16 and 32 bits a channel: conversion to RGB would clip, not scale
+    if image.mode[0] in "IF":  # 16 or 32 bits per channel; conversion to RGB would clip, not scale
         raise TypeError(f"more than 8 bits a channel, mode {image.mode}")
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width}×{height} px, more than {MAX_PIXELS} pixels")
@@ -163,13 +165,13 @@ ImageSplit = Union[ArraySplit, FileSplit]
 
 
 class Splits:
-    """A data set: the whole training set, the validation set, and what is known of both.
+    """A data set: training set, validation set, and their description.
 
     Args:
-        train: the training set, or a function that finds it once it is asked for; evaluation does not.
+        train: the training set, or a function that finds it on first access; evaluation never does.
         val: the validation set.
         info: classes, size and statistics.
-        val_fraction: which part of the data set's training images became `val`; 0 if it has a validation set.
+        val_fraction: fraction of the training images that became `val`; 0 if the data set has a validation set.
     """
 
     def __init__(
@@ -193,15 +195,15 @@ dataset_dict: Registry[Callable[[CfgNode], Splits]] = Registry("data set")
 
 
 def balanced_part(targets: Tensor, fraction: float, seed: int) -> Tensor:
-    """Return the sorted indices (int64 [n]) of a class-balanced part of a training set.
+    """Return the sorted indices (int64 [n]) of a class-balanced random subset of a training set.
 
-    Of each class with `n_c` images `max(1, round(fraction · n_c))` are taken, at random by `seed`. With one seed, the
-    part of a smaller fraction lies in that of a larger one.
+    From each class with `n_c` images, `max(1, round(fraction · n_c))` are chosen. With the same seed, a smaller
+    fraction gives a subset of a larger one.
 
     Args:
         targets: labels, int64 [N].
         fraction: in (0, 1].
-        seed: of the choice.
+        seed: seed of the choice.
     """
     parts = []
     for label in targets.unique().tolist():

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a folder of images: measured once, then remembered."""
+"""Mean and standard deviation of a folder of images: measured once, then cached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from ... import paths
 from ..options import Channels
 
-PIECE = 10_000_000  # numbers counted at a time: bincount widens them to 8 bytes each
+PIECE = 10_000_000  # numbers per call of bincount, which converts them to 8 bytes each
 
 log = logging.getLogger("mdistiller")
 
@@ -22,7 +22,7 @@ log = logging.getLogger("mdistiller")
 def measure(chunks: Iterable[np.ndarray]) -> Tuple[Channels, Channels]:
     """Return `(mean, std)` over all pixels of images uint8 [n, S, S, 3], scaled to [0, 1], rounded to 4 decimals.
 
-    A channel without any variation gets a deviation of 1, so that one can divide by it.
+    A constant channel gets a deviation of 1, so that division is possible.
     """
     histogram = np.zeros((3, 256), dtype=np.int64)
     for chunk in chunks:
@@ -42,16 +42,16 @@ def _rounded(values: Iterable[float]) -> Channels:
 
 
 def stamp(path: Path) -> str:
-    """Return a file's size and time of change, as text."""
+    """Return size and modification time of a file as text."""
     try:
         stat = os.stat(path)
-    except OSError:  # a link to nowhere, or a name in a list: reading it says what is wrong
+    except OSError:  # reading the file reports the error
         return "missing"
     return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 def fingerprint(files: Iterable[Path], folder: Path) -> str:
-    """Return a digest of the files' names below `folder`, sizes and times of change."""
+    """Return a digest of file names below `folder`, sizes and modification times."""
     digest = hashlib.blake2b(digest_size=16)
     start = f"{folder}{os.sep}"
     for path in files:
@@ -60,23 +60,23 @@ def fingerprint(files: Iterable[Path], folder: Path) -> str:
     return digest.hexdigest()
 
 
-class Memory:
-    """What was found out about the images of one folder, by looking in one way: a small JSON file in the cache folder.
+class FolderCache:
+    """Cached findings about the images of a folder: a small JSON file in the cache folder.
 
     Args:
-        folder: of the images.
-        look: everything besides the files that the findings depend on, as text.
+        folder: contains the images.
+        settings: everything besides the files that the findings depend on, as text.
         files: the images.
     """
 
-    def __init__(self, folder: Path, look: str, files: Iterable[Path]) -> None:
-        self.key = {"folder": str(folder.resolve()), "look": look, "fingerprint": fingerprint(files, folder)}
-        place = f"{self.key['folder']}\0{look}".encode("utf-8", "surrogateescape")
+    def __init__(self, folder: Path, settings: str, files: Iterable[Path]) -> None:
+        self.key = {"folder": str(folder.resolve()), "settings": settings, "fingerprint": fingerprint(files, folder)}
+        place = f"{self.key['folder']}\0{settings}".encode("utf-8", "surrogateescape")
         name = hashlib.blake2b(place, digest_size=12).hexdigest()
         self.file = paths.cache_root() / "statistics" / f"{name}.json"
 
-    def recall(self, *names: str) -> Optional[Dict[str, Any]]:
-        """Return what is remembered under these names, or None if that is not all there or the folder has changed."""
+    def load(self, *names: str) -> Optional[Dict[str, Any]]:
+        """Return the cached values of these names, or `None` if one is missing or the folder has changed."""
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
             if any(found[key] != value for key, value in self.key.items()):
@@ -85,16 +85,16 @@ class Memory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def recall_statistics(self) -> Optional[Tuple[Channels, Channels]]:
-        """Return the remembered `(mean, std)`, if there are any; see `recall`."""
-        found = self.recall("mean", "std")
+    def load_statistics(self) -> Optional[Tuple[Channels, Channels]]:
+        """Return the cached `(mean, std)`, or `None`."""
+        found = self.load("mean", "std")
         try:
             return None if found is None else (_rounded(found["mean"]), _rounded(found["std"]))
         except (ValueError, TypeError):
             return None
 
-    def store(self, **found: Any) -> None:
-        """Remember what was found under these names; where that cannot be written, say so and go on."""
+    def save(self, **found: Any) -> None:
+        """Write values to the cache; warn if that fails."""
         part = self.file.with_suffix(f".{os.getpid()}.part")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)

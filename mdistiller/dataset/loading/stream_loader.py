@@ -1,4 +1,4 @@
-"""Large sets: images that worker processes read, decode and augment."""
+"""The loader of large sets: worker processes read, decode and augment the images."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ..info import DatasetInfo
 from ..options import Options
 from .decode import View, decoded
 from .epoch_plan import mix
-from .image_check import refusal
+from .image_check import unusable_error
 from .loader import Batch, Loader
 from .orientation import upright_size
 from .splits import ImageSplit, UnusableImage
-from .workers import deaths_explained, end_all, enduring, leave_signals, signals_held
+from .workers import explain_worker_deaths, ignore_signals, kill_workers, signals_blocked, worker_context
 
-Row = Tuple[int, int, int, bool, float]  # what `EpochDraws` says of one image
-Step = Tuple[List[Row], int]  # the images of a batch, and the epoch's seed
-CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: part of the area, width / height
+Row = Tuple[int, int, int, bool, float]  # an image's entry in the `EpochPlan`
+Step = Tuple[List[Row], int]  # the images of a batch, and the seed of the epoch
+CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: fraction of the area, width / height
 
 
 class StreamLoader(Loader):
-    """Batches from worker processes, which live as long as the loader; copied as uint8, normalised on the device.
+    """Batches from worker processes; images are copied as uint8 and normalized on the device.
 
-    Order and augmentation depend on the seed, the epoch and the image only, not on the number of workers. With
-    "pad_crop", "rotate_flip" and "none" the batches equal those of a `DeviceLoader`. The caller's random numbers are
-    left alone.
+    The workers live as long as the loader. Order and augmentation depend on seed, epoch and image, not on the number of
+    workers. With "pad_crop", "rotate_flip" and "none" the batches equal those of a `DeviceLoader`. Global random states
+    do not change.
 
     Args:
         split: the images.
-        view: how they are shown un-augmented.
+        view: the un-augmented transform.
         info, options, device, train: see `Loader`.
     """
 
@@ -53,7 +53,7 @@ class StreamLoader(Loader):
         super().__init__(info, split.targets, options, device, train)
         self._reader = _Reader(split, view, self.augment, self.padding, self.flip)
         self._num_workers = options.num_workers
-        self._idle: Optional[DataLoader] = None  # workers that wait for the next pass
+        self._idle: Optional[DataLoader] = None  # workers waiting for the next pass
 
     def digest(self) -> str:
         return self._reader.split.digest()
@@ -63,30 +63,30 @@ class StreamLoader(Loader):
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         seed = mix("images", self._seed, self.epoch)
-        draws = self.draws()
-        variant = self.variants(draws)
-        slices = list(self.slices(start_step))  # a generator that held `self` would end workers late, as a cycle
-        # a pass that starts while another runs gets workers of its own
+        plan = self.plan()
+        variant = self.variants(plan)
+        slices = list(self.slices(start_step))  # a generator would refer to `self` and keep workers alive
+        # A pass that starts during another one gets its own workers.
         workers: Optional[DataLoader] = self._workers(seed) if self._idle is None else self._idle
         self._idle = None
         assert workers is not None and isinstance(workers.sampler, _Steps)
         try:
-            workers.sampler.steps = ((list(zip(*(column[part].tolist() for column in draws))), seed) for part in slices)
-            with signals_held():
+            workers.sampler.steps = ((list(zip(*(column[part].tolist() for column in plan))), seed) for part in slices)
+            with signals_blocked():
                 batches = iter(workers)
-            for batch, part in zip(deaths_explained(batches), slices):
+            for batch, part in zip(explain_worker_deaths(batches), slices):
                 if "faults" in batch:
-                    raise refusal(batch["faults"], self.num_images)
+                    raise unusable_error(batch["faults"], self.num_images)
                 if self.num_variants is not None:
                     batch["variant"] = variant[part]
                 batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
                 batch["image"] = self._normalise(batch["image"])
                 yield batch
         except UserError:
-            workers = None  # they end now, not when the traceback is collected
+            workers = None  # ends them now, not when the traceback is collected
             raise
         except KeyboardInterrupt:
-            end_all()  # one may hang in a read
+            kill_workers()  # a worker may be stuck in a read
             workers = None
             raise
         finally:
@@ -100,18 +100,18 @@ class StreamLoader(Loader):
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=leave_signals,
-            multiprocessing_context=enduring() if self._num_workers else None,
-            generator=torch.Generator().manual_seed(seed),  # else the workers' seed is drawn from the global numbers
+            worker_init_fn=ignore_signals,
+            multiprocessing_context=worker_context() if self._num_workers else None,
+            generator=torch.Generator().manual_seed(seed),  # otherwise their seed would come from the global generator
         )
 
 
 class _Steps(Sampler):
-    """What the workers are to read in the pass at hand."""
+    """The batches that the workers read in the current pass."""
 
     steps: Iterator[Step] = iter(())
 
-    def __init__(self) -> None:  # PyTorch's own takes an argument that it deprecates
+    def __init__(self) -> None:  # the base class takes a deprecated argument
         pass
 
     def __iter__(self) -> Iterator[Step]:
@@ -119,9 +119,9 @@ class _Steps(Sampler):
 
 
 class _Reader(Dataset):
-    """Takes a step to its batch.
+    """Reads the batch of a step.
 
-    What cannot be read is returned as text, not raised, because a worker process adds its traceback to what it raises.
+    Faults are returned as text, because an exception in a worker would carry its traceback.
     """
 
     def __init__(self, split: ImageSplit, view: View, augment: str, padding: int, flip: bool) -> None:
@@ -164,15 +164,14 @@ class _Reader(Dataset):
 
 
 def resized_crop(image: Image.Image, size: int, seed: int, flips: bool = True) -> Image.Image:
-    """Return a random part of an opened picture, resized to `size` px; all by `seed`.
+    """Return a random part of an opened image, resized to `size` px; it follows from `seed`.
 
-    With `flips` it is mirrored half the time.
-
-    The part is chosen before the picture is decoded, at a reduced scale if that suffices.
+    With `flips` it is mirrored half the time. The part is chosen before the image is decoded, so that a reduced scale
+    can be used.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        whole = torch.empty(upright_size(image)[::-1], device="meta")  # of which the sides alone are read
+        whole = torch.empty(upright_size(image)[::-1], device="meta")  # only its shape is used
         top, left, height, width = RandomResizedCrop.get_params(whole, list(CROP_SCALE), list(CROP_RATIO))
         flip = bool(torch.rand(()) < 0.5)
     crop = decoded(image, (left, top, left + width, top + height), (size, size))

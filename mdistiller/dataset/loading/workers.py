@@ -1,4 +1,4 @@
-"""Worker processes: those that outlast signals, and those that end before their time."""
+"""Worker processes that read images: signals, unexpected deaths, and the end of the program."""
 
 from __future__ import annotations
 
@@ -12,41 +12,29 @@ from multiprocessing import queues
 from multiprocessing.context import BaseContext
 from typing import Any, Iterable, Iterator, TypeVar
 
-from ...errors import UserError
+from ...errors import UserError, dead_worker
 
 T = TypeVar("T")
-MARK = "DataLoader worker"  # how PyTorch's RuntimeError on a dead process begins
 
 
-def explanation(error: BaseException) -> str:
-    """Return what happened, in one line, if `error` is PyTorch's on a worker process that died, else nothing."""
-    if not (isinstance(error, RuntimeError) and str(error).startswith(MARK)):
-        return ""
-    reason = " ".join(str(error).split())
-    return (
-        f"a process that reads images died ({reason[:160]}); most often memory ran out: set DATASET.NUM_WORKERS or"
-        " SOLVER.BATCH_SIZE lower, give a container more shared memory (--shm-size), and continue with --resume"
-    )
-
-
-def deaths_explained(batches: Iterable[T]) -> Iterator[T]:
-    """Yield what a `DataLoader` gives, and turn PyTorch's error on a dead worker process into a UserError."""
+def explain_worker_deaths(batches: Iterable[T]) -> Iterator[T]:
+    """Yield the batches of a `DataLoader`; turn PyTorch's error about a dead worker into a UserError."""
     try:
         yield from batches
     except RuntimeError as error:
-        line = explanation(error)
+        line = dead_worker(error)
         if not line:
             raise
         raise UserError(line) from error
 
 
 class _Queue(queues.Queue):
-    """A queue of a process that ends when it cannot send what it read, which would be waited for without end."""
+    """Exits if a batch cannot be sent; otherwise the main process would wait forever."""
 
     @staticmethod
     def _on_queue_feeder_error(error: Exception, item: Any) -> None:
         if multiprocessing.parent_process() is None:
-            if not isinstance(error, BrokenPipeError):  # else the reader has died, which is told where its batch lacks
+            if not isinstance(error, BrokenPipeError):  # a worker that died is reported elsewhere
                 queues.Queue._on_queue_feeder_error(error, item)  # type: ignore[attr-defined]
             return
         os.write(2, f"a process that reads images cannot hand them over: {' '.join(str(error).split())}\n".encode())
@@ -54,7 +42,7 @@ class _Queue(queues.Queue):
 
 
 class _Event:
-    """An event without a lock. A process that was killed while it held the lock would make `set` wait for ever."""
+    """An event without a lock; a worker killed while it held the lock would make `set` wait forever."""
 
     def __init__(self, context: BaseContext) -> None:
         self._reader, self._writer = context.Pipe(duplex=False)
@@ -67,13 +55,15 @@ class _Event:
         return self._reader.poll()
 
 
-_enduring: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # process: the one that started it
+_enduring: weakref.WeakKeyDictionary[Any, int] = (
+    weakref.WeakKeyDictionary()
+)  # process → ID of the process that started it
 
 
-def enduring() -> BaseContext:
-    """Return what starts processes for a `DataLoader` that may `leave_signals`, and queues that never fall silent.
+def worker_context() -> BaseContext:
+    """Return the multiprocessing context of a `DataLoader` whose workers `ignore_signals`.
 
-    Python would have them end by SIGTERM, and wait for them, before this program ends; they are killed instead.
+    At exit Python would send SIGTERM, which they ignore, and wait for them; `kill_workers` kills them first.
     """
     context: Any = type(multiprocessing.get_context(multiprocessing.get_start_method()))
 
@@ -92,15 +82,15 @@ def enduring() -> BaseContext:
     return Noting()
 
 
-def leave_signals(worker: int) -> None:
-    """Ctrl-C and schedulers signal every process, but what the trainer does then needs the batches of its step."""
+def ignore_signals(worker: int) -> None:
+    """Ignore SIGINT and SIGTERM in a worker: they reach every process, but the trainer finishes its step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back while processes start, who inherit that, until they `leave_signals`."""
+def signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM while workers start; they inherit the block until they `ignore_signals`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -112,12 +102,12 @@ def signals_held() -> Iterator[None]:
 
 
 @atexit.register
-def end_all() -> None:
-    """Kill what `enduring` started, be it idle or hung in a read; from the main thread."""
+def kill_workers() -> None:
+    """Kill all workers, whether idle or stuck in a read; call it from the main thread."""
     running = [p for p, parent in list(_enduring.items()) if parent == os.getpid() and p.is_alive()]
     if not running or not hasattr(signal, "SIGCHLD"):
         return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when one dies
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises if a worker dies
     for process in running:
         process.kill()
     for process in running:

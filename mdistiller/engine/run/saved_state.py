@@ -71,7 +71,9 @@ def _is_optimizer(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
         return False
     groups = value.get("param_groups")
-    return isinstance(groups, list) and all(isinstance(group, dict) and "params" in group for group in groups)
+    return isinstance(groups, list) and all(
+        isinstance(group, dict) and "params" in group and isinstance(group.get("lr"), float) for group in groups
+    )
 
 
 def _are_random_states(value: Any) -> bool:

@@ -86,8 +86,8 @@ class CachedTeacher(nn.Module):
             batches: of the loader's current epoch, from step `start_step` (from 0) on.
         """
         assert loader.num_variants is not None
-        draws = loader.draws()
-        keys = draws.order * loader.num_variants + loader.variants(draws)
+        plan = loader.plan()
+        keys = plan.order * loader.num_variants + loader.variants(plan)
         ahead: List[Tuple[Tensor, Batch]] = []
         for batch, part in zip(batches, loader.slices(start_step)):
             ahead.append((keys[part], batch))

@@ -230,6 +230,19 @@ def test_a_signal_in_an_evaluation(folder, batch):
     assert resumed.progress.images == whole.progress.images
 
 
+def test_a_state_after_the_last_step_of_an_epoch(folder):
+    whole = built(folder, "whole", every=f"{STEPS} steps", more=["SOLVER.SCHEDULE", "linear"])
+    whole.train()
+    part = built(folder, "part", every=f"{STEPS} steps", more=["SOLVER.SCHEDULE", "linear"])
+    part.validate = crash
+    with pytest.raises(Crash):
+        part.train()
+    resumed = built(folder, "part", every=f"{STEPS} steps", more=["SOLVER.SCHEDULE", "linear"])
+    resumed.train(resume=True)
+    assert f"resumed after epoch 0 of 3, step {STEPS} of {STEPS}" in resumed.folder.worklog.read_text()
+    assert differences(whole.folder.path, resumed.folder.path) == []
+
+
 def test_a_signal_before_the_first_step(folder):
     whole = built(folder, "whole")
     whole.train()

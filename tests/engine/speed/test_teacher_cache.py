@@ -94,7 +94,7 @@ def test_a_second_pass_over_an_epoch_does_not_run_the_teacher(settings):
         loader.set_epoch(4)
         indices = [batch["index"] for batch in cache.serve(loader, loader.iterate())]
         assert teacher.images == loader.num_images
-    assert torch.equal(torch.cat(indices), loader.draws().order)
+    assert torch.equal(torch.cat(indices), loader.plan().order)
 
 
 def test_a_pass_may_start_in_the_middle(settings):
@@ -205,7 +205,7 @@ def test_damaged_vectors_are_computed_again_and_counted(settings, tmp_path):
     fill(networks, trainer)
     (path,) = (tmp_path / "folder").glob(f"*/{FileTable.VECTORS}")
     content = bytearray(path.read_bytes())
-    key = int(trainer.train_loader.draws().order[5] * 18 + trainer.train_loader.draws().variant(1)[5])
+    key = int(trainer.train_loader.plan().order[5] * 18 + trainer.train_loader.plan().variant(1)[5])
     content[key * 3 * 4 + 1] ^= 16
     path.write_bytes(content)
     lines = []
