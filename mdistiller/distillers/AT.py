@@ -60,7 +60,7 @@ class AT(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = AT.checked(cfg, "AT")
+        options = cfg.AT
         check_stages(student, teacher)
         self.p = options.P
         self.ce_weight = options.LOSS.CE_WEIGHT

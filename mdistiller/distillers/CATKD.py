@@ -26,7 +26,7 @@ from ..models._adapt import averages_final_map
 from ..models._contract import ClassifierModel
 from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import evaluating, settled_input_size
+from ._common import evaluating, resolve_input_size
 
 
 def class_activation_maps(feature_map: Tensor, weight: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class CATKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = CATKD.checked(cfg, "CAT_KD")
+        options = cfg.CAT_KD
         for role, model in (("student", student), ("teacher", teacher)):
             _check_map(role, model, cfg.DATASET.INPUT_SIZE)
         self.normalize = options.NORMALIZE
@@ -101,7 +101,7 @@ class CATKD(Distiller):
 
 
 def _check_map(role: str, model: Any, input_size: int) -> None:
-    height, width = settled_input_size(None, input_size, "DATASET.INPUT_SIZE")
+    height, width = resolve_input_size(None, input_size, "DATASET.INPUT_SIZE")
     first = next(model.parameters())
     with evaluating(model):
         _, feature_map = forward_with_map(model, first.new_zeros(2, 3, height, width))

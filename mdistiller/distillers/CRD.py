@@ -186,7 +186,7 @@ class CRD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any, num_data: Optional[int] = None) -> None:
         super().__init__(student, teacher)
-        options = CRD.checked(cfg, "CRD")
+        options = cfg.CRD
         self.mode = options.MODE
         self.num_negatives = options.NCE.K
         self.ce_weight = options.LOSS.CE_WEIGHT

@@ -66,7 +66,7 @@ class CTKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = CTKD.checked(cfg, "CTKD")
+        options = cfg.CTKD
         self.temperature = GlobalTemperature(options.T_START, options.T_END)
         self.lambda_min = options.LAMBDA_MIN
         self.lambda_max = options.LAMBDA_MAX

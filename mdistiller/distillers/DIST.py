@@ -58,7 +58,7 @@ class DIST(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = DIST.checked(cfg, "DIST")
+        options = cfg.DIST
         self.ce_weight = options.CE_WEIGHT
         self.beta = options.BETA
         self.gamma = options.GAMMA

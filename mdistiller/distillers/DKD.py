@@ -75,7 +75,7 @@ class DKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = DKD.checked(cfg, "DKD")
+        options = cfg.DKD
         self.ce_weight = options.CE_WEIGHT
         self.alpha = options.ALPHA
         self.beta = options.BETA

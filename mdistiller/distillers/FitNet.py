@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import IMAGE_SIZE, ConvReg, settled_input_size, stage_shapes
+from ._common import IMAGE_SIZE, ConvReg, resolve_input_size, stage_shapes
 
 
 def hint_loss(regressed_student: Tensor, feat_teacher: Tensor) -> Tensor:
@@ -49,11 +49,11 @@ class FitNet(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = FitNet.checked(cfg, "FITNET")
+        options = cfg.FITNET
         self.hint_layer = options.HINT_LAYER
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
-        size = settled_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "FITNET.INPUT_SIZE")
+        size = resolve_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "FITNET.INPUT_SIZE")
         shapes_student, shapes_teacher = (stage_shapes(model, size) for model in (student, teacher))
         count = min(len(shapes_student), len(shapes_teacher))
         if not 0 <= self.hint_layer < count:

@@ -51,7 +51,7 @@ class KD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = KD.checked(cfg, "KD")
+        options = cfg.KD
         self.temperature = options.TEMPERATURE
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.kd_weight = options.LOSS.KD_WEIGHT

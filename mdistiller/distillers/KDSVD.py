@@ -147,7 +147,7 @@ class KDSVD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = KDSVD.checked(cfg, "KDSVD")
+        options = cfg.KDSVD
         self.k = options.K
         self.layout = options.LAYOUT
         self.ce_weight = options.LOSS.CE_WEIGHT

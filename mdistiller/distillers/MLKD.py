@@ -106,7 +106,7 @@ class MLKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = MLKD.checked(cfg, "MLKD")
+        options = cfg.MLKD
         self.temperatures: List[float] = [options.TEMPERATURE, *options.EXTRA_TEMPERATURES]
         self.confidence_mask = options.CONFIDENCE_MASK
         self.from_weak_view = [t for t in options.EXTRA_TEMPERATURES if self.confidence_mask and t in FROM_WEAK_VIEW]

@@ -60,7 +60,7 @@ class NST(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = NST.checked(cfg, "NST")
+        options = cfg.NST
         check_stages(student, teacher)
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

@@ -88,7 +88,7 @@ class OFD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = OFD.checked(cfg, "OFD")
+        options = cfg.OFD
         self.teacher_train_mode = options.TEACHER_TRAIN_MODE
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

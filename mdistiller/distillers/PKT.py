@@ -49,7 +49,7 @@ class PKT(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = PKT.checked(cfg, "PKT")
+        options = cfg.PKT
         require_output("pooled_feat", student, teacher)
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

@@ -86,7 +86,7 @@ class RKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = RKD.checked(cfg, "RKD")
+        options = cfg.RKD
         require_output("pooled_feat", student, teacher)
         self.distance_weight = options.DISTANCE_WEIGHT
         self.angle_weight = options.ANGLE_WEIGHT

@@ -90,7 +90,7 @@ class RLD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = RLD.checked(cfg, "RLD")
+        options = cfg.RLD
         self.ce_weight = options.CE_WEIGHT
         self.alpha = options.ALPHA
         self.beta = options.BETA

@@ -124,7 +124,7 @@ class ReviewKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = ReviewKD.checked(cfg, "REVIEWKD")
+        options = cfg.REVIEWKD
         self.ce_weight = options.CE_WEIGHT
         self.reviewkd_weight = options.REVIEWKD_WEIGHT
         self.warmup_epochs = options.WARMUP_EPOCHS

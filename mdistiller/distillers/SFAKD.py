@@ -188,7 +188,7 @@ class SFAKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = SFAKD.checked(cfg, "SFAKD")
+        options = cfg.SFAKD
         self.feat_weight = options.FEAT_WEIGHT
         self.ce_weight = options.CE_WEIGHT
         self.align = options.ALIGN
@@ -218,8 +218,8 @@ class SFAKD(Distiller):
             self.aligner = aligner
 
     @classmethod
-    def faults(cls, options: Any, section: str) -> Iterator[str]:
-        yield from super().faults(options, section)
+    def config_errors(cls, options: Any, section: str) -> Iterator[str]:
+        yield from super().config_errors(options, section)
         if options.LEARNABLE_SIGMA and options.MASK.TYPE in ("hard", "none"):
             yield (
                 f"{section}.LEARNABLE_SIGMA needs {section}.MASK.TYPE gaussian, given {options.MASK.TYPE}; switch one"

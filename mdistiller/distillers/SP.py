@@ -48,7 +48,7 @@ class SP(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = SP.checked(cfg, "SP")
+        options = cfg.SP
         require_output("feats", student, teacher)
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

@@ -98,7 +98,7 @@ class SimKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = SimKD.checked(cfg, "SIMKD")
+        options = cfg.SIMKD
         input_size = cfg.DATASET.INPUT_SIZE
         channels, height, width = check_teacher_map("SIMKD", teacher, input_size, remedy="use SFAKD")
         if not 1 <= options.FACTOR <= channels:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import IMAGE_SIZE, match_size, settled_input_size, stage_shapes
+from ._common import IMAGE_SIZE, match_size, resolve_input_size, stage_shapes
 
 MAX_VARIANCE = 700.0  # the exponential of more is no float
 
@@ -63,19 +63,19 @@ class VID(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = VID.checked(cfg, "VID")
+        options = cfg.VID
         self.eps, first_variance = options.EPS, options.INIT_PRED_VAR
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
-        size = settled_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "VID.INPUT_SIZE")
+        size = resolve_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "VID.INPUT_SIZE")
         channels = list(zip(*([shape[1] for shape in stage_shapes(model, size)[1:]] for model in (student, teacher))))
         self.regressors = nn.ModuleList(make_regressor(s, t) for s, t in channels)
         log_scale = math.log(math.expm1(first_variance - self.eps))
         self.log_scales = nn.ParameterList([nn.Parameter(torch.full((t,), log_scale)) for _, t in channels])
 
     @classmethod
-    def faults(cls, options: Any, section: str) -> Iterator[str]:
-        yield from super().faults(options, section)
+    def config_errors(cls, options: Any, section: str) -> Iterator[str]:
+        yield from super().config_errors(options, section)
         if not MAX_VARIANCE > options.INIT_PRED_VAR > options.EPS:
             yield (
                 f"{section}.INIT_PRED_VAR is {options.INIT_PRED_VAR} and {section}.EPS {options.EPS}; expected the"

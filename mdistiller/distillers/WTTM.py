@@ -61,7 +61,7 @@ class WTTM(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = WTTM.checked(cfg, "WTTM")
+        options = cfg.WTTM
         self.temperature = options.TEMPERATURE
         self.ce_weight = options.CE_WEIGHT
         self.kd_weight = options.KD_WEIGHT

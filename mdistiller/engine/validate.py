@@ -92,8 +92,8 @@ def setting_faults(cfg: Any) -> List[str]:
     faults += option_faults(cfg.DATASET)
     name = cfg.DISTILLER.TYPE
     distiller, section = distiller_dict.get(name), cfg.get(name)
-    if distiller is not None and knows(distiller, "faults", section):
-        faults += distiller.faults(section, name)
+    if distiller is not None and knows(distiller, "config_errors", section):
+        faults += distiller.config_errors(section, name)
     return faults
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.validate import check_settings
 from mdistiller.models import build_model
 
 PAIRS = [("resnet14", "resnet8"), ("wrn_16_1", "MobileNetV2"), ("vgg8", "ShuffleV1")]  # teacher, student
@@ -16,6 +17,7 @@ FROZEN = ("teacher.", "head.classifier.", "aligner.classifier.")  # the last two
 def build(method, *overrides, teacher="resnet14", student="resnet8"):
     torch.manual_seed(0)
     cfg = load_cfg(None, ["DISTILLER.TYPE", method, "DATASET.INPUT_SIZE", "32", *overrides])
+    check_settings(cfg)
     return distiller_dict[method](build_model(student, 7), build_model(teacher, 7), cfg).train()
 
 
