@@ -16,7 +16,7 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import load_student, read_checkpoint
 from mdistiller.errors import UserError
 from mdistiller.models import FAMILIES, build_model, cifar_model_dict
-from mdistiller.models._outputs import READ_LOGITS_ALONE
+from mdistiller.models._outputs import LOGITS_ONLY_METHODS
 from tests.conftest import REPO
 
 pytestmark = pytest.mark.usefixtures("registries_as_before")
@@ -72,7 +72,7 @@ LACKS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_logits_alone_serve_the_methods_that_read_nothing_else(method, pair):
     student, teacher = pair.split()
-    if method in ("NONE", *READ_LOGITS_ALONE.split(", ")):
+    if method in ("NONE", *LOGITS_ONLY_METHODS.split(", ")):
         assert all(loss.isfinite() for loss in train_a_step(method, student, teacher).values())
         return
     lacking = LACKS[method][student == "logits_alone"]

@@ -67,7 +67,9 @@ def resolve_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, in
     """
     size = dataset_size if given is None else given
     if size is None:
-        raise UserError(f"{key} is None and the size of the images is unknown; set DATASET.INPUT_SIZE, for example to 32")
+        raise UserError(
+            f"{key} is None and the size of the images is unknown; set DATASET.INPUT_SIZE, for example to 32"
+        )
     if size not in IMAGE_SIZE:
         raise UserError(f"{key} is {given!r}; expected {IMAGE_SIZE.expected}")
     return _sides(size)

@@ -132,7 +132,7 @@ def test_draws_of_many_labels_avoid_the_class():
 def test_contrast_images_of_a_step(mode):
     distiller = build_crd("CRD.MODE", mode)
     given = crd_batch()
-    drawn = torch.cat([distiller._draw(given["target"], given["index"], epoch) for epoch in range(60)], dim=1)
+    drawn = torch.cat([distiller.contrast_images(given["target"], given["index"], epoch) for epoch in range(60)], dim=1)
     positives, negatives = drawn[:, ::7], drawn.view(4, 60, 7)[..., 1:]
     assert (LABELS[negatives] != given["target"][:, None, None]).all()
     assert (LABELS[positives] == given["target"][:, None]).all()
@@ -148,10 +148,10 @@ def test_draws_depend_on_seed_and_epoch_alone():
     for seed, epoch in ((0, 2), (0, 2), (0, 3), (1, 2)):
         distiller = build_crd("EXPERIMENT.SEED", str(seed))
         if len(draws) == 1:  # neither earlier epochs nor the global generator count
-            distiller._draw(given["target"], given["index"], 1)
+            distiller.contrast_images(given["target"], given["index"], 1)
             torch.rand(3)
-        first = distiller._draw(given["target"], given["index"], epoch)
-        assert not torch.equal(first, distiller._draw(given["target"], given["index"], epoch))
+        first = distiller.contrast_images(given["target"], given["index"], epoch)
+        assert not torch.equal(first, distiller.contrast_images(given["target"], given["index"], epoch))
         draws.append(first)
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])

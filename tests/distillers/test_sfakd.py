@@ -22,6 +22,7 @@ from mdistiller.distillers.SFAKD import (
     pooled_alignment_loss,
 )
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.validate import check_settings
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 
@@ -172,6 +173,7 @@ def test_map_loss_pools_the_larger_map():
 def build(*overrides, teacher="resnet20", student="resnet8", size=32):
     torch.manual_seed(0)
     cfg = load_cfg(None, ["DISTILLER.TYPE", "SFAKD", "DATASET.INPUT_SIZE", str(size), *overrides])
+    check_settings(cfg)
     return SFAKD(build_model(student, 7), build_model(teacher, 7), cfg).train()
 
 

@@ -151,7 +151,7 @@ def test_logits_alone(own):
     assert not feats
     for key in ("feats", "preact_feats", "final_map", "pooled_feat"):
         with pytest.raises(
-            UserError, match=f"logits_alone gives no '{key}', .*; have its forward return .*logits alone"
+            UserError, match=f"logits_alone gives no '{key}', .*; have its forward return .*only logits"
         ):
             feats[key]
     with pytest.raises(KeyError, match="attention"):
