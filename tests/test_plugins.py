@@ -497,7 +497,7 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
 
 
 def test_a_plug_in_may_define_config_errors_by_its_former_name(settings):
-    """`faults` of a plug-in is called, calls its parent's, and is called by a class that has the hook by its new name."""
+    """`faults` of a plug-in runs, may call its parent, and may be called by a class that uses the new name."""
     write(
         settings,
         mine="""

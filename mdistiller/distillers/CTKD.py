@@ -1,4 +1,4 @@
-"""CTKD: "Curriculum Temperature for Knowledge Distillation" (2023), with the global temperature, over KD.
+"""CTKD: "Curriculum Temperature for Knowledge Distillation" (2023), with a global temperature, applied to KD.
 
 The temperature is learned adversarially: a reversed gradient increases the loss that the student decreases. The
 strength `λ` of that gradient rises with the epochs, an easy-to-hard curriculum. The published code gives `λ` a negative
@@ -54,11 +54,11 @@ class CTKD(Distiller):
     """KD with an adversarially learned temperature; `forward_train` needs `epoch`, counted from 1."""
 
     DEFAULTS = {
-        "T_START": 1.0,  # the temperature lies between T_START
-        "T_END": 20.0,  # and T_START + T_END
+        "T_START": 1.0,  # the temperature is between T_START and T_START + T_END
+        "T_END": 20.0,
         "LAMBDA_MIN": 0.0,  # strength of the reversed gradient before the first epoch
-        "LAMBDA_MAX": 1.0,  # and from epoch LOOPS on
-        "LOOPS": 10.0,  # epochs
+        "LAMBDA_MAX": 1.0,  # strength of the reversed gradient from epoch LOOPS on
+        "LOOPS": 10.0,  # epochs over which the strength rises
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
     }
     RANGES = {"T_START": above(0), "T_END": above(0), "LOOPS": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}

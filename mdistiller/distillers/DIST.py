@@ -1,8 +1,8 @@
 """DIST: "Knowledge Distillation from A Stronger Teacher" (2022).
 
-Paper and published code: the code multiplies both losses by `τ²`, which the paper does not mention; so does this file.
-On CIFAR-100 the authors train with weights of 2 and `τ = 4` (`configs/cifar100/dist`). The defaults below are the
-code's.
+Paper and published code: the code multiplies both losses by `τ²`, which the paper does not mention; so do the losses
+here. On CIFAR-100 the authors train with weights of 2 and `τ = 4` (`configs/cifar100/dist`). The defaults below are
+the code's.
 
 Shapes: `B` batch, `N` classes.
 """

@@ -17,7 +17,7 @@ from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import stage_shapes
 
-MIN_NEGATIVE_PROBABILITY = 0.001  # below it the margin is not the mean of the negative part, but
+MIN_NEGATIVE_PROBABILITY = 0.001  # channels that are negative less often get FALLBACK_MARGIN
 FALLBACK_MARGIN = 3.0  # standard deviations below 0
 
 

@@ -20,10 +20,12 @@ from ._base import Distiller, register
 def relative_distances(difference: Tensor, squared: bool, eps: float) -> Tensor:
     """Return the distances `[B, B]` divided by their mean, from the pairwise `difference [B, B, C]`.
 
+    The diagonal is 0 and is excluded from the mean.
+
     Args:
         difference: `[B, B, C]`, float32.
         squared: whether to use squared distances.
-        eps: the least squared distance. The diagonal is 0 and is excluded from the mean.
+        eps: the least squared distance, greater than 0.
     """
     distance = difference.square().sum(2).clamp(min=eps)
     if not squared:

@@ -101,15 +101,16 @@ class SimKD(Distiller):
         options = cfg.SIMKD
         input_size = cfg.DATASET.INPUT_SIZE
         channels, height, width = check_teacher_map("SIMKD", teacher, input_size, remedy="use SFAKD")
-        if options.FACTOR > channels:
-            raise UserError(f"SIMKD.FACTOR is {options.FACTOR}; expected 1 to {channels}, the teacher's channels")
+        factor = options.FACTOR
+        if factor > channels:
+            raise UserError(f"SIMKD.FACTOR is {factor}; expected 1 to {channels}, the teacher's channels")
         self.feat_weight = options.FEAT_WEIGHT
         self.head = SimKDHead.with_classifier(
             teacher.get_classifier(),
             in_channels=probe(student, input_size)[1]["final_map"].shape[1],
             height=height,
             width=width,
-            factor=options.FACTOR,
+            factor=factor,
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The base class of all distillers: a student, a frozen teacher, the training losses, and the deployed student.
+"""The base class of all distillers, which hold a student, a frozen teacher and the training losses.
 
 Shapes: `B` batch, `H`/`W` pixels, `N` classes.
 """
@@ -100,7 +100,7 @@ class Distiller(nn.Module):
 
     @property
     def tests_otherwise(self) -> bool:
-        """Whether the logits of `forward_test` differ from those of the saved student."""
+        """Whether the method overrides `forward_test`, so that its logits may differ from those of the saved student."""
         return self.head is None and type(self).forward_test is not Distiller.forward_test
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:

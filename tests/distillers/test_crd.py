@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
 
 from mdistiller.distillers import distiller_dict
-from mdistiller.distillers.CRD import ContrastMemory, ContrastSampler, contrastive_loss, similarities
+from mdistiller.distillers._contrast import similarities
+from mdistiller.distillers.CRD import ContrastMemory, ContrastSampler, contrastive_loss
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
