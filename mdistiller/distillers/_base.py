@@ -100,7 +100,7 @@ class Distiller(nn.Module):
 
     @property
     def tests_otherwise(self) -> bool:
-        """Whether the method overrides `forward_test`, so that its logits may differ from those of the saved student."""
+        """Whether the method overrides `forward_test`, so its logits may differ from those of the saved student."""
         return self.head is None and type(self).forward_test is not Distiller.forward_test
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:

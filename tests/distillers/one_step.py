@@ -1,4 +1,4 @@
-"""One training step of a distiller on a small pair, and what has to hold after it."""
+"""One training step of a distiller on a small pair, and the checks after it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def batch(seed=1):
 
 
 def check_step(distiller, **batch):
-    """Gradients reach every learnable parameter and no teacher, whose statistics stay; losses are float32 scalars."""
+    """Gradients reach every learnable parameter but no teacher, whose state does not change; losses are scalars."""
     before = {key: value.clone() for key, value in distiller.teacher.state_dict().items()}
     with torch.autocast("cpu", torch.bfloat16):
         logits, losses = distiller(**batch)
@@ -58,10 +58,10 @@ def check_gradients(distiller):
 
 
 def check_cross_entropy(distiller, ce_weight):
-    """The logits of a step are the student's own; its losses are weighted cross-entropy and one of the method's own.
+    """A step returns the student's logits, weighted cross-entropy, and one loss of the method.
 
     Returns:
-        `(loss_kd, feats_student, feats_teacher)`, to compare the method's own loss with what it is computed from.
+        `(loss_kd, feats_student, feats_teacher)`, to compute the method's loss again.
     """
     image, target = batch()
     logits, losses = distiller(image=image, target=target)
@@ -74,7 +74,7 @@ def check_cross_entropy(distiller, ce_weight):
 
 
 def check_student_deploys_alone(distiller):
-    """The method leaves nothing behind: what is deployed is the student with its own classifier."""
+    """The deployed model is the student with its own classifier."""
     image, _ = batch()
     distiller.eval()
     assert distiller.head is None

@@ -1,4 +1,4 @@
-"""CRD: the loss, the memory banks, and which images are drawn for contrast."""
+"""CRD: the loss, the memory banks, and the choice of contrast images."""
 
 import math
 from types import SimpleNamespace
@@ -114,7 +114,7 @@ def test_draws_are_of_the_right_classes_and_uniform():
     for label, drawn in zip(target.tolist(), other):
         allowed = (label != LABELS).nonzero().flatten().tolist()
         counts = [(drawn == i).sum().item() for i in allowed]
-        assert sum(counts) == 20_000  # so nothing else was drawn
+        assert sum(counts) == 20_000  # so no other image was sampled
         assert abs(chi_square(counts)) < 4, label
     same = torch.cat([sampler.same_class(torch.tensor([3, 0]), generator) for _ in range(3000)], dim=1)
     for label, drawn in zip((3, 0), same):
@@ -148,7 +148,7 @@ def test_draws_depend_on_seed_and_epoch_alone():
     draws = []
     for seed, epoch in ((0, 2), (0, 2), (0, 3), (1, 2)):
         distiller = build_crd("EXPERIMENT.SEED", str(seed))
-        if len(draws) == 1:  # neither earlier epochs nor the global generator count
+        if len(draws) == 1:  # earlier epochs and the global generator have no effect
             distiller.contrast_images(given["target"], given["index"], 1)
             torch.rand(3)
         first = distiller.contrast_images(given["target"], given["index"], epoch)

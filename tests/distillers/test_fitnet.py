@@ -1,4 +1,4 @@
-"""FitNet: the regressor and the hint; also the shape helpers of `_common` that it brought along."""
+"""FitNet: the regressor and the hint; also the shape helpers of `_common`."""
 
 import pytest
 import torch
@@ -132,7 +132,7 @@ def test_a_hint_layer_that_one_model_lacks():
 def test_images_of_another_size_than_configured():
     distiller = build("FITNET", "FITNET.INPUT_SIZE", "[64, 64]", teacher="resnet8", student="MobileNetV2")
     image, target = batch()
-    distiller(image=image, target=target)  # the regressor only doubles the size, whatever it is
+    distiller(image=image, target=target)  # the regressor doubles the size, so any size works
     distiller = build("FITNET", "FITNET.INPUT_SIZE", "[60, 60]", "FITNET.HINT_LAYER", "3", student="MobileNetV2")
     with pytest.raises(UserError, match=r"set FITNET.INPUT_SIZE to None"):
         distiller(image=image, target=target)

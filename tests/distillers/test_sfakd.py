@@ -1,4 +1,4 @@
-"""SFAKD: each piece against an independent computation of its definition."""
+"""SFAKD: each part against an independent computation of its definition."""
 
 import math
 
@@ -36,7 +36,7 @@ SIZES = [
     (8, 3),
     (1, 4),
     (20, 15),
-]  # the last one larger than the matrices go
+]  # the last one is too large for the matrix form
 
 
 def literal_branch(feature, weight, sigma):

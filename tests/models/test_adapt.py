@@ -1,4 +1,4 @@
-"""A model that is not of the zoo has the contract's methods once it is built, as far as it can."""
+"""A user's own model gets the methods and outputs of `ClassifierModel` when it is built, as far as possible."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_the_inference_form_folds_it(own):
 
 @pytest.mark.parametrize("method", ["SIMKD", "CAT_KD", "SFAKD"])
 def test_a_pooled_feature_that_is_no_average_of_the_last_map(own, method):
-    """Methods that compare maps in the place of it say so; SFAKD compares the feature itself."""
+    """Methods that use the map instead of the feature refuse the model; SFAKD uses the feature."""
 
     class Maximum(own.Contract):
         def forward(self, x):

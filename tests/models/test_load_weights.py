@@ -1,4 +1,4 @@
-"""Weights load whole or not at all, and a misfit is told in one line."""
+"""Weights load completely or not at all, and a mismatch is reported in one line."""
 
 from __future__ import annotations
 
