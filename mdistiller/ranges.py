@@ -1,19 +1,19 @@
-"""What a config value may be: tests with the words for them, so that a fault is one line."""
+"""Allowed ranges of config values, each with the words that describe it in an error message."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple
 
-MAX_NUMBER = 1e18  # of a number: its square, too, is a float32
+MAX_NUMBER = 1e18  # the square of a larger number overflows float32
 
 
 class Range(NamedTuple):
     """A condition on one value.
 
     Attributes:
-        holds: the test; what it raises on values of other types counts as no.
-        expected: what a message says after "expected".
+        holds: the condition. A TypeError, ValueError or OverflowError that it raises counts as `False`.
+        expected: the text that follows "expected" in an error message.
     """
 
     holds: Callable[[Any], bool]
@@ -28,44 +28,46 @@ class Range(NamedTuple):
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite int or float."""
-    # compared, because an int may be too large for isfinite
+    # not math.isfinite, which fails on very large ints
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def above(bound: float, what: str = "a number", example: str = "") -> Range:
-    """Greater than `bound`."""
+    """Return the range of numbers greater than `bound`."""
     return Range(lambda value: is_number(value) and value > bound, f"{what} above {bound}{example}")
 
 
-def whole(least: int, most: int, what: str = "a whole number") -> Range:
-    """A whole number within bounds, both included."""
-    return Range(lambda value: type(value) is int and least <= value <= most, f"{what} from {least} to {most}")
+def whole(minimum: int, maximum: int, what: str = "a whole number") -> Range:
+    """Return the range of whole numbers from `minimum` to `maximum`, both included."""
+    return Range(
+        lambda value: type(value) is int and minimum <= value <= maximum, f"{what} from {minimum} to {maximum}"
+    )
 
 
 def at_least(bound: float, what: str = "", example: str = "") -> Range:
-    """`bound` or more."""
+    """Return the range of numbers of at least `bound`."""
     expected = f"{bound} {what} or more".replace("  ", " ")
     return Range(lambda value: is_number(value) and value >= bound, f"{expected}{example}")
 
 
 def one_of(*choices: str) -> Range:
-    """One of a few words."""
+    """Return the range of the given words."""
     words = f"{', '.join(choices[:-1])} or {choices[-1]}"
     return Range(lambda value: value in choices, words)
 
 
 def weights(*keys: str) -> Dict[str, Range]:
-    """Ranges for keys that weigh a loss."""
+    """Return the range of a loss weight for each of `keys`."""
     return dict.fromkeys(keys, Range(lambda value: is_number(value) and value >= 0, "a weight of 0 or more"))
 
 
 def out_of_range(options: Any, ranges: Mapping[str, Range], section: str) -> Iterator[str]:
-    """Yield `SECTION.KEY is …; expected …` for each value that its range does not hold.
+    """Yield `SECTION.KEY is …; expected …` for each value outside its range.
 
     Args:
         options: a config section.
-        ranges: by key, `LOSS.CE_WEIGHT` for one in a section of its own; a key that `options` lacks is passed over.
-        section: the name of the section, for the lines.
+        ranges: ranges by key, such as `LOSS.CE_WEIGHT` for a nested one. Keys that `options` lacks are skipped.
+        section: the name of the section, for the messages.
     """
     for key, allowed in ranges.items():
         value = options

@@ -1,4 +1,4 @@
-"""Names to objects. A duplicate raises; a miss lists the nearest names."""
+"""Registries of objects by name. A duplicate name is an error; an unknown name lists the nearest ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def origin(entry: Any) -> str:
-    """Return the file that defines a class or a function, alone or first in a tuple, else what it prints as."""
+    """Return the file that defines a class or function, or the first entry of a tuple; otherwise its `repr`."""
     if isinstance(entry, tuple) and entry:
         entry = entry[0]
     try:
@@ -21,17 +21,17 @@ def origin(entry: Any) -> str:
 
 
 class UnknownName(UserError, KeyError):
-    """A name that no registry entry has."""
+    """A name that is not in the registry."""
 
-    def __str__(self) -> str:  # KeyError would print the repr
+    def __str__(self) -> str:  # KeyError prints the repr
         return str(self.args[0])
 
 
 class Registry(Dict[str, T]):
-    """A dictionary whose entries are added once and whose misses are helpful.
+    """A dictionary that refuses to replace an entry and lists the nearest names for an unknown one.
 
     Args:
-        kind: what the entries are, in the singular ("distiller"), for messages.
+        kind: the kind of entry in the singular, such as "distiller", for messages.
     """
 
     def __init__(self, kind: str) -> None:
@@ -43,7 +43,7 @@ class Registry(Dict[str, T]):
         super().__setitem__(name, entry)
 
     def check_new(self, name: str, entry: Any) -> None:
-        """Raise a UserError if there is an entry of that name; `entry` is the new one."""
+        """Raise a UserError if `name` is taken; `entry` is the new entry, for the message."""
         if name in self:
             places = f"{origin(self[name])} and {origin(entry)}"
             raise UserError(f"{self.kind} {name!r} is defined twice, in {places}; rename one of them")
@@ -52,7 +52,7 @@ class Registry(Dict[str, T]):
         raise UnknownName(f"unknown {self.kind} {name!r}{did_you_mean(name, self)}")
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator form of `registry[name] = entry`."""
+        """Return a decorator that registers its object as `name`."""
 
         def add(entry: T) -> T:
             self[name] = entry

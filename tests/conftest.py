@@ -108,7 +108,7 @@ def registries_as_before(tmp_path):
     from mdistiller.engine.cfg import CFG
     from mdistiller.models import FAMILIES
 
-    registries = [distiller_dict, head_dict, *FAMILIES, _plugins._adopted, CFG]
+    registries = [distiller_dict, head_dict, *FAMILIES, _plugins.adopted_modules, CFG]
     before = [dict(registry) for registry in registries]
     modules, defaults, path = set(sys.modules), copy.deepcopy(before[-1]), list(sys.path)
     yield

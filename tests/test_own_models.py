@@ -1,4 +1,4 @@
-"""Models of one's own in plug-in files: with every method, trained, saved, evaluated; and what goes wrong."""
+"""Users' own models in plug-in files: with every method, trained, saved, evaluated; and their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import load_student, read_checkpoint
 from mdistiller.errors import UserError
 from mdistiller.models import FAMILIES, build_model, cifar_model_dict
-from mdistiller.models._outputs import READ_LOGITS_ALONE
+from mdistiller.models._outputs import LOGITS_ONLY_METHODS
 from tests.conftest import REPO
 
 pytestmark = pytest.mark.usefixtures("registries_as_before")
@@ -29,7 +29,7 @@ def train_a_step(method, student, teacher):
     """Train one step, evaluate, and return the losses by name."""
     cfg = load_cfg(None, ["PLUGINS", str(OWN_MODELS), "DATASET.INPUT_SIZE", "16", "CRD.NCE.K", "8"])
     models = [build_model(name, 3, "imagefolder", 16) for name in (student, teacher)]
-    for model in models:  # a classifier of zeros passes no gradient on
+    for model in models:  # a classifier of zeros passes no gradient
         for parameter in model.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -57,7 +57,7 @@ def test_mdistillers_forward_serves_every_method(method, pair):
     assert all(loss.isfinite() for loss in train_a_step(method, student, teacher).values())
 
 
-# the first output of the contract that the method misses, by whether the model is its student
+# the first missing output if the model is the teacher, and if it is the student
 LACKS = {
     **dict.fromkeys(("AT", "CAT_KD", "FITNET", "KDSVD", "NST", "SP", "VID"), ("feats", "feats")),
     **dict.fromkeys(("CRD", "PKT", "RKD"), ("pooled_feat", "pooled_feat")),
@@ -72,7 +72,7 @@ LACKS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_logits_alone_serve_the_methods_that_read_nothing_else(method, pair):
     student, teacher = pair.split()
-    if method in ("NONE", *READ_LOGITS_ALONE.split(", ")):
+    if method in ("NONE", *LOGITS_ONLY_METHODS.split(", ")):
         assert all(loss.isfinite() for loss in train_a_step(method, student, teacher).values())
         return
     lacking = LACKS[method][student == "logits_alone"]
@@ -84,7 +84,7 @@ def test_logits_alone_serve_the_methods_that_read_nothing_else(method, pair):
 
 @pytest.fixture
 def settings(image_folder, tmp_path):
-    """`x.yaml`: SFAKD from a teacher to a student of one's own, whose file lies beside it."""
+    """`x.yaml`: SFAKD from a teacher to a user's own student, whose file is in the same folder."""
     shutil.copy(OWN_MODELS, tmp_path / "my_models.py")
     load_cfg(None, ["PLUGINS", str(tmp_path / "my_models.py")])
     torch.save({"model": build_model("contract", 3).state_dict()}, tmp_path / "teacher.pth")
@@ -106,7 +106,7 @@ def test_trained_saved_and_evaluated(command, settings):
     student = load_student(checkpoint, "contract", 3, "student_best.pth")
     assert list(checkpoint["model"]) == list(build_model("contract", 3).state_dict())
     assert student.head.kind == "SFAKD"
-    # another process knows nothing of the plug-in, and what a checkpoint names is not run unasked
+    # another process does not load the plug-in: code that a checkpoint names is not run without consent
     del cifar_model_dict["contract"], sys.modules["mdistiller.distillers.my_models"]
     for family in FAMILIES:
         del family["logits_alone"]

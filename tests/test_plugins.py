@@ -1,4 +1,4 @@
-"""Distillers from elsewhere: pasted into the package, named in a configuration, installed; and what goes wrong."""
+"""Distillers of users: pasted into the package, named in a configuration, installed; and their errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.processes import run_python
 # a test starts up to three processes, one after the other
 pytestmark = [pytest.mark.usefixtures("registries_as_before"), pytest.mark.timeout(900)]
 
-# In the manner of MDistiller's forks: no register, `super` with arguments, a map flattened by `view`, a loss that is
+# In the style of MDistiller's forks: no register, `super` with arguments, a map flattened by `view`, a loss that is
 # no scalar, an input size of two numbers, a section in capitals.
 FORK = '''
 import torch
@@ -96,7 +96,7 @@ HINTEDKD:
   LOSS: {CE_WEIGHT: 1.0, KD_WEIGHT: 0.5, FEAT_WEIGHT: 1e-1}
 """
 
-# in the manner of this library, with a head that is deployed
+# in the style of this library, with a head that is deployed
 HEADED = """
 from torch import nn
 from mdistiller.distillers import Distiller, Head, head_dict, register
@@ -210,8 +210,8 @@ def test_installed_with_an_entry_point(settings):
     [
         ("configs/plug", "plug/hinted.py"),  # relative to the configuration
         ("elsewhere", "elsewhere/hinted.py"),  # relative to the working directory
-        ("my_package", "my_package.hinted"),  # a module of a package, which imports as it did
-        (".", "hinted"),  # a module of no package, which does too
+        ("my_package", "my_package.hinted"),  # a module of a package
+        (".", "hinted"),  # a module outside any package
     ],
 )
 def test_named_in_the_configuration(command, settings, folder, plugin):
@@ -221,12 +221,12 @@ def test_named_in_the_configuration(command, settings, folder, plugin):
     status, out, err = command("train", "--cfg", "configs/x.yaml", "HINTEDKD.LOSS.FEAT_WEIGHT", "0.2")
     assert (status, err) == (0, "")
     assert "HINTEDKD: student resnet8" in out
-    # the run's own configuration says all of it, and loads from where the run was started
+    # the run's configuration is complete, and loads from the folder where the run was started
     assert load_cfg("output/run/config.yaml").HINTEDKD.LOSS.FEAT_WEIGHT == 0.2
     status, out, err = command("train", "--cfg", "output/run/config.yaml", "--resume", "SOLVER.EPOCHS", "3")
     assert (status, err) == (0, "")
     assert "resumed after epoch 2 of 3" in out
-    # what is deployed is a bare student, which needs none of it
+    # the deployed model is a bare student, which does not need the plug-in
     status, out, err = command("eval", "-m", "resnet8", "-c", "output/run/student_best.pth")
     assert (status, err) == (0, "")
 
@@ -257,7 +257,7 @@ def test_defaults_of_the_class_of_the_file_and_of_nobody(settings):
     assert cfg.A.T == 2.0
     assert isinstance(cfg.A.T, float)
     assert (cfg.HINTEDKD.TEMPERATURE, cfg.HINTEDKD.INPUT_SIZE) == (4, [16, 16])
-    assert cfg.HintedKD is cfg.HINTEDKD  # one section, whichever spelling the code and the file use
+    assert cfg.HintedKD is cfg.HINTEDKD  # one section for both spellings
     assert (cfg.FREE.X.Y, cfg.Free.Z) == (0.001, [1, "two"])
     assert cfg.PLUGINS == ["a.py", "b.py", "c.py"]
     (settings / "again.yaml").write_text(dump(cfg))
@@ -292,7 +292,7 @@ def test_base_files_name_their_own_plug_ins(settings):
     cfg = load_cfg("x.yaml")
     assert cfg.PLUGINS == ["base/plug/hinted.py"]
     assert (cfg.HINTEDKD.TEMPERATURE, cfg.HINTEDKD.HINT_LAYER) == (2, 2)
-    # the command line's stand in place of the file's
+    # plug-ins on the command line replace those of the file
     shutil.copy("base/plug/hinted.py", "moved.py")
     os.remove("base/plug/hinted.py")
     for name in ("HintedKD", "HINTEDKD"):
@@ -321,7 +321,7 @@ def test_a_head_of_a_plug_in_is_deployed_saved_and_evaluated(command, settings):
     status, out, err = process([REPO], *evaluate, "PLUGINS", "plug/headed.py")
     assert (status, err) == (0, "")
     assert "LINEAR head" in out
-    # what a checkpoint names is not run unasked
+    # code that a checkpoint names is not run without consent
     status, out, err = process([REPO], *evaluate)
     assert (status, err.count("\n")) == (2, 1)
     assert (
@@ -390,7 +390,7 @@ def test_names_that_two_files_share(settings):
     write(settings / "b", hinted=FORK)
     write(settings / "c", KD=FORK)
     load_cfg(None, ["PLUGINS", "a/hinted.py"])
-    load_cfg(None, ["PLUGINS", "[a/hinted.py, a/../a/hinted.py]"])  # again is not twice
+    load_cfg(None, ["PLUGINS", "[a/hinted.py, a/../a/hinted.py]"])  # loading a file again is no error
     with pytest.raises(UserError, match="PLUGINS: b/hinted.py has the name of .*a/hinted.py; rename one of them"):
         load_cfg(None, ["PLUGINS", "b/hinted.py"])
     with pytest.raises(UserError, match="PLUGINS: c/KD.py has the name of .*distillers/KD.py; rename one of them"):
@@ -455,7 +455,7 @@ def test_input_sizes_are_a_side_or_both():
 
 
 def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
-    """What a parent says of its keys holds for sections that have them."""
+    """A parent's ranges and errors apply to sections that have its keys."""
     write(
         settings,
         mine="""
@@ -493,4 +493,38 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
             cfg.SAME.TEMPERATURE = -1.0
         assert config_errors(cfg) == faults
     student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
-    assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor judges KD's section
+    assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor reads KD's section
+
+
+def test_a_plug_in_may_define_config_errors_by_its_former_name(settings):
+    """`faults` of a plug-in runs, may call its parent, and may be called by a class that uses the new name."""
+    write(
+        settings,
+        mine="""
+        from .SFAKD import SFAKD
+
+        class Old(SFAKD):
+            DEFAULTS = {**SFAKD.DEFAULTS, "VOLUME": 11}
+
+            @classmethod
+            def faults(cls, options, section):
+                yield from super().faults(options, section)
+                yield f"{section}.VOLUME is {options.VOLUME}; expected less"
+
+        class New(Old):
+            @classmethod
+            def config_errors(cls, options, section):
+                yield from super().config_errors(options, section)
+                yield f"{section}.VOLUME is {options.VOLUME}; expected 1"
+        """,
+    )
+    cfg = load_cfg("base.yaml", ["PLUGINS", "mine.py", "SOLVER.TRAINER", "base", "NEW.SIGMA", "-1", "OLD.SIGMA", "-1"])
+    for name, num_own in (("OLD", 1), ("NEW", 2)):
+        cfg.DISTILLER.TYPE = name
+        cfg[name].FREQUENCY_BRANCH = cfg[name].SPATIAL_BRANCH = False
+        assert config_errors(cfg) == [
+            f"{name}.SIGMA is -1.0; expected a number above 0 (0.1 is the default)",
+            f"{name}.FREQUENCY_BRANCH and {name}.SPATIAL_BRANCH are both off; switch at least one on",
+            *(f"{name}.VOLUME is 11; expected {expected}" for expected in ("less", "1")[:num_own]),
+        ]
+        assert config_errors(cfg) == list(distiller_dict[name].faults(cfg[name], name))

@@ -25,6 +25,7 @@ from ..engine.run.signals import StopSignals
 from ..engine.speed.fast_networks import FastNetworks
 from ..engine.speed.precision import pick_device, prepare_device
 from ..engine.trainer import Trainer, trainer_dict
+from ..engine.validate import check_settings
 from ..errors import UserError, did_you_mean
 from ..models import build_model
 from ..paths import find_file
@@ -139,6 +140,7 @@ def cost_table(
     for method in (kd, *methods):
         options = ["DISTILLER.TYPE", method.type, "DATASET.TYPE", "fashion_demo", *method.options, *overrides]
         configs.append(load_cfg(pair_config(pair, method), options))
+        check_settings(configs[-1])
     train_loader, _, num_data, num_classes = get_dataset(configs[0], device)
     info = train_loader.info
     batches = list(islice(train_loader, steps))

@@ -78,7 +78,7 @@ class Options:
         return self.in_memory == "yes" or (self.in_memory == "auto" and fits)
 
 
-def option_faults(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
+def option_errors(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
     """Yield one line for each error in the section `DATASET`.
 
     Args:
@@ -89,7 +89,7 @@ def option_faults(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
         if _word(data[key]) not in known:
             yield f"DATASET.{key} is {data[key]!r}{did_you_mean(data[key], known)}"
     yield from out_of_range(data, RANGES, "DATASET")
-    yield from _statistics_faults(data.MEAN, data.STD)
+    yield from _statistics_errors(data.MEAN, data.STD)
     size = own_size if data.INPUT_SIZE is None else data.INPUT_SIZE
     if size in SIZE and _word(data.IN_MEMORY) == "yes" and _augment(data.AUGMENT, size) == "resized_crop":
         yield (
@@ -111,7 +111,7 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         UserError: one line for each value that is out of range.
     """
     data = cfg.DATASET
-    faults = list(option_faults(data, own_size))
+    faults = list(option_errors(data, own_size))
     if cfg.SOLVER.BATCH_SIZE < 2:
         faults.append(f"SOLVER.BATCH_SIZE is {cfg.SOLVER.BATCH_SIZE}; BatchNorm needs at least 2 images a batch")
     refuse(faults)
@@ -150,7 +150,7 @@ def _test_batch_size(given: Optional[int], size: int) -> int:
     return max(64, 256 * 32**2 // size**2) if given is None else given
 
 
-def _statistics_faults(mean: Any, std: Any) -> Iterator[str]:
+def _statistics_errors(mean: Any, std: Any) -> Iterator[str]:
     if (mean is None) != (std is None):
         yield f"DATASET.{'STD' if mean is None else 'MEAN'} is given alone; give both MEAN and STD, or neither"
     for key, given, least in (("MEAN", mean, 0.0), ("STD", std, 1e-6)):

@@ -1,8 +1,8 @@
 """AT: "Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via Attention
 Transfer" (2017).
 
-The paper sums the Euclidean distances of the maps; this is MDistiller's mean of their squared differences, to which
-its weight of 1000 belongs.
+The paper sums the Euclidean distances between the attention maps. Here, as in MDistiller, the loss is the mean of their
+squared differences; the default weight of 1000 is for that form.
 
 Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
 """
@@ -21,9 +21,9 @@ from ._common import check_stages, match_size
 
 
 def attention(feat: Tensor, p: float) -> Tensor:
-    """Return where a map `[B, C, H, W]` is strong: `mean over channels of |feat|^p`, `[B, H·W]` of unit length.
+    """Return the attention map `[B, H·W]` of `feat [B, C, H, W]`: the channel mean of `|feat|^p`, of unit length.
 
-    MDistiller's code leaves out the absolute value, which is the same for even `p` and for activated maps.
+    MDistiller's code omits the absolute value, which makes no difference for even `p` or for activated maps.
     """
     return F.normalize(feat.abs().pow(p).mean(1).flatten(1))
 
@@ -33,9 +33,9 @@ def at_loss(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor], p:
 
     Args:
         feats_student: a map `[B, C_s, H_s, W_s]` for each stage, floating point.
-        feats_teacher: the same of the teacher, `[B, C_t, H_t, W_t]`; the larger map of a pair is average-pooled. Where
-            one list is longer, the rest of it is left out.
-        p: the power of the activations, greater than 0.
+        feats_teacher: the teacher's maps, `[B, C_t, H_t, W_t]`. The larger map of a pair is average-pooled to the size
+            of the smaller. If one list is longer, its last entries are ignored.
+        p: the exponent of the activations, greater than 0.
     """
     losses = []
     for pair in zip(feats_student, feats_teacher):
@@ -48,7 +48,7 @@ def at_loss(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor], p:
 class AT(Distiller):
     """Cross-entropy with the labels plus `at_loss` of the stages after the stem.
 
-    Stages pair up from the stem on, as in MDistiller: of a model that has more of them, the deepest have no partner.
+    Stages are paired from the first one on, as in MDistiller. If one model has more stages, its deepest are not used.
     """
 
     DEFAULTS = {
@@ -60,7 +60,7 @@ class AT(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = AT.checked(cfg, "AT")
+        options = cfg.AT
         check_stages(student, teacher)
         self.p = options.P
         self.ce_weight = options.LOSS.CE_WEIGHT

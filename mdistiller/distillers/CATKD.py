@@ -1,16 +1,17 @@
 """CAT-KD: "Class Attention Transfer Based Knowledge Distillation" (2023).
 
-A class activation map (CAM) shows where an image speaks for a class: the map before the pooling, weighted by that
-class's row of the classifier. The student's CAMs are drawn to the teacher's, pooled to a few cells and normalised.
+A class activation map (CAM) shows the regions of an image that support a class. It is the map before the pooling,
+weighted by the classifier's row of that class. The student's CAMs, pooled to a few cells and normalised, learn to match
+the teacher's.
 
-Paper and published code: the paper sums the squared error over the cells, the code averages it, as here. The CAMs here
-leave out the classifier's bias, a constant of each class. The published code turns each model's classifier into a 1×1
-convolution, which no checkpoint fits, and the student's has no bias. Here the CAMs come from the linear layer itself,
-and the student's classifier keeps its bias. `CE_WEIGHT: 0` is the paper's CAT, which trains on CAMs alone. The defaults
-are those of the authors' code; for each pair they choose the weight, the resolution, and whether CAMs are normalised,
-as in `configs/cifar100/cat_kd`.
+Paper and published code: the paper sums the squared error over the cells; the code averages it, as here. The CAMs here
+omit the classifier's bias, which is a constant of each class. The published code replaces each model's classifier by a
+1×1 convolution, which does not fit any checkpoint, and the student's has no bias. Here the CAMs are computed from the
+linear layer, and the student's classifier keeps its bias. `CE_WEIGHT: 0` is the paper's CAT, which trains on CAMs only.
+The defaults are those of the authors' code. The authors choose the weight, the resolution and the normalisation for
+each pair, as in `configs/cifar100/cat_kd`.
 
-Shapes: `B` batch, `C` channels of the map that is pooled for the classifier, `H`/`W` its cells, `N` classes.
+Shapes: `B` batch, `C` channels of the map that is pooled for the classifier, `H`/`W` its height and width, `N` classes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models._adapt import averages_final_map
+from ..models._adapt import averages_final_map, evaluation_mode
 from ..models._contract import ClassifierModel
 from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import evaluating, settled_input_size
+from ._common import resolve_input_size
 
 
 def class_activation_maps(feature_map: Tensor, weight: Tensor) -> Tensor:
@@ -36,9 +37,12 @@ def class_activation_maps(feature_map: Tensor, weight: Tensor) -> Tensor:
 
 
 def cat_loss(cams_student: Tensor, cams_teacher: Tensor, normalize: bool = True) -> Tensor:
-    """Return the mean squared difference of two stacks of CAMs `[B, N, H, W]`, float32; a scalar.
+    """Return the scalar mean squared difference of two models' CAMs.
 
-    With `normalize`, each CAM is first divided by its L2 norm.
+    Args:
+        cams_student: `[B, N, H, W]`, float32.
+        cams_teacher: `[B, N, H, W]`, float32.
+        normalize: whether to divide each CAM by its L2 norm first.
     """
     student, teacher = cams_student.flatten(2), cams_teacher.flatten(2)
     if normalize:
@@ -47,9 +51,10 @@ def cat_loss(cams_student: Tensor, cams_teacher: Tensor, normalize: bool = True)
 
 
 def forward_with_map(model: Any, image: Tensor) -> Tuple[Tensor, Tensor]:
-    """Return logits `[B, N]` and the map `[B, C, H, W]` whose average the classifier consumed.
+    """Return the logits `[B, N]` and the map `[B, C, H, W]` whose average is the classifier's input.
 
-    A model that has only MDistiller's `forward` gives its last map, which is that map unless layers follow it.
+    A model that has only MDistiller's `forward` returns its last map. `_check_map` refuses a model with layers between
+    that map and the pooling.
     """
     if not isinstance(model, ClassifierModel):
         logits, feats = model(image)
@@ -67,7 +72,7 @@ class CATKD(Distiller):
         "LOSS": {
             "CE_WEIGHT": 1.0,
             "CAT_WEIGHT": 400.0,  # weight of the CAM loss
-            "CAM_RESOLUTION": 2,  # cells on a side, to which both models' CAMs are pooled
+            "CAM_RESOLUTION": 2,  # side, in cells, to which the CAMs are pooled
         },
     }
     RANGES = {"LOSS.CAM_RESOLUTION": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.CAT_WEIGHT")}
@@ -75,7 +80,7 @@ class CATKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = CATKD.checked(cfg, "CAT_KD")
+        options = cfg.CAT_KD
         for role, model in (("student", student), ("teacher", teacher)):
             _check_map(role, model, cfg.DATASET.INPUT_SIZE)
         self.normalize = options.NORMALIZE
@@ -95,15 +100,16 @@ class CATKD(Distiller):
         }
 
     def _cams(self, model: Any, feature_map: Tensor) -> Tensor:
-        # a CAM is linear in the map: pooling before it gives the same, for a fraction of the work
+        # a CAM is linear in the map, so pooling the map first gives the same result for a fraction of the work
         pooled = F.adaptive_avg_pool2d(feature_map.float(), self.resolution)
         return class_activation_maps(pooled, model.get_classifier().weight)
 
 
 def _check_map(role: str, model: Any, input_size: int) -> None:
-    height, width = settled_input_size(None, input_size, "DATASET.INPUT_SIZE")
+    """Raise a UserError if the model does not provide the map that is pooled for its classifier."""
+    height, width = resolve_input_size(None, input_size, "DATASET.INPUT_SIZE")
     first = next(model.parameters())
-    with evaluating(model):
+    with evaluation_mode(model):
         _, feature_map = forward_with_map(model, first.new_zeros(2, 3, height, width))
     consumed = model.get_classifier().in_features
     if feature_map.shape[1] != consumed:

@@ -1,15 +1,14 @@
 """CRD: "Contrastive Representation Distillation" (2020).
 
-The contrast images of a step are drawn on the device from labels and indices, so that CRD needs no data loader of its
-own. They differ from those of well-known code in one point: negatives are drawn with replacement (there without, as
-long as there are enough of them), each uniformly from the images of all other classes.
+The contrast images of a step are sampled on the device from labels and indices, so CRD needs no special data loader.
+There is one difference from well-known code: negatives are sampled with replacement, each uniformly from the images of
+all other classes. Well-known code samples without replacement if there are enough images.
 
 Shapes: `B` batch, `N` training images, `D` embedding dimensions, `K` negatives for each image.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -21,128 +20,27 @@ from ..errors import UserError
 from ..ranges import Range, above, at_least, one_of, weights
 from ._base import Distiller, register
 from ._common import probe
+from ._contrast import ContrastMemory, ContrastSampler
 
-_EPS = 1e-7
-_CHANNELS = Range(lambda value: value is None or value >= 1, "1 or more, or None to read it from the model")
-_WIDE = 2**62  # the remainder of a number below it is uniform to 1 part in 10¹² for any data set
+EPS = 1e-7  # keeps quotients finite
+CHANNELS = Range(lambda value: value is None or value >= 1, "1 or more, or None to read it from the model")
 
 
 def contrastive_loss(ratios: Tensor, num_data: int) -> Tensor:
     """Return the scalar noise-contrastive estimate for one anchor network, averaged over the batch.
 
     Args:
-        ratios: `[B, K + 1]`, float32, the positive first: `exp(similarity / temperature) / Z`.
+        ratios: `exp(similarity / temperature) / Z`, `[B, K + 1]`, float32, the positive first.
         num_data: `N`; the noise distribution is uniform over the training images.
     """
     noise = (ratios.shape[1] - 1) / num_data
-    log_positive = torch.log(ratios[:, 0] / (ratios[:, 0] + noise + _EPS))
-    log_negative = torch.log(noise / (ratios[:, 1:] + noise + _EPS))
+    log_positive = torch.log(ratios[:, 0] / (ratios[:, 0] + noise + EPS))
+    log_negative = torch.log(noise / (ratios[:, 1:] + noise + EPS))
     return -(log_positive.sum() + log_negative.sum()) / ratios.shape[0]
 
 
-def similarities(anchors: Tensor, bank: Tensor, contrast_index: Tensor) -> Tensor:
-    """Return `[B, K + 1]`: dot products of `anchors [B, D]` with the rows `contrast_index [B, K + 1]` of `bank [N, D]`.
-
-    All `N` products and a look-up: for thousands of negatives that is far less memory traffic than to gather their
-    rows (one core, B = 64, N = 50,000, K = 16,384, D = 128, both networks with gradients: 0.07 s, not 1.1 s). At most
-    `D` anchors at once, so that the table of products is never larger than the bank.
-    """
-    chunks = zip(anchors.split(bank.shape[1]), contrast_index.split(bank.shape[1]))
-    return torch.cat([(rows @ bank.t()).gather(1, index) for rows, index in chunks])
-
-
-class ContrastSampler(nn.Module):
-    """Draws indices of training images, all in the same or in other classes.
-
-    Args:
-        labels: `[N]`, int64, of all training images in index order.
-    """
-
-    order: Tensor
-    starts: Tensor
-    counts: Tensor
-
-    def __init__(self, labels: Tensor) -> None:
-        super().__init__()
-        counts = torch.bincount(labels)
-        if counts.max() == len(labels):
-            raise UserError("CRD draws negatives from other classes, but all training images are of one class; use KD")
-        # a class is one block of `order`, so that the other classes are what is left without it
-        for name, table in (
-            ("order", labels.argsort(stable=True)),
-            ("starts", counts.cumsum(0) - counts),
-            ("counts", counts),
-        ):
-            self.register_buffer(name, table, persistent=False)
-
-    def same_class(self, target: Tensor, generator: torch.Generator) -> Tensor:
-        """Return an image of each class in `target [B]`, `[B, 1]`."""
-        count = self.counts[target, None]
-        return self.order[self.starts[target, None] + _below(count, 1, generator)]
-
-    def other_classes(self, target: Tensor, num: int, generator: torch.Generator) -> Tensor:
-        """Return `num` images that are not of the class in `target [B]`, `[B, num]`, with replacement."""
-        start, count = self.starts[target, None], self.counts[target, None]
-        place = _below(len(self.order) - count, num, generator)
-        return self.order[place + count * (place >= start)]
-
-
-def _below(bound: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """Return `[B, num]` random numbers from 0 to `bound [B, 1]`, exclusive."""
-    return torch.randint(_WIDE, (len(bound), num), generator=generator, device=bound.device) % bound
-
-
-class ContrastMemory(nn.Module):
-    """The latest embeddings of all training images, by student and teacher, and the normalisation constants.
-
-    Args:
-        num_data, dim: `N` and `D`.
-        temperature: of the similarities.
-        momentum: how much of an old embedding stays in an update.
-    """
-
-    bank_student: Tensor
-    bank_teacher: Tensor
-    constants: Tensor
-
-    def __init__(self, num_data: int, dim: int, temperature: float, momentum: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.momentum = momentum
-        bound = math.sqrt(3 / dim)
-        self.register_buffer("bank_student", torch.empty(num_data, dim).uniform_(-bound, bound))
-        self.register_buffer("bank_teacher", torch.empty(num_data, dim).uniform_(-bound, bound))
-        self.register_buffer("constants", torch.full((2,), -1.0))  # Z of the two anchors; below 0: not yet known
-
-    def forward(self, student: Tensor, teacher: Tensor, contrast_index: Tensor) -> Tuple[Tensor, Tensor]:
-        """Return the ratios `[B, K + 1]` of embeddings `student`, `teacher [B, D]` against the other network's bank.
-
-        The first call estimates `Z`, for good, as `N` times the mean of `exp(similarity / temperature)`.
-        """
-        scores = [
-            torch.exp(similarities(anchors, bank, contrast_index) / self.temperature)
-            for anchors, bank in ((student, self.bank_teacher), (teacher, self.bank_student))
-        ]
-        with torch.no_grad():
-            means = gather_with_grad(*(score.mean(1) for score in scores))
-            estimates = torch.stack([mean.mean() for mean in means]) * len(self.bank_student)
-            self.constants = torch.where(self.constants < 0, estimates, self.constants)
-        return scores[0] / self.constants[0], scores[1] / self.constants[1]
-
-    @torch.no_grad()
-    def update(self, student: Tensor, teacher: Tensor, index: Tensor) -> None:
-        """Move the rows `index [B]` of the banks towards the embeddings `[B, D]`, and back to length 1."""
-        # new tensors: the backward pass still needs the old ones
-        self.bank_student = self._updated(self.bank_student, student, index)
-        self.bank_teacher = self._updated(self.bank_teacher, teacher, index)
-
-    def _updated(self, bank: Tensor, embeddings: Tensor, index: Tensor) -> Tensor:
-        rows = self.momentum * bank[index] + (1 - self.momentum) * embeddings
-        return bank.index_copy(0, index, rows / rows.norm(dim=1, keepdim=True))
-
-
 class Embed(nn.Linear):
-    """A linear map of pooled features `[B, C]` to embeddings `[B, D]` of length 1, float32 or more precise."""
+    """A linear map of pooled features `[B, C]` to embeddings `[B, D]` of length 1, at least float32."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         embedding = super().forward(pooled)
@@ -152,14 +50,14 @@ class Embed(nn.Linear):
 
 @register("CRD")
 class CRD(Distiller):
-    """Cross-entropy with the labels plus `contrastive_loss` of both networks' embeddings, each as the anchor once.
+    """Cross-entropy with the labels plus `contrastive_loss` with each of the two networks as the anchor.
+
+    A batch may contain its own contrast images, `contrast_index [B, K + 1]` with the positive first. The names
+    `contrastive_index` and `sample_idx` are also accepted. The labels of the training set are then not needed.
 
     Args:
         student, teacher, cfg: see `Distiller`.
-        num_data: `N`; `None` where `attach_data` follows.
-
-    A batch may bring its own contrast images, `contrast_index [B, K + 1]` with the positive first, under that name or
-    as `contrastive_index` or `sample_idx`; then labels are not needed.
+        num_data: `N`; `None` if `attach_data` is called later.
     """
 
     DEFAULTS = {
@@ -179,8 +77,8 @@ class CRD(Distiller):
     RANGES = {
         "MODE": one_of("exact", "relax"),
         "FEAT.DIM": at_least(1),
-        "FEAT.STUDENT_DIM": _CHANNELS,
-        "FEAT.TEACHER_DIM": _CHANNELS,
+        "FEAT.STUDENT_DIM": CHANNELS,
+        "FEAT.TEACHER_DIM": CHANNELS,
         "NCE.K": at_least(1),
         "NCE.MOMENTUM": Range(lambda value: 0 <= value < 1, "0 or more, below 1"),
         "NCE.TEMPERATURE": above(0),
@@ -190,7 +88,7 @@ class CRD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any, num_data: Optional[int] = None) -> None:
         super().__init__(student, teacher)
-        options = CRD.checked(cfg, "CRD")
+        options = cfg.CRD
         self.mode = options.MODE
         self.num_negatives = options.NCE.K
         self.ce_weight = options.LOSS.CE_WEIGHT
@@ -214,15 +112,16 @@ class CRD(Distiller):
                 " give that number as num_data, or none"
             )
         self.sampler = ContrastSampler(labels)
-        self.to(self.embed_student.weight.device)  # both, wherever the rest was moved before
+        self.to(self.embed_student.weight.device)  # memory and sampler are new, the rest may have been moved already
 
     def get_extra_state(self) -> Tensor:
-        """Return what continues the epoch's draws: its number and the generator's state, uint8; empty before both."""
+        """Return epoch and generator state as uint8, to resume within an epoch; empty before the first epoch."""
         if self._generator is None or self._generator_epoch is None:
             return torch.empty(0, dtype=torch.uint8)
         return torch.cat([torch.tensor([self._generator_epoch]).view(torch.uint8), self._generator.get_state()])
 
     def set_extra_state(self, state: Tensor) -> None:
+        """Restore what `get_extra_state` returned."""
         if len(state):
             self._generator_epoch = int(state[:8].clone().view(torch.int64))
             self._generator = torch.Generator(self.embed_student.weight.device)
@@ -233,7 +132,7 @@ class CRD(Distiller):
         return [*super().get_learnable_parameters(), *own]
 
     def get_extra_parameters(self) -> int:
-        """Return what the embeddings and the memory banks hold."""
+        """Return the number of values in the embeddings and in the memory banks."""
         parameters = [*self.embed_student.parameters(), *self.embed_teacher.parameters()]
         banks = [] if self.memory is None else self.memory.buffers()
         return sum(p.numel() for p in (*parameters, *banks))
@@ -241,7 +140,7 @@ class CRD(Distiller):
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         index = kwargs["index"]
         names = [name for name in ("contrast_index", "contrastive_index", "sample_idx") if name in kwargs]
-        contrast_index = kwargs[names[0]] if names else self._draw(target, index, kwargs.get("epoch", 0))
+        contrast_index = kwargs[names[0]] if names else self.contrast_images(target, index, kwargs.get("epoch", 0))
         if self.memory is None:
             raise UserError("CRD does not know the number of training images; call attach_data(train_loader) first")
         logits, feats_student = self.student(image)
@@ -258,27 +157,34 @@ class CRD(Distiller):
             "loss_kd": self.feat_weight * loss,
         }
 
-    def _draw(self, target: Tensor, index: Tensor, epoch: int) -> Tensor:
-        images = len(target)
-        target, index = gather_with_grad(target, index)  # of all processes, which draw the same, each for all of them
+    def contrast_images(self, target: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Return the indices `[B, K + 1]` of contrast images, the positive first.
+
+        Args:
+            target: labels `[B]`, int64.
+            index: indices of the images `[B]`, int64.
+            epoch: seeds the generator together with `EXPERIMENT.SEED`.
+        """
         if self.sampler is None:
-            raise UserError("CRD needs the labels of all training images to draw from; call attach_data(train_loader)")
+            raise UserError("CRD samples from the labels of all training images; call attach_data(train_loader) first")
+        batch_size = len(target)
+        target, index = gather_with_grad(target, index)  # every process samples for all processes, with the same result
         if self._generator is None:
             self._generator = torch.Generator(target.device)
-        if self._generator_epoch != epoch:  # from seed and epoch alone, so that a resumed run draws the same
+        if self._generator_epoch != epoch:  # seeded by seed and epoch only, so a resumed run samples the same images
             self._generator.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             self._generator_epoch = epoch
         exact = self.mode == "exact"
         positive = index[:, None] if exact else self.sampler.same_class(target, self._generator)
-        drawn = torch.cat([positive, self.sampler.other_classes(target, self.num_negatives, self._generator)], dim=1)
-        return local_rows(drawn, images)
+        negatives = self.sampler.other_classes(target, self.num_negatives, self._generator)
+        return local_rows(torch.cat([positive, negatives], dim=1), batch_size)
 
 
 def _pooled_channels(model: nn.Module, cfg: Any, key: str) -> int:
     channels = probe(model, cfg.DATASET.INPUT_SIZE)[1]["pooled_feat"].shape[1]
-    typed = cfg.CRD.FEAT[key]
-    if typed not in (None, channels):
+    given = cfg.CRD.FEAT[key]
+    if given not in (None, channels):
         raise UserError(
-            f"CRD.FEAT.{key} is {typed}, but the pooled feature has {channels} channels; correct it, or set it to null"
+            f"CRD.FEAT.{key} is {given}, but the pooled feature has {channels} channels; correct it, or set it to null"
         )
     return channels

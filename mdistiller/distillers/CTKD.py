@@ -1,11 +1,11 @@
-"""CTKD: "Curriculum Temperature for Knowledge Distillation" (2023), with the global temperature, over KD.
+"""CTKD: "Curriculum Temperature for Knowledge Distillation" (2023), with a global temperature, applied to KD.
 
-The temperature is learned against the student: it climbs the loss that the student descends, by a reversed gradient
-whose strength `λ` rises with the epochs, an easy-to-hard curriculum. The published code writes `λ` with its sign, from
-`decay_max` 0 to `decay_min` −1; here it is the paper's, from 0 to 1. As there, the gradient runs through the factor
-`T²` too, and the optimizer's weight decay acts on the temperature's parameter.
+The temperature is learned adversarially: a reversed gradient increases the loss that the student decreases. The
+strength `λ` of that gradient rises with the epochs, an easy-to-hard curriculum. The published code gives `λ` a negative
+sign, from `decay_max` 0 to `decay_min` −1; here it goes from 0 to 1, as in the paper. As in the code, the gradient also
+passes through the factor `T²`, and weight decay applies to the temperature's parameter.
 
-The paper's other variant, a temperature for each image from a small network, is not offered.
+The paper's other variant, in which a small network predicts a temperature for each image, is not implemented.
 
 Shapes: `B` batch, `N` classes.
 """
@@ -25,18 +25,18 @@ from .KD import kd_loss
 
 
 def cosine_curriculum(epoch: float, loops: float, start: float, end: float) -> float:
-    """Return `λ`: `start` at epoch 0, half a cosine up to `end` at epoch `loops`, constant from there."""
+    """Return `λ`: from `start` at epoch 0 along half a cosine to `end` at epoch `loops`, then constant."""
     progress = min(max(epoch / loops, 0.0), 1.0)
     return start + (end - start) * 0.5 * (1 - math.cos(math.pi * progress))
 
 
 def reverse_gradient(x: Tensor, strength: float) -> Tensor:
-    """Return `x` itself, whose gradient is multiplied by `−strength`."""
+    """Return `x` unchanged; its gradient is multiplied by `−strength`."""
     return x.detach() - strength * (x - x.detach())
 
 
 class GlobalTemperature(nn.Module):
-    """One learnable temperature, `T = start + span · sigmoid(x)`; `x` is 1 at first, as published."""
+    """A learnable temperature `T = start + span · sigmoid(x)`; `x` is initialised to 1, as in the published code."""
 
     def __init__(self, start: float, span: float) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class GlobalTemperature(nn.Module):
         self.raw = nn.Parameter(torch.ones(()))
 
     def forward(self, strength: float) -> Tensor:
-        """Return `T`, a scalar, with its gradient reversed and multiplied by `strength`."""
+        """Return the scalar `T`; its gradient is reversed and multiplied by `strength`."""
         return self.start + self.span * torch.sigmoid(reverse_gradient(self.raw, strength).float())
 
 
@@ -54,11 +54,11 @@ class CTKD(Distiller):
     """KD with an adversarially learned temperature; `forward_train` needs `epoch`, counted from 1."""
 
     DEFAULTS = {
-        "T_START": 1.0,  # the temperature lies between T_START
-        "T_END": 20.0,  # and T_START + T_END
+        "T_START": 1.0,  # the temperature is between T_START and T_START + T_END
+        "T_END": 20.0,
         "LAMBDA_MIN": 0.0,  # strength of the reversed gradient before the first epoch
-        "LAMBDA_MAX": 1.0,  # and from epoch LOOPS on
-        "LOOPS": 10.0,  # epochs
+        "LAMBDA_MAX": 1.0,  # strength of the reversed gradient from epoch LOOPS on
+        "LOOPS": 10.0,  # epochs over which the strength rises
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
     }
     RANGES = {"T_START": above(0), "T_END": above(0), "LOOPS": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
@@ -66,7 +66,7 @@ class CTKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = CTKD.checked(cfg, "CTKD")
+        options = cfg.CTKD
         self.temperature = GlobalTemperature(options.T_START, options.T_END)
         self.lambda_min = options.LAMBDA_MIN
         self.lambda_max = options.LAMBDA_MAX

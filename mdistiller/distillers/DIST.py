@@ -1,7 +1,8 @@
 """DIST: "Knowledge Distillation from A Stronger Teacher" (2022).
 
-Paper and published code: the code multiplies both losses by `τ²`, which the paper does not print; done here. On
-CIFAR-100 the authors train with weights of 2 and `τ = 4` (configs/cifar100/dist), the code's own defaults stand below.
+Paper and published code: the code multiplies both losses by `τ²`, which the paper does not mention; so do the losses
+here. On CIFAR-100 the authors train with weights of 2 and `τ = 4` (`configs/cifar100/dist`). The defaults below are
+the code's.
 
 Shapes: `B` batch, `N` classes.
 """
@@ -20,24 +21,24 @@ from ._base import Distiller, register
 
 
 def pearson_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return `1 − mean over rows of the Pearson correlation` of two matrices `[R, L]`, float32; a scalar."""
+    """Return the scalar 1 − the mean over rows of the Pearson correlation of two matrices `[R, L]`, float32."""
     a = a - a.mean(1, keepdim=True)
     b = b - b.mean(1, keepdim=True)
-    # the published ε: it mutes rows whose probabilities are all far below 1e-4, where a mere guard would enlarge them
+    # the published ε; it suppresses rows whose probabilities are all far below 1e-4, which a smaller ε would amplify
     correlation = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
     return 1 - correlation.mean()
 
 
 def dist_losses(logits_student: Tensor, logits_teacher: Tensor, tau: float) -> Tuple[Tensor, Tensor]:
-    """Return the scalars `(inter, intra)`, each `τ²` times the Pearson distance of the softened predictions.
+    """Return the scalars `(inter, intra)`, each `τ²` times a Pearson distance of the softened predictions.
 
-    Inter-class: between the two predictions of an image. Intra-class: between the two columns of a class, over the
-    batch.
+    The inter-class distance compares the two predictions of each image. The intra-class distance compares, for each
+    class, its two columns of probabilities over the batch.
 
     Args:
         logits_student: `[B, N]`, floating point.
         logits_teacher: `[B, N]`, floating point.
-        tau: temperature, above 0.
+        tau: temperature, greater than 0.
     """
     student, teacher = (torch.softmax(logits.float() / tau, dim=1) for logits in (logits_student, logits_teacher))
     return tau**2 * pearson_distance(student, teacher), tau**2 * pearson_distance(student.t(), teacher.t())
@@ -45,12 +46,12 @@ def dist_losses(logits_student: Tensor, logits_teacher: Tensor, tau: float) -> T
 
 @register("DIST")
 class DIST(Distiller):
-    """Cross-entropy with the labels plus the inter-class and the intra-class relation to the teacher's predictions."""
+    """Cross-entropy with the labels plus both `dist_losses` with the teacher's logits."""
 
     DEFAULTS = {
         "CE_WEIGHT": 1.0,
-        "BETA": 1.0,  # of the inter-class relation
-        "GAMMA": 1.0,  # of the intra-class relation
+        "BETA": 1.0,  # weight of the inter-class loss
+        "GAMMA": 1.0,  # weight of the intra-class loss
         "TAU": 1.0,  # temperature
     }
     RANGES = {"TAU": above(0), **weights("CE_WEIGHT", "BETA", "GAMMA")}
@@ -58,7 +59,7 @@ class DIST(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = DIST.checked(cfg, "DIST")
+        options = cfg.DIST
         self.ce_weight = options.CE_WEIGHT
         self.beta = options.BETA
         self.gamma = options.GAMMA

@@ -15,8 +15,7 @@ from ..ranges import above, at_least, weights
 from ._base import Distiller, register
 from ._common import standardise_logits, warmup_factor
 
-# subtracted from the target's logit: its probability among the others is then 0 in float32
-_EXCLUDED = 1000.0
+EXCLUDED = 1000.0  # subtracted from the target's logit, so that its probability is 0 in float32
 
 
 def dkd_loss(
@@ -30,15 +29,16 @@ def dkd_loss(
 ) -> Tensor:
     """Return the scalar `T² (alpha · TCKD + beta · NCKD)`, averaged over the batch.
 
-    TCKD compares the probabilities of "the target" and "any other class", NCKD how the other classes share theirs:
-    both are divergences `KL(teacher ‖ student)`. KD itself is `TCKD + (1 − teacher's target probability) · NCKD`.
+    TCKD compares the probabilities of the target and of all other classes together. NCKD compares the distributions
+    among the other classes. Both are divergences `KL(teacher ‖ student)`. KD equals
+    `TCKD + (1 − teacher's target probability) · NCKD`.
 
     Args:
         logits_student, logits_teacher: `[B, N]`, floating point.
         target: `[B]`, int64 labels.
-        alpha, beta: weights.
+        alpha, beta: weights of TCKD and of NCKD.
         temperature: `T > 0`.
-        logit_stand: see `standardise_logits`.
+        logit_stand: whether to standardise the logits first; see `standardise_logits`.
     """
     is_target = F.one_hot(target, logits_student.shape[1])
     groups, others = [], []
@@ -46,7 +46,7 @@ def dkd_loss(
         scaled = (standardise_logits(logits) if logit_stand else logits.float()) / temperature
         log_p = F.log_softmax(scaled, dim=1)
         groups.append(torch.cat([log_p.gather(1, target[:, None]), _log_rest(log_p, is_target)], dim=1))
-        others.append(F.log_softmax(scaled - _EXCLUDED * is_target, dim=1))
+        others.append(F.log_softmax(scaled - EXCLUDED * is_target, dim=1))
     tckd, nckd = (
         F.kl_div(student, teacher, reduction="batchmean", log_target=True) for student, teacher in (groups, others)
     )
@@ -54,8 +54,8 @@ def dkd_loss(
 
 
 def _log_rest(log_p: Tensor, is_target: Tensor) -> Tensor:
-    """Return `[B, 1]`: the logarithm of what is left of probability 1; finite also where that rounds to 0."""
-    return torch.logsumexp(log_p - _EXCLUDED * is_target, dim=1, keepdim=True)
+    """Return `[B, 1]`, the log-probability of all classes except the target; finite even if that rounds to 0."""
+    return torch.logsumexp(log_p - EXCLUDED * is_target, dim=1, keepdim=True)
 
 
 @register("DKD")
@@ -75,7 +75,7 @@ class DKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = DKD.checked(cfg, "DKD")
+        options = cfg.DKD
         self.ce_weight = options.CE_WEIGHT
         self.alpha = options.ALPHA
         self.beta = options.BETA

@@ -1,7 +1,7 @@
 """FitNet: "FitNets: Hints for Thin Deep Nets" (2015).
 
-The paper first trains the student up to the hint, then all of it; this is MDistiller's single stage, both losses at
-once.
+The paper first trains the student up to the hint layer, then the whole student. Here, as in MDistiller, there is a
+single stage with both losses.
 
 Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import IMAGE_SIZE, ConvReg, settled_input_size, stage_shapes
+from ._common import IMAGE_SIZE, ConvReg, resolve_input_size, stage_shapes
 
 
 def hint_loss(regressed_student: Tensor, feat_teacher: Tensor) -> Tensor:
@@ -25,18 +25,18 @@ def hint_loss(regressed_student: Tensor, feat_teacher: Tensor) -> Tensor:
     if regressed_student.shape != feat_teacher.shape:
         student, teacher = (tuple(feat.shape[1:]) for feat in (regressed_student, feat_teacher))
         raise UserError(
-            f"the hint is {teacher}, the student's regressed map {student}: the images are not of the size that the"
-            " regressor was built for; set FITNET.INPUT_SIZE to None"
+            f"the teacher's map is {teacher}, the student's regressed map {student}: the regressor was built for images"
+            " of another size; set FITNET.INPUT_SIZE to None"
         )
     return F.mse_loss(regressed_student.float(), feat_teacher.float())
 
 
 @register("FITNET")
 class FitNet(Distiller):
-    """Cross-entropy with the labels plus `hint_loss` of one stage, reached by the student through a `ConvReg`.
+    """Cross-entropy with the labels plus `hint_loss` of one stage; a `ConvReg` maps the student's map to the teacher's.
 
-    `HINT_LAYER` counts the maps in `feats` from the stem, 0. `INPUT_SIZE` is `[height, width]` in pixels, as in
-    MDistiller's files; `None` takes the data set's.
+    `HINT_LAYER` is an index into `feats`; the stem is 0. `INPUT_SIZE` is `[height, width]` in pixels, as in
+    MDistiller's files; `None` is the size of the data set's images.
     """
 
     DEFAULTS = {
@@ -49,14 +49,14 @@ class FitNet(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = FitNet.checked(cfg, "FITNET")
+        options = cfg.FITNET
         self.hint_layer = options.HINT_LAYER
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
-        size = settled_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "FITNET.INPUT_SIZE")
+        size = resolve_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "FITNET.INPUT_SIZE")
         shapes_student, shapes_teacher = (stage_shapes(model, size) for model in (student, teacher))
         count = min(len(shapes_student), len(shapes_teacher))
-        if not 0 <= self.hint_layer < count:
+        if self.hint_layer >= count:
             raise UserError(
                 f"FITNET.HINT_LAYER is {self.hint_layer}; expected 0 to {count - 1}: the student gives"
                 f" {len(shapes_student)} maps, the teacher {len(shapes_teacher)}"

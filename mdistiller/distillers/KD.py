@@ -1,6 +1,6 @@
 """KD: "Distilling the Knowledge in a Neural Network" (2015).
 
-With `KD.LOGIT_STAND` LSKD: "Logit Standardization in Knowledge Distillation" (2024).
+`KD.LOGIT_STAND` is LSKD: "Logit Standardization in Knowledge Distillation" (2024).
 
 Shapes: `B` batch, `N` classes.
 """
@@ -26,9 +26,9 @@ def kd_loss(
     Args:
         logits_student: `[B, N]`, floating point.
         logits_teacher: `[B, N]`, floating point.
-        temperature: `T > 0`, a float or a scalar tensor, in which the loss is differentiable too; the factor `T²`
-            keeps the gradient's scale when `T` changes.
-        logit_stand: whether the logits are standardised first, see `standardise_logits`.
+        temperature: `T > 0`, a float or a scalar tensor; a tensor gets a gradient. The factor `T²` keeps the scale of
+            the logits' gradients when `T` changes.
+        logit_stand: whether to standardise the logits first; see `standardise_logits`.
     """
     if logit_stand:
         logits_student, logits_teacher = standardise_logits(logits_student), standardise_logits(logits_teacher)
@@ -51,7 +51,7 @@ class KD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = KD.checked(cfg, "KD")
+        options = cfg.KD
         self.temperature = options.TEMPERATURE
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.kd_weight = options.LOSS.KD_WEIGHT

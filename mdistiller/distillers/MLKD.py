@@ -3,17 +3,17 @@
 Predictions at several temperatures are matched on three levels: for each image, between the images of a batch, and
 between the classes.
 
-Paper and published code: the paper has no masks. The code masks the losses of the weakly augmented view. It means to
-keep the images whose highest teacher probability is at most the median, and the classes whose summed probability is at
-most the median. But it multiplies each mask with a loss that is already averaged, and averages again. So the mask only
-scales the loss by the share of images, or classes, that it keeps: about one half.
+Paper and published code: the paper has no masks. The code masks the losses of the weakly augmented view. The mask is
+meant to keep the images whose highest teacher probability is at most the median, and the classes whose summed
+probability is at most the median. However, the code multiplies each mask by a loss that is already averaged, and
+averages again. So the mask only scales the loss by the share of images, or classes, that it keeps: about one half.
 `CONFIDENCE_MASK: False`, the default, is the paper's form; `True` is the code's.
 
 Views: the code trains on two views of each image, a weakly augmented one and one by RandAugment with 2 operations of
-magnitude 10. The second adds its cross-entropy and the loss of each image, without a mask. Two of the five
-temperatures of that loss, 2 and 6, are computed from the first view, in the code and with `CONFIDENCE_MASK: True`
-here. The data sets of this library give one view, and the losses of the second are then left out. A loader of your own
-may give two: `image_strong` beside `image` in the batch, or a pair `[weak, strong]` as `image`.
+magnitude 10. The second view adds its cross-entropy and its loss of each image, without a mask. For two of the five
+temperatures, 2 and 6, the code computes the second view's loss from the first view; `CONFIDENCE_MASK: True` does the
+same. The data sets of this library provide one view, so there are no losses of a second view. Your own loader may
+provide two: `image_strong` next to `image` in the batch, or a pair `[weak, strong]` as `image`.
 
 Shapes: `B` batch, `N` classes, `K` temperatures.
 """
@@ -30,7 +30,7 @@ from ..distributed import gather_with_grad
 from ..ranges import Range, above, weights
 from ._base import Distiller, register
 
-# extra temperatures of the strong view's loss that the published code takes from the weak view
+# temperatures at which the published code computes the strong view's loss from the weak view
 FROM_WEAK_VIEW = (2.0, 6.0)
 
 
@@ -40,7 +40,7 @@ def instance_loss(logits_student: Tensor, logits_teacher: Tensor, temperatures: 
     Args:
         logits_student: `[B, N]`, floating point.
         logits_teacher: `[B, N]`, floating point.
-        temperatures: `K` numbers above 0, at least one.
+        temperatures: one or more numbers `T > 0`.
     """
     log_student, log_teacher = (_log_predictions(logits, temperatures) for logits in (logits_student, logits_teacher))
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(2).mean(1)
@@ -57,19 +57,21 @@ def batch_relation_loss(logits_student: Tensor, logits_teacher: Tensor, temperat
 
 
 def class_relation_loss(logits_student: Tensor, logits_teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Return the scalar `Σ_T ‖P_tᵀ P_t − P_sᵀ P_s‖² / N`: as `batch_relation_loss`, between the classes."""
+    """Return the scalar `Σ_T ‖P_tᵀ P_t − P_sᵀ P_s‖² / N`: `batch_relation_loss` between classes instead of images."""
     student, teacher = (_log_predictions(logits, temperatures).exp() for logits in (logits_student, logits_teacher))
     return _gram_distance(student.mT, teacher.mT)
 
 
 def low_confidence_shares(logits_teacher: Tensor) -> Tuple[Tensor, Tensor]:
-    """Return which share of the images, and of the classes, is at or below the median of the teacher's confidence.
+    """Return the shares of images and of classes whose teacher confidence is at most the median.
 
-    Two scalars in (0, 1]: one half, or more where the number is odd or values are equal. An image's confidence is its
-    highest probability, a class's the sum of its probability over the batch.
+    An image's confidence is its highest probability. A class's confidence is the sum of its probability over the batch.
 
     Args:
         logits_teacher: `[B, N]`, floating point.
+
+    Returns:
+        Two scalars in (0, 1]: one half, or more if the number is odd or values are equal.
     """
     prediction = torch.softmax(logits_teacher.float(), dim=1)
     images, classes = ((c <= torch.quantile(c, 0.5)).float().mean() for c in (prediction.amax(1), prediction.sum(0)))
@@ -82,20 +84,20 @@ def _log_predictions(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
 
 
 def _gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compare the products of rows of `[K, R, L]`, each with each, summed over `K` and divided by `R`."""
-    with torch.autocast(student.device.type, enabled=False):  # it would multiply matrices in half precision
+    """Return the squared difference of the Gram matrices of `[K, R, L]`, summed over `K` and divided by `R`."""
+    with torch.autocast(student.device.type, enabled=False):  # autocast would use half precision
         return (teacher @ teacher.mT - student @ student.mT).square().sum() / student.shape[1]
 
 
 @register("MLKD")
 class MLKD(Distiller):
-    """Cross-entropy with the labels plus distillation on the level of images, of the batch and of classes."""
+    """Cross-entropy with the labels plus `instance_loss`, `batch_relation_loss` and `class_relation_loss`."""
 
     DEFAULTS = {
         "TEMPERATURE": 4.0,
         "EXTRA_TEMPERATURES": [2.0, 3.0, 5.0, 6.0],  # further temperatures besides TEMPERATURE
         "CONFIDENCE_MASK": False,  # False: the paper's form; True: the published code's
-        "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},  # KD_WEIGHT of each of the three levels
+        "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},  # KD_WEIGHT: for each of the three levels
     }
     RANGES = {
         "TEMPERATURE": above(0),
@@ -106,7 +108,7 @@ class MLKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = MLKD.checked(cfg, "MLKD")
+        options = cfg.MLKD
         self.temperatures: List[float] = [options.TEMPERATURE, *options.EXTRA_TEMPERATURES]
         self.confidence_mask = options.CONFIDENCE_MASK
         self.from_weak_view = [t for t in options.EXTRA_TEMPERATURES if self.confidence_mask and t in FROM_WEAK_VIEW]
@@ -120,12 +122,12 @@ class MLKD(Distiller):
     def forward_train(
         self, image: Union[Tensor, Sequence[Tensor]], target: Tensor, **kwargs: Any
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """As `Distiller.forward_train`; the logits are those of the weak view.
+        """Return the logits `[B, N]` of the weak view and the losses; see `Distiller.forward_train`.
 
         Args:
-            image: `[B, 3, H, W]`, the (weak) view, or the pair `[weak, strong]` of such tensors.
+            image: the weak view `[B, 3, H, W]`, or a pair `[weak, strong]` of views.
             target: `[B]`, int64 labels.
-            kwargs: `image_strong [B, 3, H, W]`, where there is a second view.
+            kwargs: may contain the strong view, `image_strong [B, 3, H, W]`.
         """
         weak, strong = (image, kwargs.get("image_strong")) if isinstance(image, Tensor) else image
         own, own_teacher = self._logits(weak)

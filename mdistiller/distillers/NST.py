@@ -19,7 +19,7 @@ from ._common import check_stages, match_size
 def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
     """Return the scalar mean of `(a_i · b_j)²` over images and pairs of channels; `a [B, C_a, D]`, `b [B, C_b, D]`.
 
-    `Σ_ij (a_i · b_j)²` is also `⟨AᵀA, BᵀB⟩`: the smaller matrices are formed, of channels or of positions.
+    `Σ_ij (a_i · b_j)²` equals `⟨AᵀA, BᵀB⟩`; the form with the smaller matrices is computed.
     """
     pairs = a.shape[0] * a.shape[1] * b.shape[1]
     if a.shape[2] < min(a.shape[1], b.shape[1]):
@@ -28,14 +28,15 @@ def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nst_loss(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor]) -> Tensor:
-    """Return the scalar squared maximum mean discrepancy of the channels, polynomial kernel, summed over the stages.
+    """Return the scalar squared maximum mean discrepancy of the channels, summed over the stages.
 
-    A sample of the two distributions is a channel's map, scaled to unit length.
+    Each channel's map, scaled to unit length, is one sample of the student's or the teacher's distribution. The kernel
+    is polynomial.
 
     Args:
         feats_student: a map `[B, C_s, H_s, W_s]` for each stage, floating point.
-        feats_teacher: the same of the teacher, `[B, C_t, H_t, W_t]`; the larger map of a pair is average-pooled. Where
-            one list is longer, the rest of it is left out.
+        feats_teacher: the teacher's maps, `[B, C_t, H_t, W_t]`. The larger map of a pair is average-pooled to the size
+            of the smaller. If one list is longer, its last entries are ignored.
     """
     losses = []
     for pair in zip(feats_student, feats_teacher):
@@ -51,7 +52,7 @@ def nst_loss(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor]) -
 class NST(Distiller):
     """Cross-entropy with the labels plus `nst_loss` of the stages after the stem.
 
-    Stages pair up from the stem on, as in MDistiller: of a model that has more of them, the deepest have no partner.
+    Stages are paired from the first one on, as in MDistiller. If one model has more stages, its deepest are not used.
     """
 
     DEFAULTS = {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 50.0}}
@@ -60,7 +61,7 @@ class NST(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = NST.checked(cfg, "NST")
+        options = cfg.NST
         check_stages(student, teacher)
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

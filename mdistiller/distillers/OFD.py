@@ -17,36 +17,36 @@ from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import stage_shapes
 
-RARELY_NEGATIVE = 0.001  # probability below which the mean of the negative part is not computed
-FAR_BELOW = 3.0  # standard deviations, the margin there
+MIN_NEGATIVE_PROBABILITY = 0.001  # channels that are negative less often get FALLBACK_MARGIN
+FALLBACK_MARGIN = 3.0  # standard deviations below 0
 
 
 def negative_mean(mean: Tensor, std: Tensor) -> Tensor:
-    """Return `E[x | x < 0]` of Gaussians, `-3 std` for those that are negative with a probability below 0.001.
+    """Return the float32 `E[x | x < 0]` of Gaussians, or `-3 std` if the probability of `x < 0` is below 0.001.
 
     Args:
-        mean: `[C_t]`, a BatchNorm's bias.
-        std: `[C_t]`, its weight; the sign does not matter.
+        mean: a BatchNorm's bias, `[C_t]`.
+        std: its weight, `[C_t]`; the sign does not matter.
     """
-    # a pruned channel has a deviation of 0; so small a one has the same limits without dividing by it
+    # the deviation of a pruned channel is 0; clamping avoids a division by 0 and gives the same limit
     mean, std = mean.double(), std.double().abs().clamp(min=1e-12)
     ratio = mean / std
     probability = torch.special.ndtr(-ratio)
     density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
-    expected = mean - std * density / probability.clamp(min=RARELY_NEGATIVE)
-    return torch.where(probability > RARELY_NEGATIVE, expected, -FAR_BELOW * std).float()
+    expected = mean - std * density / probability.clamp(min=MIN_NEGATIVE_PROBABILITY)
+    return torch.where(probability > MIN_NEGATIVE_PROBABILITY, expected, -FALLBACK_MARGIN * std).float()
 
 
 def ofd_loss(map_student: Tensor, map_teacher: Tensor, margin: Tensor) -> Tensor:
-    """Return the scalar partial L2 distance of two maps before their ReLU: a sum, but a mean over the batch.
+    """Return the scalar partial L2 distance of two maps before their ReLU, averaged over the batch.
 
-    The teacher's map is raised to `margin` where it is below (margin ReLU). Where the result is not positive, a student
-    below it is left alone.
+    Teacher values below `margin` are raised to it (margin ReLU). Where the teacher's value is then not positive, a
+    student's value below it adds nothing to the loss.
 
     Args:
-        map_student: `[B, C_t, H, W]`, floating point, after the connector.
+        map_student: `[B, C_t, H, W]`, floating point, the output of the connector.
         map_teacher: `[B, C_t, H_t, W_t]`, floating point; average-pooled (or repeated) to the student's size.
-        margin: `[1, C_t, 1, 1]`, not positive.
+        margin: `[1, C_t, 1, 1]`, at most 0.
     """
     student, teacher = map_student.float(), map_teacher.float()
     height, width = student.shape[-2:]
@@ -58,7 +58,7 @@ def ofd_loss(map_student: Tensor, map_teacher: Tensor, margin: Tensor) -> Tensor
 
 
 def make_connector(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    """Return a convolution without bias, drawn from N(0, 2 / (k · k · out_channels)), and BatchNorm."""
+    """Return a convolution without bias, initialised from N(0, 2 / (k · k · out_channels)), and a BatchNorm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
@@ -66,13 +66,14 @@ def make_connector(in_channels: int, out_channels: int, kernel_size: int) -> nn.
 
 @register("OFD")
 class OFD(Distiller):
-    """Cross-entropy with the labels plus `ofd_loss` of the stages after the stem, halved with each stage from the last.
+    """Cross-entropy with the labels plus `ofd_loss` of the stages after the stem.
 
-    Stages pair up from the last one backwards, as in MDistiller: of a model that has more of them, the first have no
-    partner. The margins are computed once, from the teacher's BatchNorms, and are moved and saved with the rest.
+    The last stage has weight 1; each earlier stage has half the weight of the next one. Stages are paired from the last
+    one backwards, as in MDistiller. If one model has more stages, its first are not used. The margins are computed once
+    from the teacher's BatchNorms; they are buffers.
 
-    The published recipe, and MDistiller's, runs the teacher in training mode: batch statistics in its BatchNorms, whose
-    running statistics move. `TEACHER_TRAIN_MODE: True` does the same; the default is the teacher as it was trained.
+    The published recipe and MDistiller run the teacher in training mode: its BatchNorms use batch statistics and update
+    their running statistics. `TEACHER_TRAIN_MODE: True` does the same. By default the teacher is in evaluation mode.
     """
 
     DEFAULTS = {
@@ -88,7 +89,7 @@ class OFD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = OFD.checked(cfg, "OFD")
+        options = cfg.OFD
         self.teacher_train_mode = options.TEACHER_TRAIN_MODE
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
@@ -105,7 +106,7 @@ class OFD(Distiller):
             raise UserError(
                 f"OFD needs a BatchNorm for each of the teacher's stages, of {channels_teacher} channels;"
                 f" get_bn_before_relu() of this {type(teacher).__name__} gives {[norm.num_features for norm in norms]};"
-                " give it that method, or use a method that reads maps alone (AT, FITNET)"
+                " give it that method, or use a method that reads only maps (AT, FITNET)"
             )
         self.num_stages = min(len(channels_student), len(channels_teacher))
         pairs = zip(channels_student[-self.num_stages :], channels_teacher[-self.num_stages :])
@@ -116,7 +117,7 @@ class OFD(Distiller):
 
     @property
     def margins(self) -> List[Tensor]:
-        """The margins `[1, C_t, 1, 1]` of the stages that are compared."""
+        """The margins `[1, C_t, 1, 1]` of the compared stages."""
         return [self.get_buffer(f"margin_{stage}") for stage in range(self.num_stages)]
 
     def train(self, mode: bool = True) -> OFD:

@@ -18,8 +18,8 @@ from ._base import Distiller, register
 
 
 def neighbour_probabilities(feat: Tensor, eps: float) -> Tensor:
-    """Return `[B, B]`: cosine similarities of the rows of `feat [B, C]`, moved to [0, 1], as shares of their sum."""
-    # an all-zero feature has no direction: clamped, so that the root's gradient is 0 there, not infinite
+    """Return `[B, B]`: the cosine similarities of the rows of `feat [B, C]`, shifted to [0, 1], with row sums of 1."""
+    # clamped, because the root's gradient is infinite for an all-zero feature
     length = feat.square().sum(1, keepdim=True).clamp(min=torch.finfo(feat.dtype).tiny).sqrt()
     feat = feat / (length + eps)
     similarity = (feat @ feat.t() + 1) / 2
@@ -32,7 +32,7 @@ def pkt_loss(feat_student: Tensor, feat_teacher: Tensor, eps: float = 1e-7) -> T
     Args:
         feat_student: `[B, C_s]`, floating point.
         feat_teacher: `[B, C_t]`, floating point.
-        eps: keeps quotients finite.
+        eps: keeps the quotients finite.
     """
     with torch.autocast(feat_student.device.type, enabled=False):
         student, teacher = (neighbour_probabilities(feat.float(), eps) for feat in (feat_student, feat_teacher))
@@ -49,7 +49,7 @@ class PKT(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = PKT.checked(cfg, "PKT")
+        options = cfg.PKT
         require_output("pooled_feat", student, teacher)
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

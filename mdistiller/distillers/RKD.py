@@ -18,24 +18,29 @@ from ._base import Distiller, register
 
 
 def relative_distances(difference: Tensor, squared: bool, eps: float) -> Tensor:
-    """Return `[B, B]`, distances (or their squares) over their mean, from the pairwise `difference [B, B, C]`.
+    """Return the distances `[B, B]` divided by their mean, from the pairwise `difference [B, B, C]`.
 
-    Squares below `eps` count as `eps`, and the zero diagonal does not count in the mean.
+    The diagonal is 0 and is excluded from the mean.
+
+    Args:
+        difference: `[B, B, C]`, float32.
+        squared: whether to use squared distances.
+        eps: the least squared distance, greater than 0.
     """
     distance = difference.square().sum(2).clamp(min=eps)
     if not squared:
         distance = distance.sqrt()
-    itself = torch.eye(len(distance), dtype=torch.bool, device=distance.device)
-    distance = distance.masked_fill(itself, 0)
-    # a batch of one has no distances: 0 / 1 rather than 0 / 0
+    diagonal = torch.eye(len(distance), dtype=torch.bool, device=distance.device)
+    distance = distance.masked_fill(diagonal, 0)
+    # a batch of one has no pairs; max avoids 0 / 0
     mean = distance.sum() / max(len(distance) * (len(distance) - 1), 1)
     return distance / mean.clamp(min=eps)
 
 
 def angles(difference: Tensor) -> Tensor:
-    """Return `[B, B, B]`, at `i, j, k` the cosine of the angle at image `i` between the lines to `j` and to `k`."""
+    """Return `[B, B, B]`; entry `i, j, k` is the cosine of the angle at image `i` between the lines to `j` and `k`."""
     length = torch.linalg.vector_norm(difference, dim=2, keepdim=True)
-    # two images of the same feature have no direction: 0, and no gradient of the size of 1 / 0
+    # two images with the same feature have no direction; dividing by 1 gives 0 and a finite gradient
     direction = difference / length.masked_fill(length == 0, 1)
     return direction @ direction.transpose(1, 2)
 
@@ -48,18 +53,18 @@ def rkd_loss(
     distance_weight: float = 25.0,
     angle_weight: float = 50.0,
 ) -> Tensor:
-    """Return the weighted sum of two scalars: the smooth L1 losses of relative distances and of angles.
+    """Return the scalar weighted sum of the smooth L1 losses of relative distances and of angles.
 
     Args:
         feat_student: `[B, C_s]`, floating point.
         feat_teacher: `[B, C_t]`, floating point.
-        squared: whether distances are squared.
+        squared: whether to use squared distances.
         eps: the least squared distance, greater than 0.
-        distance_weight: of the pairs' loss.
-        angle_weight: of the triples' loss.
+        distance_weight: weight of the distance loss.
+        angle_weight: weight of the angle loss.
     """
     with torch.autocast(feat_student.device.type, enabled=False):
-        # not from the Gram matrix: its rounding is of the size of the distance where features are nearly equal
+        # not from the Gram matrix, whose rounding errors are as large as the distances of nearly equal features
         student, teacher = (feat[None] - feat[:, None] for feat in (feat_student.float(), feat_teacher.float()))
         loss_distance = F.smooth_l1_loss(
             relative_distances(student, squared, eps), relative_distances(teacher, squared, eps)
@@ -89,7 +94,7 @@ class RKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = RKD.checked(cfg, "RKD")
+        options = cfg.RKD
         require_output("pooled_feat", student, teacher)
         self.distance_weight = options.DISTANCE_WEIGHT
         self.angle_weight = options.ANGLE_WEIGHT

@@ -1,13 +1,14 @@
 """RLD: "Knowledge Distillation with Refined Logits" (2024; ICCV 2025).
 
-Two losses that a teacher's wrong prediction cannot turn against the label. Sample confidence: the student is as sure
-of the *label* as the teacher is of *its own* most probable class. Masked correlation: the classes that the teacher
-rates below the label are distilled among themselves; the label and every class rated at or above it are left out.
-Where the teacher is right these are the two parts of DKD, "Decoupled Knowledge Distillation" (2022).
+Two losses that do not work against the label when the teacher's prediction is wrong. Sample confidence: the student's
+confidence in the *label* learns to match the teacher's confidence in *its own* most probable class. Masked
+correlation: distillation among the classes that the teacher rates below the label; the label and every class rated at
+or above it are masked. If the teacher is right, these are the two parts of DKD, "Decoupled Knowledge Distillation"
+(2022).
 
-Paper and published code: the code gives the sample confidence a temperature of its own, 1 by default, and equal to the
-other one in the authors' example. `ALPHA_TEMPERATURE` is that temperature; `None`, the default, means `TEMPERATURE`, as
-in that example. The other defaults are the code's.
+Paper and published code: in the code the sample confidence has its own temperature, 1 by default, but equal to the
+other temperature in the authors' example. `ALPHA_TEMPERATURE` is that temperature; `None`, the default, means
+`TEMPERATURE`, as in the example. The other defaults are the code's.
 
 Shapes: `B` batch, `N` classes.
 """
@@ -24,7 +25,9 @@ from ..ranges import Range, above, at_least, weights
 from ._base import Distiller, register
 from ._common import warmup_factor
 
-MASKED = torch.finfo(torch.float32).min / 2  # a logit of probability 0 that stays finite in differences
+MASKED = (
+    torch.finfo(torch.float32).min / 2
+)  # a logit with probability 0; half of the minimum, so that differences stay finite
 
 
 def sample_confidence_loss(
@@ -32,7 +35,7 @@ def sample_confidence_loss(
 ) -> Tensor:
     """Return the scalar `T² · KL((b_T, 1 − b_T) ‖ (b_S, 1 − b_S))`, averaged over the batch.
 
-    `b_T` is the teacher's highest probability, `b_S` the student's for the label, both at temperature `T`.
+    `b_T` is the teacher's highest probability, `b_S` the student's probability of the label, both at temperature `T`.
 
     Args:
         logits_student: `[B, N]`, floating point.
@@ -50,7 +53,7 @@ def masked_correlation_loss(
 ) -> Tensor:
     """Return the scalar `T² · KL(teacher ‖ student)` among the classes that the teacher rates below the label.
 
-    Averaged over the batch; an image of which no class is left counts as 0. Arguments as in `sample_confidence_loss`.
+    The mean over the batch; an image with no such class counts as 0. Arguments as in `sample_confidence_loss`.
     """
     masked = logits_teacher >= logits_teacher.gather(1, target[:, None])
     log_student, log_teacher = (
@@ -61,7 +64,7 @@ def masked_correlation_loss(
 
 
 def _log_one_against_rest(logits: Tensor, index: Tensor) -> Tensor:
-    """Return `log (p, 1 − p)` as `[B, 2]`, `p` the probability of class `index [B]`."""
+    """Return `[B, 2]`: `log p` and `log (1 − p)`, where `p` is the probability of class `index [B]`."""
     one = index[:, None]
     log_total = torch.logsumexp(logits, dim=1, keepdim=True)
     log_rest = torch.logsumexp(logits.scatter(1, one, MASKED), dim=1, keepdim=True)
@@ -74,11 +77,11 @@ class RLD(Distiller):
 
     DEFAULTS = {
         "CE_WEIGHT": 1.0,
-        "ALPHA": 1.0,  # of the sample confidence
-        "BETA": 8.0,  # of the masked correlation
+        "ALPHA": 1.0,  # weight of the sample confidence
+        "BETA": 8.0,  # weight of the masked correlation
         "TEMPERATURE": 4.0,
         "ALPHA_TEMPERATURE": None,  # of the sample confidence; None: TEMPERATURE
-        "WARMUP": 20.0,  # epochs in which both weights rise from 0; 0: none
+        "WARMUP": 20.0,  # epochs over which both weights rise from 0; 0: no warm-up
     }
     RANGES = {
         "TEMPERATURE": above(0),
@@ -90,13 +93,13 @@ class RLD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = RLD.checked(cfg, "RLD")
+        options = cfg.RLD
         self.ce_weight = options.CE_WEIGHT
         self.alpha = options.ALPHA
         self.beta = options.BETA
         self.temperature = options.TEMPERATURE
-        own = options.ALPHA_TEMPERATURE
-        self.alpha_temperature = self.temperature if own is None else own
+        alpha_temperature = options.ALPHA_TEMPERATURE
+        self.alpha_temperature = self.temperature if alpha_temperature is None else alpha_temperature
         self.warmup_epochs = options.WARMUP
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:

@@ -1,11 +1,12 @@
 """ReviewKD: "Distilling Knowledge via Knowledge Review" (2021).
 
-From the deepest map to the shallowest, the student's maps are fused with what the deeper ones gave (ABF, attention
-based fusion), and each result is compared with the teacher's map of that level at several scales (HCL, hierarchical
-context loss). The pooled feature counts as the last, 1×1 map; the stem's map takes no part.
+From the deepest level to the shallowest, each of the student's maps is fused with the result of the deeper levels (ABF,
+attention based fusion). Each fused map is compared with the teacher's map of its level at several scales (HCL,
+hierarchical context loss). The pooled feature counts as the last, 1×1 map; the stem's map is not used.
 
-Two departures from well-known code. `MAX_MID_CHANNEL` is honoured; there it is always 512. And shapes are read from
-the models; lists in the configuration only say how many maps, counted from the deepest, take part, and must be true.
+There are two differences from well-known code. `MAX_MID_CHANNEL` has an effect; there it is always 512. Shapes are read
+from the models. Lists of shapes in the configuration only set how many maps are used, counted from the deepest, and
+must agree with the models.
 
 Shapes: `B` batch, `C` channels, `C_m` channels of the fused maps, `H`/`W` height and width of a map, `N` classes.
 """
@@ -25,15 +26,19 @@ from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import probe, warmup_factor
 
-SCALES = (4, 2, 1)  # sides of the pooled maps that are compared besides the map itself
+SCALES = (4, 2, 1)  # sides of the pooled maps that are compared in addition to the maps themselves
 
 
 def hcl_loss(maps_student: Sequence[Tensor], maps_teacher: Sequence[Tensor]) -> Tensor:
     """Return the scalar hierarchical context loss, summed over the pairs of maps `[B, C, H, W]` of equal shapes.
 
-    For each pair: the weighted mean of squared errors (averaged over all elements) of the maps themselves, weight 1,
-    and of their averages on grids of 4×4, 2×2 and 1×1 cells, as far as these are coarser than the map; each grid has
-    half the weight of the one before.
+    For each pair it is a weighted mean of mean squared errors: of the maps themselves with weight 1, and of their
+    averages on grids of 4×4, 2×2 and 1×1 cells, each grid with half the weight of the one before. Grids that are not
+    coarser than the map are skipped.
+
+    Args:
+        maps_student: maps `[B, C, H, W]`, floating point.
+        maps_teacher: maps of the same shapes.
     """
     total = torch.zeros((), device=maps_student[0].device)
     for student, teacher in zip(maps_student, maps_teacher):
@@ -48,10 +53,15 @@ def hcl_loss(maps_student: Sequence[Tensor], maps_teacher: Sequence[Tensor]) -> 
 
 
 def pair_stages(sides_student: Sequence[int], sides_teacher: Sequence[int]) -> List[Tuple[int, int]]:
-    """Return which stages meet, as pairs of positions, shallow to deep; arguments: the maps' sides in that order.
+    """Return the pairs of stages to compare, as indices `(student, teacher)`, shallow to deep.
 
-    With equally many maps all of them, in order. Else all of the shorter list: its last stage meets the other's last,
-    the rest meets, in order, those whose sides are nearest (sum of absolute `log2` ratios), the deeper ones on a draw.
+    Lists of equal lengths are paired in order. Otherwise every stage of the shorter list gets a partner: the two last
+    stages are paired, and the others, in order, with the stages of nearest sides (least sum of absolute `log2` ratios;
+    the deeper stages on a tie).
+
+    Args:
+        sides_student: sides of the student's maps, in pixels, shallow to deep.
+        sides_teacher: sides of the teacher's maps.
     """
     short, long = sorted((sides_student, sides_teacher), key=len)
     if not short:
@@ -63,12 +73,12 @@ def pair_stages(sides_student: Sequence[int], sides_teacher: Sequence[int]) -> L
 
 
 class ABF(nn.Module):
-    """Attention based fusion of one of the student's maps with what the deeper levels gave.
+    """Attention based fusion of one of the student's maps with the result of the deeper levels.
 
     Args:
-        in_channels: of the student's map.
+        in_channels: channels of the student's map.
         mid_channels: `C_m`.
-        out_channels: of the teacher's map.
+        out_channels: channels of the teacher's map.
         fuse: whether there is a deeper level.
     """
 
@@ -83,11 +93,11 @@ class ABF(nn.Module):
         self.att_conv = nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid()) if fuse else None
 
     def forward(self, feature: Tensor, deeper: Optional[Tensor], out_size: Sequence[int]) -> Tuple[Tensor, Tensor]:
-        """Return `(output [B, C_out, *out_size], fused [B, C_m, *out_size])`, the latter for the next level.
+        """Return `(output [B, C_out, *out_size], fused [B, C_m, *out_size])`; `fused` is for the next level.
 
         Args:
-            feature: `[B, C_in, H, W]`.
-            deeper: `[B, C_m, h, w]`, the deeper level's `fused`; `None` where there is none.
+            feature: the student's map `[B, C_in, H, W]`.
+            deeper: the deeper level's `fused`, `[B, C_m, h, w]`; `None` for the deepest level.
             out_size: height and width of the teacher's map.
         """
         fused = self.conv1(feature)
@@ -113,7 +123,7 @@ class ReviewKD(Distiller):
         "IN_CHANNELS": None,  # channels of the student's maps, shallowest first
         "OUT_CHANNELS": None,  # channels of the teacher's maps, shallowest first
         "MAX_MID_CHANNEL": 512,  # upper limit of the fused maps' channels
-        "STU_PREACT": False,  # the student's maps before their activation
+        "STU_PREACT": False,  # use the student's maps before their activation
     }
     RANGES = {
         "MAX_MID_CHANNEL": at_least(1, example=", such as 512"),
@@ -124,7 +134,7 @@ class ReviewKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = ReviewKD.checked(cfg, "REVIEWKD")
+        options = cfg.REVIEWKD
         self.ce_weight = options.CE_WEIGHT
         self.reviewkd_weight = options.REVIEWKD_WEIGHT
         self.warmup_epochs = options.WARMUP_EPOCHS
@@ -166,25 +176,29 @@ class ReviewKD(Distiller):
 
 
 def _levels(feats: Dict[str, Any], key: str) -> List[Tensor]:
-    """Return the maps after the stem's, shallow to deep, and the pooled feature as a 1×1 map."""
+    """Return the stages' maps after the stem, shallow to deep, and the pooled feature as a 1×1 map."""
     return [*feats[key][1:], feats["pooled_feat"][:, :, None, None]]
 
 
 def _pairs(options: Any, shapes_student: List[torch.Size], shapes_teacher: List[torch.Size]) -> List[Tuple[int, int]]:
-    """Return which levels meet, once typed lists are known to be true of the models; shapes are `[C, H, W]` each."""
-    typed = {key: options[key] for key in ("SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS") if options[key]}
-    if not typed:
+    """Return the pairs of levels to compare; shapes are `[C, H, W]` each.
+
+    Raises:
+        UserError: a list of shapes in the configuration does not agree with the models.
+    """
+    given = {key: options[key] for key in ("SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS") if options[key]}
+    if not given:
         sides = [[shape[-1] for shape in shapes[:-1]] for shapes in (shapes_student, shapes_teacher)]
         return [*pair_stages(*sides), (len(shapes_student) - 1, len(shapes_teacher) - 1)]
-    lengths = [len(value) for value in typed.values() if isinstance(value, (list, tuple))]
+    lengths = [len(value) for value in given.values() if isinstance(value, (list, tuple))]
     count = min([*lengths, len(shapes_student), len(shapes_teacher)])
-    for key, value in typed.items():
+    for key, value in given.items():
         role, shapes = ("teacher", shapes_teacher) if key.startswith("OUT") else ("student", shapes_student)
         last = shapes[-count:]
-        true = [shape[0] for shape in last] if key.endswith("CHANNELS") else [shape[-1] for shape in reversed(last)]
-        if value != true:
+        actual = [shape[0] for shape in last] if key.endswith("CHANNELS") else [shape[-1] for shape in reversed(last)]
+        if value != actual:
             raise UserError(
-                f"REVIEWKD.{key} is {value}, but the {role}'s last {count} maps have {true} at this input size;"
+                f"REVIEWKD.{key} is {value}, but the {role}'s last {count} maps have {actual} at this input size;"
                 " correct it, or set it to null to have it read from the models"
             )
     return [(len(shapes_student) - i, len(shapes_teacher) - i) for i in range(count, 0, -1)]

@@ -3,20 +3,21 @@
 Source: "Smooth the Signal, Distill the Essence: A Frequency-Aware Modulation Framework for Knowledge Distillation"
 (2025).
 
-Text and published code differ in four points. The defaults follow the text; the settings in brackets, which
-`configs/cifar100/sfakd_code/` holds, follow the code, from which the published accuracies come.
+Paper and published code differ in four points. The defaults follow the paper. The settings in brackets, which are those
+of `configs/cifar100/sfakd_code/`, follow the code, which produced the published accuracies.
 
-- The text aligns pooled features, the code aligns maps (`ALIGN: map`).
-- The code averages the squared error over the channels, too (`FEAT_WEIGHT: 1 / C_t`, as it is summed over them here).
-  The text gives no weight; the default comes from a small measurement.
-- The code's filter starts near zero (`FILTER_INIT: uniform`). The text does not say; the default is the identity.
-- Of a WRN the code takes the last block's raw output for the final map. Here it is the activated map in either form,
-  the one that the classifier pools.
+- The paper aligns pooled features, the code aligns maps (`ALIGN: map`).
+- The code also averages the squared error over the channels. Here it is summed over them, so the code's loss has
+  `FEAT_WEIGHT: 1 / C_t`. The paper gives no weight; the default comes from a small measurement.
+- The code's filter is initialised near zero (`FILTER_INIT: uniform`). The paper does not specify the initialisation;
+  the default is the identity.
+- For a WRN the code uses the last block's raw output as the final map. Here it is always the activated map, which the
+  classifier pools.
 
 Here shapes are inferred, and the head is saved with the student.
 
-Shapes: `B` batch, `C_s`/`C_t` channels of the student's final map / of the teacher's pooled feature, `H`/`W` bins of
-the student's final map, `N` classes.
+Shapes: `B` batch, `C_s`/`C_t` channels of the student's final map / of the teacher's pooled feature, `H`/`W` height and
+width of the student's final map, `N` classes.
 """
 
 from __future__ import annotations
@@ -38,17 +39,23 @@ from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, s
 
 
 def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor) -> Tensor:
-    """Return the scalar `mean over images of ‖p − t‖²`; both arguments `[B, C_t]`, floating point.
+    """Return the scalar mean over images of `‖p − t‖²`.
 
-    The squared error is summed over channels; averaged over them, its gradients would be `C_t` times smaller.
+    The squared error is summed over channels. An average over channels would make its gradients `C_t` times smaller.
+
+    Args:
+        pooled_student: `p`, `[B, C_t]`, floating point.
+        pooled_teacher: `t`, `[B, C_t]`, floating point.
     """
     return (pooled_student.float() - pooled_teacher.float()).square().sum(1).mean()
 
 
 def map_alignment_loss(map_student: Tensor, map_teacher: Tensor) -> Tensor:
-    """Return the scalar squared error of two maps `[B, C_t, H_i, W_i]`, floating point.
+    """Return the scalar squared error of two maps, summed over channels and averaged over images and positions.
 
-    Summed over channels, averaged over images and positions; the larger map is first pooled to the smaller one's size.
+    Args:
+        map_student: `[B, C_t, H_s, W_s]`, floating point.
+        map_teacher: `[B, C_t, H_t, W_t]`, floating point. The larger map is average-pooled to the size of the smaller.
     """
     student, teacher = match_size(map_student.float(), map_teacher.float())
     return (student - teacher).square().sum(1).mean()
@@ -61,13 +68,18 @@ class SpatialBranch(nn.Conv2d):
         super().__init__(channels, channels, kernel_size=1)
 
     def forward(self, feature: Tensor, weight: Union[float, Tensor] = 1.0) -> Tensor:
-        """Convolve `feature [B, C_s, H, W]`; returns `weight · F_spat` of the same shape."""
+        """Return `weight · F_spat` of `feature [B, C_s, H, W]`, of the same shape."""
         assert self.bias is not None
         return F.conv2d(feature, weight * self.weight, weight * self.bias)
 
 
 class Fusion(nn.Module):
-    """`A = α · F_freq + β · F_spat`, both weights learnable, 0.5 at first; a branch that is `None` is left out."""
+    """`A = α · F_freq + β · F_spat` with learnable weights, both initialised to 0.5.
+
+    Args:
+        frequency: the branch that computes `F_freq`; `None` to omit it.
+        spatial: the branch that computes `F_spat`; `None` to omit it.
+    """
 
     def __init__(self, frequency: Optional[nn.Module], spatial: Optional[nn.Module]) -> None:
         super().__init__()
@@ -77,8 +89,8 @@ class Fusion(nn.Module):
         self.beta = None if spatial is None else nn.Parameter(torch.tensor(0.5))
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Augment `feature [B, C_s, H, W]`; the shape stays."""
-        # each branch applies its weight to its own parameters, which are smaller than the maps
+        """Return `A` for `feature [B, C_s, H, W]`, of the same shape."""
+        # each branch applies its weight to its parameters, which are smaller than the maps
         branches = ((self.spatial, self.beta), (self.frequency, self.alpha))
         parts = [branch(feature, weight) for branch, weight in branches if branch is not None]
         return sum(parts[1:], parts[0])
@@ -105,13 +117,13 @@ class BottleneckProjector(nn.Sequential):
 
 @head_dict.register("SFAKD")
 class SFAKDHead(Head):
-    """Fusion of the branches and bottleneck projector, before the teacher's classifier.
+    """Fusion of the two branches, bottleneck projector, pooling and the teacher's classifier.
 
     Args:
-        in_channels, height, width: `C_s`, `H`, `W` of the final map.
+        in_channels, height, width: `C_s`, `H`, `W` of the student's final map.
         out_channels, num_classes, bias: `C_t`, `N` and bias of the teacher's classifier.
-        sigma, learnable_sigma, mask: see `HighPass`; the last is its kind.
-        frequency, spatial: which branches there are; at least one.
+        sigma, learnable_sigma, mask: see `HighPass`; `mask` is its `kind`.
+        frequency, spatial: whether to use each branch; at least one.
         filter_init: see `FrequencyFilter`.
     """
 
@@ -158,19 +170,19 @@ class SFAKDHead(Head):
 class SFAKD(Distiller):
     """L2 alignment of the student's projected, frequency-augmented feature with the teacher's.
 
-    With `CLASSIFIER: teacher` (the default, the method) the deployed student is backbone, head and the teacher's
-    classifier, and the student's own classifier is trained as a probe on detached features. With `CLASSIFIER: student`
-    the bare student is deployed: its own classifier learns by cross-entropy, the alignment regularises the backbone,
-    and the head is dropped after training.
+    With `CLASSIFIER: teacher` (the default, as published) the deployed student consists of backbone, head and the
+    teacher's classifier. The student's own classifier is trained as a probe on detached features. With
+    `CLASSIFIER: student` the bare student is deployed. Its own classifier is trained by cross-entropy, the alignment
+    regularises the backbone, and the head is dropped after training.
     """
 
     DEFAULTS = {
-        "FEAT_WEIGHT": 0.1,  # of the alignment loss
-        "CE_WEIGHT": 0.0,  # of the cross-entropy on the deployed logits
+        "FEAT_WEIGHT": 0.1,  # weight of the alignment loss
+        "CE_WEIGHT": 0.0,  # weight of the cross-entropy on the deployed logits
         "MASK": {"TYPE": "gaussian"},  # "gaussian" | "hard" | "none"
         "SIGMA": 0.1,  # the Gaussian's σ, or the hard cut's radius, relative to the smaller side of the map
         "LEARNABLE_SIGMA": False,  # train SIGMA
-        "FILTER_INIT": "identity",  # "identity" | "uniform", the authors' code's
+        "FILTER_INIT": "identity",  # "identity" | "uniform", as in the authors' code
         "FREQUENCY_BRANCH": True,  # use the frequency branch
         "SPATIAL_BRANCH": True,  # use the spatial branch
         "ALIGN": "pooled",  # "pooled" | "map"
@@ -188,7 +200,7 @@ class SFAKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = SFAKD.checked(cfg, "SFAKD")
+        options = cfg.SFAKD
         self.feat_weight = options.FEAT_WEIGHT
         self.ce_weight = options.CE_WEIGHT
         self.align = options.ALIGN
@@ -218,8 +230,8 @@ class SFAKD(Distiller):
             self.aligner = aligner
 
     @classmethod
-    def faults(cls, options: Any, section: str) -> Iterator[str]:
-        yield from super().faults(options, section)
+    def config_errors(cls, options: Any, section: str) -> Iterator[str]:
+        yield from super().config_errors(options, section)
         if options.LEARNABLE_SIGMA and options.MASK.TYPE in ("hard", "none"):
             yield (
                 f"{section}.LEARNABLE_SIGMA needs {section}.MASK.TYPE gaussian, given {options.MASK.TYPE}; switch one"

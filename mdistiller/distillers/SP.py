@@ -18,17 +18,17 @@ from ._base import Distiller, register
 
 
 def batch_similarity(feat: Tensor) -> Tensor:
-    """Return `[B, B]`, rows of unit length: the dot products of the images' features `[B, ...]`."""
+    """Return the dot products `[B, B]` of the images' features `feat [B, ...]`, with rows scaled to unit length."""
     flat = feat.flatten(1)
     return F.normalize(flat @ flat.t())
 
 
 def sp_loss(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor]) -> Tensor:
-    """Return the scalar mean over the `B²` pairs of images of the squared difference in similarity, summed over layers.
+    """Return the scalar mean squared difference of the similarities of all `B²` pairs of images, summed over layers.
 
     Args:
         feats_student: `[B, C_s, H_s, W_s]` for each layer, floating point.
-        feats_teacher: `[B, C_t, H_t, W_t]` for each layer; sizes and channels need not agree.
+        feats_teacher: `[B, C_t, H_t, W_t]` for each layer, floating point; sizes and channels may differ.
     """
     losses = []
     for student, teacher in zip(feats_student, feats_teacher):
@@ -48,7 +48,7 @@ class SP(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = SP.checked(cfg, "SP")
+        options = cfg.SP
         require_output("feats", student, teacher)
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

@@ -1,11 +1,11 @@
 """SimKD: "Knowledge Distillation with the Reused Teacher Classifier" (2022).
 
-The student's final map is projected into the teacher's feature space and classified by the teacher's own classifier,
-which stays as it is; backbone and projector learn to reproduce the teacher's final map, without labels. The student's
-own classifier plays no part in the method; it is trained as a probe on detached features, so that the bare student is a
-usable checkpoint too.
+The student's final map is projected into the teacher's feature space and classified by the teacher's frozen classifier.
+Backbone and projector learn to reproduce the teacher's final map, without labels. The method does not use the student's
+own classifier. It is trained as a probe on detached features, so that the bare student is a working model too.
 
-Shapes: `B` batch, `C_s`/`C_t` channels of the student's / teacher's final map, `H`/`W` height and width of a map.
+Shapes: `B` batch, `C_s`/`C_t` channels of the student's / teacher's final map, `H`/`W` height and width of a map, `N`
+classes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, s
 
 
 def simkd_loss(projected: Tensor, map_teacher: Tensor) -> Tensor:
-    """Return the scalar mean squared error, over all elements, of two maps `[B, C_t, H_i, W_i]`.
+    """Return the scalar mean squared error of two maps.
 
     Args:
-        projected: the student's, projected.
-        map_teacher: the teacher's; averaged to the size of the student's where it is larger.
+        projected: the student's projected map, `[B, C_t, H_s, W_s]`, floating point.
+        map_teacher: `[B, C_t, H_t, W_t]`, floating point. The larger map is average-pooled to the size of the smaller.
     """
     return F.mse_loss(*match_size(projected.float(), map_teacher.float()))
 
 
 class Projector(nn.Sequential):
-    """Bottleneck `C_s → C_t / factor → C_t` around a full 3×3 convolution, each with BatchNorm and ReLU."""
+    """Bottleneck `C_s → C_t / factor → C_t` of 1×1, 3×3 and 1×1 convolutions, each with BatchNorm and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
         mid = out_channels // factor
@@ -53,13 +53,13 @@ class Projector(nn.Sequential):
 
 @head_dict.register("SIMKD")
 class SimKDHead(Head):
-    """Pooling to the teacher's map size where the student's is larger, projector, teacher's classifier.
+    """Pooling of a larger map to the teacher's size, projector, global pooling and the teacher's classifier.
 
     Args:
         in_channels: `C_s`.
-        height, width: of the teacher's final map.
+        height, width: size of the teacher's final map.
         out_channels, num_classes, bias: `C_t`, `N` and bias of the teacher's classifier.
-        factor: by which the projector is narrower than `C_t`.
+        factor: the projector's inner width is `C_t / factor`.
     """
 
     kind = "SIMKD"
@@ -79,17 +79,17 @@ class SimKDHead(Head):
         self.max_size = (height, width)
 
     def forward(self, final_map: Tensor) -> HeadOutput:
-        height, width = (min(given, most) for given, most in zip(final_map.shape[-2:], self.max_size))
+        height, width = (min(side, max_side) for side, max_side in zip(final_map.shape[-2:], self.max_size))
         return super().forward(F.adaptive_avg_pool2d(final_map, (height, width)))
 
 
 @register("SIMKD")
 class SimKD(Distiller):
-    """`simkd_loss` of the final maps; deployed are backbone, projector and the teacher's classifier."""
+    """`simkd_loss` of the final maps; the deployed student is backbone, projector and the teacher's classifier."""
 
     DEFAULTS = {
         "FEAT_WEIGHT": 1.0,
-        "FACTOR": 2,  # by which the projector is narrower than the teacher's map
+        "FACTOR": 2,  # the projector's inner width is the teacher's channels divided by FACTOR
     }
     RANGES = {"FACTOR": at_least(1), **weights("FEAT_WEIGHT")}
     teacher_needs = ("maps",)
@@ -98,18 +98,19 @@ class SimKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = SimKD.checked(cfg, "SIMKD")
+        options = cfg.SIMKD
         input_size = cfg.DATASET.INPUT_SIZE
         channels, height, width = check_teacher_map("SIMKD", teacher, input_size, remedy="use SFAKD")
-        if not 1 <= options.FACTOR <= channels:
-            raise UserError(f"SIMKD.FACTOR is {options.FACTOR}; expected 1 to {channels}, the teacher's channels")
+        factor = options.FACTOR
+        if factor > channels:
+            raise UserError(f"SIMKD.FACTOR is {factor}; expected 1 to {channels}, the teacher's channels")
         self.feat_weight = options.FEAT_WEIGHT
         self.head = SimKDHead.with_classifier(
             teacher.get_classifier(),
             in_channels=probe(student, input_size)[1]["final_map"].shape[1],
             height=height,
             width=width,
-            factor=options.FACTOR,
+            factor=factor,
         )
 
     @classmethod

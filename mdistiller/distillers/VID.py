@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import IMAGE_SIZE, match_size, settled_input_size, stage_shapes
+from ._common import IMAGE_SIZE, match_size, resolve_input_size, stage_shapes
 
-MAX_VARIANCE = 700.0  # the exponential of more is no float
+MAX_VARIANCE = 700.0  # the exponential of a larger number overflows
 
 
 def vid_loss(predicted_mean: Tensor, log_scale: Tensor, feat_teacher: Tensor, eps: float = 1e-5) -> Tensor:
     """Return the scalar mean negative log-likelihood of the teacher's map under Gaussians, up to a constant.
 
     Args:
-        predicted_mean: `[B, C_t, H, W]`, floating point, made from the student's map.
+        predicted_mean: `[B, C_t, H, W]`, floating point, the regressor's output for the student's map.
         log_scale: `[C_t]`; the variance of a channel is `softplus(log_scale) + eps`.
         feat_teacher: `[B, C_t, H, W]`, floating point.
         eps: the least variance.
@@ -47,9 +47,10 @@ def make_regressor(in_channels: int, out_channels: int) -> nn.Sequential:
 class VID(Distiller):
     """Cross-entropy with the labels plus `vid_loss` of each stage after the stem.
 
-    The variances are trained, moved and saved with the rest; MDistiller keeps them in a plain list, at their first
-    values. Stages pair up from the stem on, as there: of a model that has more of them, the deepest have no partner.
-    `INPUT_SIZE` is `[height, width]` in pixels, as in MDistiller's files; `None` takes the data set's.
+    The variances are trained, moved and saved with the other parameters. MDistiller keeps them in a plain list, so they
+    keep their initial values. Stages are paired from the first one on, as in MDistiller. If one model has more stages,
+    its deepest are not used. `INPUT_SIZE` is `[height, width]` in pixels, as in MDistiller's files; `None` is the size
+    of the data set's images.
     """
 
     DEFAULTS = {
@@ -63,23 +64,23 @@ class VID(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = VID.checked(cfg, "VID")
-        self.eps, first_variance = options.EPS, options.INIT_PRED_VAR
+        options = cfg.VID
+        self.eps = options.EPS
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
-        size = settled_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "VID.INPUT_SIZE")
+        size = resolve_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "VID.INPUT_SIZE")
         channels = list(zip(*([shape[1] for shape in stage_shapes(model, size)[1:]] for model in (student, teacher))))
         self.regressors = nn.ModuleList(make_regressor(s, t) for s, t in channels)
-        log_scale = math.log(math.expm1(first_variance - self.eps))
+        log_scale = math.log(math.expm1(options.INIT_PRED_VAR - self.eps))
         self.log_scales = nn.ParameterList([nn.Parameter(torch.full((t,), log_scale)) for _, t in channels])
 
     @classmethod
-    def faults(cls, options: Any, section: str) -> Iterator[str]:
-        yield from super().faults(options, section)
+    def config_errors(cls, options: Any, section: str) -> Iterator[str]:
+        yield from super().config_errors(options, section)
         if not MAX_VARIANCE > options.INIT_PRED_VAR > options.EPS:
             yield (
-                f"{section}.INIT_PRED_VAR is {options.INIT_PRED_VAR} and {section}.EPS {options.EPS}; expected the"
-                f" variance to start above EPS, the least it can be, and below {MAX_VARIANCE:g} (5.0 and 1e-5 are the"
+                f"{section}.INIT_PRED_VAR is {options.INIT_PRED_VAR} and {section}.EPS {options.EPS}; expected an"
+                f" initial variance above EPS, the least variance, and below {MAX_VARIANCE:g} (5.0 and 1e-5 are the"
                 " defaults)"
             )
 

@@ -1,10 +1,10 @@
 """WTTM: "Knowledge Distillation Based on Transformed Teacher Matching" (2024).
 
-The temperature softens the teacher alone: the student's plain prediction `q` is matched to the power transform of the
-teacher's, `p_T ∝ p^γ` with `γ = 1 / T`, hence there is no factor `T²`. Each image counts by the power sum `U = Σ p^γ`,
-which is large where the teacher is unsure.
+The temperature applies only to the teacher. The student's prediction `q` at temperature 1 learns to match the power
+transform of the teacher's prediction, `p_T ∝ p^γ` with `γ = 1 / T`. So there is no factor `T²`. Each image is weighted
+by the power sum `U = Σ p^γ`, which is large if the teacher is uncertain.
 
-The authors choose temperature and weight for each pair, and publish those of VGG13 → VGG8 alone
+The authors choose temperature and weight for each pair, but publish only those of VGG13 → VGG8
 (`configs/cifar100/ttm` and `wttm`). The defaults below are ours; tune them for other pairs.
 
 Shapes: `B` batch, `N` classes.
@@ -23,9 +23,9 @@ from ._base import Distiller, register
 
 
 def power_sum(logits_teacher: Tensor, temperature: float) -> Tensor:
-    """Return `U [B] = Σ_j p_j^(1/T)` of `p = softmax(logits_teacher [B, N])`, float32; from 1 to `N^(1 − 1/T)`."""
+    """Return `U = Σ_j p_j^(1/T)`, `[B]`, float32, for `p = softmax(logits_teacher [B, N])`; 1 to `N^(1 − 1/T)`."""
     logits = logits_teacher.float()
-    # from the logits: probabilities that underflow to 0 would drop out of the sum
+    # from the logits, because probabilities that underflow to 0 would be missing in the sum
     return torch.exp(torch.logsumexp(logits / temperature, dim=1) - torch.logsumexp(logits, dim=1) / temperature)
 
 
@@ -36,7 +36,7 @@ def ttm_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float,
         logits_student: `[B, N]`, floating point.
         logits_teacher: `[B, N]`, floating point.
         temperature: `T > 0`.
-        weighted: whether images are weighted by `power_sum` (WTTM) or `U = 1` (TTM).
+        weighted: whether to weight images by `power_sum` (WTTM); otherwise `U = 1` (TTM).
     """
     log_student = F.log_softmax(logits_student.float(), dim=1)
     log_teacher = F.log_softmax(logits_teacher.float() / temperature, dim=1)
@@ -51,7 +51,7 @@ class WTTM(Distiller):
     """Cross-entropy with the labels plus `ttm_loss` with the teacher's logits."""
 
     DEFAULTS = {
-        "TEMPERATURE": 4.0,  # T = 1 / γ, of the teacher
+        "TEMPERATURE": 4.0,  # T = 1 / γ of the teacher
         "CE_WEIGHT": 1.0,
         "KD_WEIGHT": 1.0,  # β
         "WEIGHTED": True,  # False: TTM
@@ -61,7 +61,7 @@ class WTTM(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
         super().__init__(student, teacher)
-        options = WTTM.checked(cfg, "WTTM")
+        options = cfg.WTTM
         self.temperature = options.TEMPERATURE
         self.ce_weight = options.CE_WEIGHT
         self.kd_weight = options.KD_WEIGHT

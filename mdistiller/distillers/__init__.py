@@ -1,7 +1,8 @@
-"""Distillers by name. Every module of this folder whose name does not begin with `_` is imported, hence registered.
+"""Distillers by name.
 
-Installed packages offer theirs by an entry point of the group `mdistiller.distillers`; a configuration names others in
-`PLUGINS`.
+Importing this package imports, and so registers, every module in this folder whose name does not start with `_`.
+Installed packages add distillers through an entry point of the group `mdistiller.distillers`. A configuration adds
+others through `PLUGINS`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The distiller: a student, a frozen teacher, a training loss, and what is deployed afterwards.
+"""The base class of all distillers, which hold a student, a frozen teacher and the training losses.
 
 Shapes: `B` batch, `H`/`W` pixels, `N` classes.
 """
@@ -10,7 +10,6 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import refuse
 from ..ranges import Range, out_of_range
 from ..registry import Registry
 from .heads import Head, deployed_logits, eval_logits
@@ -19,27 +18,33 @@ distiller_dict: Registry[Type[Distiller]] = Registry("distiller")
 
 
 def register(name: str) -> Callable[[Type[Distiller]], Type[Distiller]]:
-    """Class decorator: the distiller becomes `DISTILLER.TYPE: name`, its `DEFAULTS` the config section `name`."""
+    """Return a class decorator that registers a distiller as `DISTILLER.TYPE: name`.
+
+    Its `DEFAULTS` become the config section `name`.
+    """
     return distiller_dict.register(name)
 
 
 class Distiller(nn.Module):
-    """Base of all methods; a method implements `__init__(student, teacher, cfg)` and `forward_train`.
+    """Base class of all methods; a method implements `__init__(student, teacher, cfg)` and `forward_train`.
+
+    `engine/validate.py` validates the config section before any model is built, so constructors only read it. They
+    check what depends on the two models, such as shapes.
 
     Args:
-        student: a model of the contract in `mdistiller.models`; it is trained.
-        teacher: another one; it is frozen and stays in evaluation mode. `None` for methods that need none.
+        student: the model to train; see `mdistiller.models` for what it returns.
+        teacher: a model of the same kind; it is frozen and stays in evaluation mode. `None` if the method needs none.
 
     Attributes:
         DEFAULTS: the method's config section, a plain nested dictionary.
-        RANGES: what the values of that section may be, by key (`LOSS.CE_WEIGHT`); no key has to be there.
-        needs_teacher: whether the teacher is built and loaded at all.
-        teacher_needs: what a step reads of the teacher's outputs: `logits`, `pooled` (the pooled feature) and `maps`
-            (stage maps or the final map); all of it unless a method says less.
-        channels_last: whether images and weights come in channels_last strides, the faster ones, in which
-            `Tensor.view` cannot flatten a map; `False` for a class that is not registered by its own file, as in
-            MDistiller's.
-        head: what replaces the student's own classifier when the student is deployed; `None` keeps that classifier.
+        RANGES: the allowed values by key, such as `LOSS.CE_WEIGHT`. A key without a range may have any value.
+        needs_teacher: whether the method uses a teacher; otherwise none is built or loaded.
+        teacher_needs: the teacher's outputs that a training step reads: `logits`, `pooled` (the pooled feature) and
+            `maps` (stage maps or the final map). By default all of them.
+        channels_last: whether images and weights are in the faster channels_last memory format. `Tensor.view` cannot
+            flatten a map in that format, so this is `False` for classes without `@register`, such as MDistiller's.
+        head: the module that replaces the student's own classifier in the deployed student; `None` keeps that
+            classifier.
     """
 
     DEFAULTS: Dict[str, Any] = {}
@@ -54,7 +59,11 @@ class Distiller(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward_train" in vars(cls) and "teacher_needs" not in vars(cls):
-            cls.teacher_needs = Distiller.teacher_needs  # what a parent's step reads says nothing about this one
+            cls.teacher_needs = Distiller.teacher_needs  # the parent's declaration describes the parent's step only
+        # plug-ins may define `config_errors` by its former name, `faults`; each class has the hook by both names
+        for name, other in (("faults", "config_errors"), ("config_errors", "faults")):
+            if name in vars(cls) and other not in vars(cls):
+                setattr(cls, other, vars(cls)[name])
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None) -> None:
         super().__init__()
@@ -65,34 +74,25 @@ class Distiller(nn.Module):
         self.teacher = teacher
 
     @classmethod
-    def faults(cls, options: Any, section: str) -> Iterator[str]:
-        """Yield a line for each fault of the method's config section, before any model is there.
+    def config_errors(cls, options: Any, section: str) -> Iterator[str]:
+        """Yield one line for each error in the method's config section; called before any model is built.
 
         Args:
             options: the section; it has the keys of `DEFAULTS`.
-            section: its name, with which each line begins.
+            section: the section's name; each line starts with it.
         """
         if knows(cls, "RANGES", options):
             yield from out_of_range(options, cls.RANGES, section)
 
+    faults = config_errors  # the former name; plug-ins call it through `super()`
+
     @classmethod
     def loss_names(cls, options: Any) -> Optional[Tuple[str, ...]]:
-        """Return the names of the losses under these options; `None` where only a step can tell."""
+        """Return the names of the losses for a config section, or `None` if they are not known in advance."""
         return None
 
-    @classmethod
-    def checked(cls, cfg: Any, section: str) -> Any:
-        """Return the config section of that name; for a constructor, which calls it on its own class.
-
-        Raises:
-            UserError: a line for each of its `faults`.
-        """
-        options = getattr(cfg, section)
-        refuse(cls.faults(options, section))
-        return options
-
     def train(self, mode: bool = True) -> Distiller:
-        """Set the training mode of everything but the teacher."""
+        """Set the training mode of all modules except the teacher."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
@@ -100,35 +100,36 @@ class Distiller(nn.Module):
 
     @property
     def tests_otherwise(self) -> bool:
-        """Whether `forward_test` gives something else than the student that is saved."""
+        """Whether the method overrides `forward_test`, so its logits may differ from those of the saved student."""
         return self.head is None and type(self).forward_test is not Distiller.forward_test
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
-        """Return what the optimizer updates: the student, and the head where there is one."""
+        """Return the parameters that the optimizer updates: those of the student and of the head, if any."""
         parameters = list(self.student.parameters())
         if self.head is not None:
             parameters += self.head.parameters()
         return [p for p in parameters if p.requires_grad]
 
     def get_extra_parameters(self) -> int:
-        """Return how many parameters the method adds to the student's."""
+        """Return the number of parameters that the method adds to the student."""
         return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Return the student's logits `[B, N]` and named scalar losses; the trainer minimises their sum.
+        """Return the student's logits `[B, N]` and the scalar losses by name; the trainer minimises their sum.
 
         Args:
             image: `[B, 3, H, W]`, normalised.
             target: `[B]`, int64 labels.
-            kwargs: the rest of the batch (`index [B]`, …) and `epoch`, counted from 1.
+            kwargs: the other entries of the batch, such as `index [B]`, and `epoch`, counted from 1.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward_train")
 
     def attach_data(self, train_loader: Any) -> None:
-        """Take what the method needs to know of the training set; called once, before the first step.
+        """Read what the method needs from the training set; called once, before the first step.
 
         Args:
-            train_loader: has `targets [N]`, all labels in index order; a batch's `index` counts in the same order.
+            train_loader: the loader. Its `targets` holds the labels of all images in index order; a batch's `index`
+                counts in the same order.
         """
 
     def forward_test(self, image: Tensor) -> Tensor:
@@ -138,27 +139,33 @@ class Distiller(nn.Module):
     def forward_eval(self, image: Tensor) -> Dict[str, Tensor]:
         """Return logits `[B, N]` by name.
 
-        `deployed`: those of `forward_test`. With a head also `probe`, the student's own classifier's. Where a method
-        tests by a `forward_test` of its own but ships no head, also `bare`, those of the student that is saved.
+        `deployed` are the logits of `forward_test`. With a head, `probe` are those of the student's own classifier. If
+        a method overrides `forward_test` but deploys no head, `bare` are those of the student that is saved.
         """
         if self.tests_otherwise:
             return {"deployed": self.forward_test(image), "bare": self.student(image)[0]}
         return eval_logits(self.student, self.head, image)
 
     def forward(self, **kwargs: Any) -> Any:
-        """`forward_train(**batch)` in training mode, `forward_test(image)` otherwise."""
+        """Return `forward_train(**kwargs)` in training mode and `forward_test(image)` otherwise."""
         if self.training:
             return self.forward_train(**kwargs)
         return self.forward_test(kwargs["image"])
 
 
 def knows(distiller: Type[Distiller], hook: str, options: Any) -> bool:
-    """Whether a class's `RANGES`, `faults` or `loss_names` can judge a section: it has the keys they were written for.
+    """Whether `hook` of a class applies to a config section.
 
-    A class may inherit them, and have a section of its own with other keys.
+    A class may inherit a hook but have a section with other keys. The hook applies if the section has all keys of the
+    class that defines the hook.
+
+    Args:
+        distiller: the class.
+        hook: `RANGES`, `config_errors` or `loss_names`.
+        options: the config section.
     """
-    author = next(c for c in distiller.__mro__ if hook in vars(c))
-    return _has_keys(options, author.DEFAULTS)  # type: ignore[attr-defined]
+    definer = next(c for c in distiller.__mro__ if hook in vars(c))
+    return _has_keys(options, definer.DEFAULTS)  # type: ignore[attr-defined]
 
 
 def _has_keys(options: Any, defaults: Dict[str, Any]) -> bool:
@@ -170,7 +177,7 @@ def _has_keys(options: Any, defaults: Dict[str, Any]) -> bool:
 
 @register("NONE")
 class Vanilla(Distiller):
-    """The student alone, trained by cross-entropy."""
+    """The student without a teacher, trained by cross-entropy."""
 
     DEFAULTS: Dict[str, Any] = {}
     needs_teacher = False

@@ -1,4 +1,4 @@
-"""Small pieces that several methods share."""
+"""Functions and modules shared by several methods."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models._adapt import evaluating
+from ..models._adapt import evaluation_mode
 from ..ranges import Range
 
-InputSize = Union[int, Sequence[int]]  # pixels: a side, or (height, width) as MDistiller has it
+InputSize = Union[int, Sequence[int]]  # pixels: one side, or (height, width) as in MDistiller
 
 
 def probe(model: nn.Module, input_size: InputSize) -> Tuple[Tensor, Dict[str, Any]]:
-    """Return `(logits, feats)` of two blank images `[2, 3, height, width]` of `input_size`, to read shapes from.
+    """Run a model on blank images `[2, 3, height, width]`, to read shapes from its outputs.
 
-    In evaluation mode, so that no BatchNorm statistic moves.
+    The model runs in evaluation mode, so BatchNorm statistics do not change.
+
+    Returns:
+        `(logits, feats)`.
     """
-    height, width = settled_input_size(None, input_size, "DATASET.INPUT_SIZE")
+    height, width = resolve_input_size(None, input_size, "DATASET.INPUT_SIZE")
     first = next(model.parameters())
-    with evaluating(model):
+    with evaluation_mode(model):
         return model(torch.zeros(2, 3, height, width, device=first.device, dtype=first.dtype))
 
 
 def get_feat_shapes(
     student: nn.Module, teacher: nn.Module, input_size: InputSize
 ) -> Tuple[List[torch.Size], List[torch.Size]]:
-    """Return the shapes of the stage maps, student's and teacher's, for images of `input_size`."""
+    """Return the shapes of the student's and of the teacher's stage maps for images of `input_size`."""
     shapes = [[feat.shape for feat in probe(model, input_size)[1]["feats"]] for model in (student, teacher)]
     return shapes[0], shapes[1]
 
 
 def warmup_factor(epoch: int, warmup_epochs: float) -> float:
-    """Return the linear rise `epoch / warmup_epochs`, at most 1; `epoch` counts from 1, no warm-up: 1."""
+    """Return `epoch / warmup_epochs`, at most 1, where `epoch` counts from 1; without warm-up return 1."""
     return min(epoch / warmup_epochs, 1.0) if warmup_epochs > 0 else 1.0
 
 
 def standardise_logits(logits: Tensor) -> Tensor:
-    """Return each row of `logits [B, N]` with its mean subtracted, divided by its standard deviation; float32.
+    """Return `logits [B, N]` in float32, each row shifted to mean 0 and scaled to standard deviation 1.
 
-    What is left to match is the order and the relative size of the logits, not their scale, which students of small
-    capacity cannot copy. The deviation is the unbiased one.
+    A student then matches the order and the relative size of the logits. It need not match their scale, which a
+    student of small capacity cannot copy. The standard deviation is the unbiased one.
 
     Source: "Logit Standardization in Knowledge Distillation" (2024).
     """
@@ -51,19 +54,22 @@ def standardise_logits(logits: Tensor) -> Tensor:
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
 
 
-def settled_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, int]:
-    """Return `(height, width)` in pixels of the images whose shapes are probed.
+def resolve_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, int]:
+    """Return `(height, width)` in pixels of the images to probe shapes with.
 
     Args:
-        given: what the config key named `key` holds: a side, `[height, width]`, or `None` to infer.
-        dataset_size: `cfg.DATASET.INPUT_SIZE`, the side (or both) of the data set's images, for a `given` of `None`.
+        given: the value of the config key `key`: one side, `[height, width]`, or `None` for `dataset_size`.
+        dataset_size: `cfg.DATASET.INPUT_SIZE`, one side or `[height, width]`.
+        key: the config key, for messages.
 
     Raises:
-        UserError: neither says it, or `given` is no size.
+        UserError: both sizes are `None`, or the size is invalid.
     """
     size = dataset_size if given is None else given
     if size is None:
-        raise UserError(f"{key} is None and no data set says the images' size; set DATASET.INPUT_SIZE to it, as in 32")
+        raise UserError(
+            f"{key} is None and the size of the images is unknown; set DATASET.INPUT_SIZE, for example to 32"
+        )
     if size not in IMAGE_SIZE:
         raise UserError(f"{key} is {given!r}; expected {IMAGE_SIZE.expected}")
     return _sides(size)
@@ -81,10 +87,15 @@ IMAGE_SIZE = Range(
 
 
 def stage_shapes(model: nn.Module, input_size: InputSize, key: str = "feats") -> List[torch.Size]:
-    """Return the shapes `[2, C_i, H_i, W_i]` of a model's stage maps for images of `input_size`, stem first.
+    """Return the shapes `[2, C_i, H_i, W_i]` of a model's stage maps, stem first.
+
+    Args:
+        model: the model.
+        input_size: of the images, in pixels.
+        key: `feats`, or `preact_feats` for the maps before their activation.
 
     Raises:
-        UserError: the model gives no list `key` of at least two maps, a stem's and a stage's.
+        UserError: the model returns fewer than two maps, one of the stem and one of a stage.
     """
     shapes = [feat.shape for feat in probe(model, input_size)[1].get(key, ())]
     _check_count(model, len(shapes), key)
@@ -92,7 +103,7 @@ def stage_shapes(model: nn.Module, input_size: InputSize, key: str = "feats") ->
 
 
 def check_stages(*models: Any) -> None:
-    """Raise a UserError unless each model has at least one stage after the stem, whose maps can be compared."""
+    """Raise a UserError if a model has no stage after the stem."""
     for model in models:
         _check_count(model, len(model.get_stage_channels()), "feats")
 
@@ -100,13 +111,13 @@ def check_stages(*models: Any) -> None:
 def _check_count(model: nn.Module, count: int, key: str) -> None:
     if count < 2:
         raise UserError(
-            f"{type(model).__name__} gives {count} maps in {key!r}; expected the stem's and at least one stage's:"
-            " use a method that needs no maps (such as KD), or another model"
+            f"{type(model).__name__} gives {count} maps in {key!r}; expected those of the stem and of at least one"
+            " stage: use a method that needs no maps (such as KD), or another model"
         )
 
 
 def match_size(feat_student: Tensor, feat_teacher: Tensor) -> Tuple[Tensor, Tensor]:
-    """Average-pool the larger of two maps `[B, C_s, H_s, W_s]`, `[B, C_t, H_t, W_t]` to the smaller one's size."""
+    """Average-pool maps `[B, C_s, H_s, W_s]` and `[B, C_t, H_t, W_t]` to the smaller height and the smaller width."""
     height, width = (min(s, t) for s, t in zip(feat_student.shape[-2:], feat_teacher.shape[-2:]))
     return _pooled_to(feat_student, height, width), _pooled_to(feat_teacher, height, width)
 
@@ -116,21 +127,22 @@ def _pooled_to(feat: Tensor, height: int, width: int) -> Tensor:
     if (rows, columns) == (height, width):
         return feat
     if rows % height == 0 and columns % width == 0:
-        # the same mean, but on a GPU its gradient, unlike adaptive pooling's, is the same in every run
+        # the same mean; on a GPU the gradient of adaptive pooling would differ from run to run
         return F.avg_pool2d(feat, (rows // height, columns // width))
     return F.adaptive_avg_pool2d(feat, (height, width))
 
 
 class ConvReg(nn.Module):
-    """A learnable map from one feature shape to another: a convolution that also sets the size, BatchNorm, ReLU.
+    """A learnable map from one feature shape to another: a convolution that also changes the size, BatchNorm, ReLU.
 
-    Half and double the size are a strided and a transposed convolution, smaller sizes a kernel as large as the
-    difference needs. Where the map has to grow by any other factor: a 1x1 convolution and the nearest pixel.
+    A strided convolution halves the size, a transposed convolution doubles it. For other smaller sizes the kernel is
+    as large as the difference requires. For other larger sizes a 1x1 convolution is followed by nearest-neighbour
+    upsampling.
 
     Args:
-        s_shape: `[B, C_s, H_s, W_s]`, the shape of what comes in.
-        t_shape: `[B, C_t, H_t, W_t]`, the shape of what goes out.
-        use_relu: whether a ReLU ends it.
+        s_shape: `[B, C_s, H_s, W_s]`, the shape of the input.
+        t_shape: `[B, C_t, H_t, W_t]`, the shape of the output.
+        use_relu: whether to end with a ReLU.
     """
 
     def __init__(self, s_shape: Sequence[int], t_shape: Sequence[int], use_relu: bool = True) -> None:
@@ -154,7 +166,7 @@ class ConvReg(nn.Module):
         self.relu = nn.ReLU() if use_relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn `[B, C_s, H_s, W_s]` into `[B, C_t, H_t, W_t]`."""
+        """Map `[B, C_s, H_s, W_s]` to `[B, C_t, H_t, W_t]`."""
         x = self.conv(x)
         if self.upsampled_to is not None:
             x = F.interpolate(x, size=self.upsampled_to, mode="nearest")

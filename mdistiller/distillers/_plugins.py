@@ -1,9 +1,9 @@
-"""Distillers from elsewhere: pasted into this folder, named in a configuration's `PLUGINS`, or installed.
+"""Distillers that users add: pasted into this folder, named in a configuration's `PLUGINS`, or installed.
 
 Such a file may also register models (`mdistiller.models.register_model`).
 
-A file written for MDistiller or one of its forks runs as it is. Its classes need not register themselves, and its
-relative imports (`from ._base import Distiller`, `from .KD import kd_loss`) mean this folder wherever it lies.
+A file written for MDistiller or one of its forks runs unchanged. Its classes need no `@register`. Its relative imports
+(`from ._base import Distiller`, `from .KD import kd_loss`) refer to this folder, no matter where the file is.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from ..registry import Registry, origin
 from ._base import Distiller, distiller_dict
 from .heads import Head, head_dict
 
-GROUP = "mdistiller.distillers"  # of entry points
+ENTRY_POINT_GROUP = "mdistiller.distillers"
 PACKAGE = __name__.rpartition(".")[0]
 
-_adopted: Dict[str, ModuleType] = {}  # by name
+adopted_modules: Dict[str, ModuleType] = {}  # by name
 
 
 def adopt(module: ModuleType) -> None:
-    """Register the distillers that `module`, or a module below it, defines and that no `@register` names.
+    """Register the distillers that `module` or one of its submodules defines without `@register`.
 
-    Such a class gets its own name and the same in capitals, MDistiller's spelling; a leading `_` keeps it to itself.
+    Each class is registered by its name and by its name in capitals, as MDistiller does. A class whose name starts with
+    `_` is not registered.
     """
     for entry in list(vars(module).values()):
         if not inspect.isclass(entry) or not issubclass(entry, Distiller) or entry in distiller_dict.values():
@@ -50,12 +51,12 @@ def adopt(module: ModuleType) -> None:
                 entry.channels_last = False
             for name in dict.fromkeys((entry.__name__, entry.__name__.upper())):
                 distiller_dict[name] = entry
-    _adopted[module.__name__] = module
+    adopted_modules[module.__name__] = module
 
 
 def own_defaults() -> Iterator[Tuple[str, Mapping[str, Any]]]:
-    """Yield `(file, defaults by section)` of each file that has a `CFG` of its own, as in MDistiller's cfg.py."""
-    for module in _adopted.values():
+    """Yield `(file, defaults by section)` for each plug-in file that defines `CFG`, as MDistiller's cfg.py does."""
+    for module in adopted_modules.values():
         defaults = vars(module).get("CFG")
         if isinstance(defaults, dict):
             yield origin(module), defaults
@@ -65,16 +66,19 @@ def import_pasted(name: str) -> None:
     """Import a module of this folder.
 
     Raises:
-        UserError: it cannot be imported, or defines a name that another file has.
+        UserError: the import fails, or the module defines a name that is already registered.
     """
-    with _registering(f"{PACKAGE}.{name}", f"mdistiller/distillers/{name}.py", "fix it, or move it elsewhere"):
+    with _import_errors(f"{PACKAGE}.{name}", f"mdistiller/distillers/{name}.py", "fix it, or move it elsewhere"):
         adopt(importlib.import_module(f"{PACKAGE}.{name}"))
 
 
 def load_installed() -> None:
-    """Import what installed packages offer under the entry-point group; one that is broken costs a warning."""
+    """Import the distillers of installed packages; log a warning for each module that cannot be imported."""
     found: Any = metadata.entry_points()
-    points = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())  # Python before 3.10
+    if hasattr(found, "select"):
+        points = found.select(group=ENTRY_POINT_GROUP)
+    else:  # before Python 3.10
+        points = found.get(ENTRY_POINT_GROUP, ())
     for module in sorted({point.value.partition(":")[0].strip() for point in points}):
         try:
             _load_module(module, "fix it, or uninstall it")
@@ -83,15 +87,15 @@ def load_installed() -> None:
 
 
 def plugin_list(given: Any, source: str, folder: Optional[Path] = None) -> List[str]:
-    """Return the entries of `PLUGINS`: modules as they stand, files with the path under which they were found.
+    """Return the entries of `PLUGINS` as a list; files in `folder` get its path.
 
     Args:
-        given: a list of texts, or a single one.
-        source: where it was given, for messages.
-        folder: where relative paths are looked for before the working directory.
+        given: a list of strings, or one string.
+        source: where the value was given, for messages.
+        folder: the folder to search for relative paths before the working directory.
 
     Raises:
-        UserError: it is neither.
+        UserError: `given` is neither.
     """
     entries = [given] if isinstance(given, str) else given
     if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) and entry for entry in entries):
@@ -104,27 +108,30 @@ def plugin_list(given: Any, source: str, folder: Optional[Path] = None) -> List[
 
 
 def load(plugins: List[str]) -> None:
-    """Load the files (`….py`) and modules (`my_package.my_distiller`) of a configuration, each once.
+    """Load the plug-ins of a configuration; those that are already loaded are skipped.
+
+    Args:
+        plugins: files (`….py`) and modules (`my_package.my_distiller`).
 
     Raises:
-        UserError: one does not exist, cannot be imported, or defines a name that another file has.
+        UserError: a plug-in does not exist, cannot be imported, or defines a name that is already registered.
     """
     for plugin in plugins:
         if is_file(plugin):
             _load_file(find_file(plugin))
         else:
             if os.getcwd() not in sys.path:
-                sys.path.append(os.getcwd())  # last: a folder of the user's must not stand before what is installed
-            _load_module(plugin, "fix it, or take it out of PLUGINS")
+                sys.path.append(os.getcwd())  # last, so that a user's folder does not shadow an installed package
+            _load_module(plugin, "fix it, or remove it from PLUGINS")
 
 
 def is_file(plugin: str) -> bool:
-    """Whether an entry of `PLUGINS` names a file, not a module."""
+    """Whether an entry of `PLUGINS` is a file and not a module."""
     return plugin.endswith(".py")
 
 
 def _load_file(given: Path) -> None:
-    """Import a file as if it lay in this folder, with the files beside it in reach of its relative imports."""
+    """Import a file as a module of this package; its relative imports also find the files in its own folder."""
     path = Path(os.path.realpath(given))
     if not path.is_file():
         raise UserError(
@@ -143,7 +150,7 @@ def _load_file(given: Path) -> None:
     folders = sys.modules[PACKAGE].__path__
     folders.append(str(path.parent))
     try:
-        with _registering(name, str(given), "fix it, or take it out of PLUGINS"):
+        with _import_errors(name, str(given), "fix it, or remove it from PLUGINS"):
             sys.modules[name] = module
             spec.loader.exec_module(module)
             adopt(module)
@@ -152,18 +159,18 @@ def _load_file(given: Path) -> None:
 
 
 def _load_module(name: str, remedy: str) -> None:
-    with _registering(name, name, remedy):
+    with _import_errors(name, name, remedy):
         try:
             adopt(_import(name))
         except ImportError as error:
             spec = None if "." in name else importlib.util.find_spec(name)
             if "no known parent package" not in str(error) or spec is None or spec.origin is None:
                 raise
-            _load_file(Path(spec.origin))  # a module of no package that imports as if it lay here
+            _load_file(Path(spec.origin))  # a top-level module with relative imports, written for this folder
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module; a relative import that its own package cannot serve is answered from this folder."""
+    """Import a module; a relative import that its own package lacks resolves to this folder."""
     while True:
         try:
             return importlib.import_module(name)
@@ -176,8 +183,8 @@ def _import(name: str) -> ModuleType:
 
 
 @contextmanager
-def _registering(module: str, what: str, remedy: str) -> Iterator[None]:
-    """Turn what an import raises into one line, and take back what the module had registered by then."""
+def _import_errors(module: str, what: str, remedy: str) -> Iterator[None]:
+    """Turn an error of an import into a UserError of one line, and remove what the module has registered so far."""
     registries: Tuple[Registry[Any], ...] = (distiller_dict, head_dict, *FAMILIES)
     before = [set(registry) for registry in registries]
     try:
@@ -186,7 +193,7 @@ def _registering(module: str, what: str, remedy: str) -> Iterator[None]:
         sys.modules.pop(module, None)
         for registry, known in zip(registries, before):
             for name in set(registry) - known:
-                # a model's constructor may come from another module, so its `__module__` says nothing
+                # a model's constructor may be from another module, so `__module__` does not identify the plug-in
                 if registry in FAMILIES or registry[name].__module__ == module:
                     del registry[name]
         if isinstance(error, UserError):
@@ -201,37 +208,37 @@ def _reason(error: BaseException) -> str:
 
 
 def build_distiller(name: str, student: nn.Module, teacher: Optional[nn.Module], cfg: Any, num_data: int) -> Distiller:
-    """Return the distiller `name`.
+    """Build the distiller `name`.
 
     Args:
         name: a key of `distiller_dict`.
-        student, teacher: as `Distiller` takes them.
+        student, teacher: see `Distiller`.
         cfg: the resolved configuration.
-        num_data: training images, for a class that asks for them, as MDistiller's CRD.
+        num_data: number of training images, for a constructor that requires it, such as that of MDistiller's CRD.
 
     Raises:
-        UserError: it reads a config key that nothing defines, or refuses the pair.
+        UserError: the distiller reads an undefined config key, or does not support this pair of models.
     """
     distiller_class: Any = distiller_dict[name]
-    asked = inspect.signature(distiller_class).parameters.get("num_data")
-    needs_count = asked is not None and asked.default is inspect.Parameter.empty
+    parameter = inspect.signature(distiller_class).parameters.get("num_data")
+    needs_num_data = parameter is not None and parameter.default is inspect.Parameter.empty
     try:
-        distiller = distiller_class(student, teacher, cfg, *([num_data] if needs_count else []))
+        distiller = distiller_class(student, teacher, cfg, *([num_data] if needs_num_data else []))
     except AttributeError as error:
         frames = list(traceback.walk_tb(error.__traceback__))
-        # yacs' own miss, not one of the code's: its last frame looks a key up
+        # an undefined config key if the error comes from yacs' key lookup; otherwise a bug of the distiller
         if not frames or frames[-1][0].f_code is not CfgNode.__getattr__.__code__:
             raise
         file = origin(distiller_class)
         if frames[-1][0].f_locals["self"] is cfg:
             raise UserError(
-                f"distiller {name} reads the config section {error}, which nothing defines; begin its class with"
-                f' @register("{error}"), or give it in a CFG of its own in {file}'
+                f"distiller {name} reads the config section {error}, which nothing defines; decorate its class with"
+                f' @register("{error}"), or define the section in a CFG in {file}'
             ) from error
         raise UserError(
             f"distiller {name} reads the config key {error}, which nothing defines; give it a value in the"
             f" configuration, or a default in {file}"
         ) from error
     if isinstance(distiller.head, Head):
-        distiller.student.get_classifier()  # evaluation asks the student's own classifier too
+        distiller.student.get_classifier()  # fails here rather than in evaluation, which uses it as a probe
     return distiller

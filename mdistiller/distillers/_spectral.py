@@ -1,6 +1,7 @@
-"""Products in the frequency domain, and SFAKD's frequency branch.
+"""Filters in the frequency domain, and SFAKD's frequency branch.
 
-Shapes: `B` batch, `C` channels, `H`/`W` positions of a map, `P = H · (W // 2 + 1)` frequencies of its half spectrum.
+Shapes: `B` batch, `C` channels, `H`/`W` height and width of a map, `P = H · (W // 2 + 1)` frequencies of its half
+spectrum.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-MAX_MATRIX_POSITIONS = 256  # positions, H · W; the matrices' cost grows with its square
+MAX_MATRIX_POSITIONS = 256  # H · W; the cost of the matrix form grows with its square
 
 
 class SpectralFilter(nn.Module):
-    """`y = IFFT2(FFT2(x) ⊙ gain)` of real maps `x [B, C, H, W]`, in the gain's precision, with a gain for each channel.
+    """`y = IFFT2(FFT2(x) ⊙ gain)` of real maps `x [B, C, H, W]`, with one gain a channel, in the gain's precision.
 
-    Small maps are transformed by two constant matrices, those of the real Fourier transform: in channels_last strides
-    an image is a matrix `[H · W, C]`, so no map is transposed, and the gradient is two products more. (Forward and
-    backward, one AMD EPYC with 2 threads, B = 64, bfloat16 maps in channels_last, ms: C = 256, 8×8: 8.8, by
-    `torch.fft` 18.5; C = 512, 4×4: 3.7, by `torch.fft` 15.6.) Larger maps go through `torch.fft`.
+    Small maps are multiplied by the two constant matrices of the real Fourier transform. In channels_last an image is a
+    matrix `[H · W, C]`, so no map is transposed, and the gradient takes two more products. Larger maps use `torch.fft`.
+    Forward and backward on one AMD EPYC with 2 threads, B = 64, bfloat16 maps in channels_last: 8.8 ms instead of 18.5
+    with `torch.fft` for C = 256, 8×8; 3.7 ms instead of 15.6 for C = 512, 4×4.
 
     Args:
-        height, width: of the maps.
+        height, width: size of the maps.
     """
 
     analysis: Tensor
@@ -61,12 +62,12 @@ class SpectralFilter(nn.Module):
 
 
 class FrequencyFilter(nn.Module):
-    """A learnable complex weight `K`, `[C, H, W]`, for each channel and frequency.
+    """A learnable complex filter `K [C, H, W]`, with one weight for each channel and frequency.
 
     Args:
         channels, height, width: `C`, `H`, `W`.
-        init: what `K` is at first. "identity": 1, so that the filter changes nothing. "uniform": real and imaginary
-            parts uniform in `[0, 1) / C²`, as in the authors' code.
+        init: the initial `K`. "identity": 1, so the filter changes nothing. "uniform": real and imaginary parts uniform
+            in `[0, 1) / C²`, as in the authors' code.
     """
 
     def __init__(self, channels: int, height: int, width: int, init: str = "identity") -> None:
@@ -79,12 +80,12 @@ class FrequencyFilter(nn.Module):
         self.weight = nn.Parameter(weight)  # [C, H, W, (re, im)]
 
     def forward(self) -> Tensor:
-        """Return the half spectrum, complex `[C, H, W // 2 + 1]`, that acts on a real map as `K` does.
+        """Return the half spectrum, complex `[C, H, W // 2 + 1]`, that has the same effect on a real map as `K`.
 
-        The branch keeps the real part only, and `Re(IFFT(X ⊙ K))` of a real map depends on the Hermitian part of `K`,
-        `(K(u) + K*(−u)) / 2`, alone; half of that determines the rest.
+        The branch keeps the real part only. For a real map `Re(IFFT(X ⊙ K))` depends only on the Hermitian part of `K`,
+        `(K(u) + K*(−u)) / 2`, and one half of the Hermitian part determines the other.
         """
-        # contiguous: `module.to(memory_format=channels_last)` re-strides this 4-D parameter too
+        # contiguous, because `module.to(memory_format=torch.channels_last)` re-strides this 4-D parameter too
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         full = torch.view_as_complex(self.weight.to(wide).contiguous())
         mirrored = torch.roll(full.flip(-2, -1), shifts=(1, 1), dims=(-2, -1)).conj()
@@ -92,18 +93,18 @@ class FrequencyFilter(nn.Module):
 
 
 class HighPass(nn.Module):
-    """A real mask `M` over the frequencies; `d` is the distance in bins from the zero frequency.
-
-    Args:
-        height, width: bins of the map; a 1×1 map has nothing to suppress, its mask is 1.
-        sigma: `σ / min(height, width)`, greater than 0.
-        learnable: whether the Gaussian's `σ` is trained (as its logarithm, hence positive).
-        kind: "gaussian": `G / max(G)`, `G = 1 − exp(−d² / 2σ²)`. "hard": 0 where `d ≤ σ`, so at least at the zero
-            frequency, else 1. "none": 1.
+    """A real high-pass mask `M [H, W]`; `d` is the distance in bins from the zero frequency.
 
     The hard cut follows the idea of FAM, "Frequency Attention for Knowledge Distillation" (2024), but not its code.
-    That cuts rows and columns `c − r` to `c + r − 1` of the centred spectrum, where `c = int(side / 2)` and
-    `r = int(0.1 · c)`: a square off the centre, and no frequency at all where a side is shorter than 20.
+    FAM's code cuts rows and columns `c − r` to `c + r − 1` of the centred spectrum, where `c = int(side / 2)` and
+    `r = int(0.1 · c)`. That is a square off the centre, and no frequency at all if a side is shorter than 20.
+
+    Args:
+        height, width: bins of the spectrum. A 1×1 map has nothing to suppress, so its mask is 1.
+        sigma: `σ / min(height, width)`, greater than 0.
+        learnable: whether the Gaussian's `σ` is trained. Its logarithm is the parameter, so `σ` stays positive.
+        kind: "gaussian": `G / max(G)`, `G = 1 − exp(−d² / 2σ²)`. "hard": 0 for `d ≤ σ`, which includes the zero
+            frequency, otherwise 1. "none": 1.
     """
 
     squared_distance: Tensor
@@ -113,28 +114,34 @@ class HighPass(nn.Module):
         super().__init__()
         rows, columns = (torch.arange(n) - n // 2 for n in (height, width))
         centred = (rows[:, None] ** 2 + columns[None, :] ** 2).float()
-        # in the order of the FFT's bins, zero frequency first: no shift is left to do in a step
+        # in the FFT's order, zero frequency first, so that a training step needs no shift
         self.register_buffer("squared_distance", torch.fft.ifftshift(centred), persistent=False)
         width_in_bins = sigma * min(height, width)
         log_sigma = torch.tensor(math.log(width_in_bins))
         self.log_sigma = nn.Parameter(log_sigma) if learnable and centred.numel() > 1 else None
-        hard = (self.squared_distance.sqrt() > width_in_bins + 1e-6).float()  # 0.1 · 30 is more than 3 in binary
+        hard = (self.squared_distance.sqrt() > width_in_bins + 1e-6).float()  # 0.1 * 30 > 3 in floating point
         masks = {"gaussian": self._gaussian(log_sigma), "hard": hard, "none": torch.ones_like(centred)}
         self.register_buffer("fixed", masks["none" if centred.numel() == 1 else kind], persistent=False)
         if not self.fixed.any():
-            raise UserError(f"SFAKD.SIGMA {sigma} with a hard mask cuts all {height}×{width} frequencies; give less")
+            raise UserError(f"SFAKD.SIGMA {sigma} with a hard mask cuts all {height}×{width} frequencies; set it lower")
 
     def _gaussian(self, log_sigma: Tensor) -> Tensor:
         gain = -torch.expm1(-self.squared_distance / (2 * torch.exp(2 * log_sigma)))
         return gain / gain.max()
 
     def forward(self) -> Tensor:
-        """Return the mask `[H, W]`, zero frequency at `[0, 0]`; `torch.fft.fftshift` of it is centred."""
+        """Return the mask `[H, W]` with the zero frequency at `[0, 0]`."""
         return self.fixed if self.log_sigma is None else self._gaussian(self.log_sigma)
 
 
 class FrequencyBranch(nn.Module):
-    """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, in the filter's precision, float32 at least, whatever autocast says."""
+    """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, in the filter's precision and at least float32, also under autocast.
+
+    Args:
+        channels, height, width: `C`, `H`, `W`.
+        sigma, learnable_sigma, mask: see `HighPass`; `mask` is its `kind`.
+        filter_init: see `FrequencyFilter`.
+    """
 
     def __init__(
         self,
@@ -152,6 +159,6 @@ class FrequencyBranch(nn.Module):
         self.product = SpectralFilter(height, width)
 
     def forward(self, feature: Tensor, weight: Union[float, Tensor] = 1.0) -> Tensor:
-        """Modulate `feature [B, C, H, W]`; returns `weight · F_freq`, float32 of the same shape."""
+        """Return `weight · F_freq` of `feature [B, C, H, W]`, of the same shape, float32."""
         gain = self.filter()
         return self.product(feature, weight * self.mask()[:, : gain.shape[-1]] * gain)

@@ -1,7 +1,7 @@
-"""Heads: what a deployed student uses in place of its own classifier, and how backbone and head are joined.
+"""Heads, which replace a student's own classifier when it is deployed, and the deployed student itself.
 
-Shapes: `B` batch, `C_s`/`C_t` channels of the student's final map / of the teacher's pooled feature, `H`/`W` bins of
-the final map, `N` classes.
+Shapes: `B` batch, `C_s`/`C_t` channels of the student's final map / of the teacher's pooled feature, `H`/`W` height and
+width of the final map, `N` classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ head_dict: Registry[Type[Head]] = Registry("head")
 
 
 class HeadOutput(NamedTuple):
-    """What a head makes of the final map: `logits [B, N]`, `pooled [B, C_t]`, `projected [B, C_t, H, W]`."""
+    """The outputs of a head: `logits [B, N]`, `pooled [B, C_t]`, `projected [B, C_t, H, W]`."""
 
     logits: Tensor
     pooled: Tensor
@@ -28,16 +28,16 @@ class HeadOutput(NamedTuple):
 
 
 class Head(nn.Module):
-    """A projector into the teacher's feature space, global average pooling, and the teacher's own classifier, frozen.
+    """A projector into the teacher's feature space, global average pooling, and the teacher's frozen classifier.
 
-    Source: the reused teacher classifier of SimKD, "Knowledge Distillation with the Reused Teacher Classifier" (2022).
+    Source: SimKD, "Knowledge Distillation with the Reused Teacher Classifier" (2022).
 
     Args:
         projector: maps `[B, C_s, H, W]` to `[B, C_t, H, W]`.
-        out_channels: `C_t`, what the teacher's classifier consumes.
+        out_channels: `C_t`, the input channels of the teacher's classifier.
         num_classes: `N`.
-        bias: whether that classifier has a bias.
-        options: plain values with which `head_dict[kind](**options)` builds the same head again.
+        bias: whether the teacher's classifier has a bias.
+        options: plain values from which `head_dict[kind](**options)` rebuilds the head.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Head(nn.Module):
 
     @classmethod
     def with_classifier(cls, classifier: nn.Linear, **options: Any) -> Head:
-        """Build a head of this kind, with `options`, that ends in a copy of the teacher's classifier."""
+        """Build a head that ends in a copy of the teacher's classifier; `options` go to the constructor."""
         head = cls(
             out_channels=classifier.in_features,
             num_classes=classifier.out_features,
@@ -63,23 +63,24 @@ class Head(nn.Module):
         return head
 
     def copy_classifier(self, classifier: nn.Linear) -> None:
-        """Take over the weights of the teacher's classifier."""
-        # by parameters, because a classifier may have another shape in its state dict
+        """Copy the weights of the teacher's classifier."""
+        # from parameters, because a classifier may have another shape in its state dict
         self.classifier.load_state_dict(dict(classifier.named_parameters()))
 
     def forward(self, final_map: Tensor) -> HeadOutput:
         """Classify the student's final map `[B, C_s, H, W]`."""
         projected = self.projector(final_map)
-        # what the loss sees is not rounded to autocast's type
+        # in the weights' type, because autocast's would round the input of the loss
         pooled = projected.mean((2, 3), dtype=self.classifier.weight.dtype)
         return HeadOutput(self.classifier(pooled), pooled, projected)
 
 
 def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: str) -> Tuple[int, int, int]:
-    """Return the shape `[C, H, W]` of the teacher's final map, once it can stand before the teacher's own classifier.
+    """Return the shape `[C, H, W]` of the teacher's final map.
 
     Raises:
-        UserError: more than a pooling lies between the two, such as layers that change the channels.
+        UserError: the input of the teacher's classifier is not the average of that map, for example because layers that
+            change the channels are between the two.
     """
     channels, height, width = probe(teacher, input_size)[1]["final_map"].shape[1:]
     in_features = teacher.get_classifier().in_features
@@ -99,8 +100,12 @@ def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: 
 def split_forward(student: nn.Module, image: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
     """Run the student up to its final map.
 
-    Returns `(final_map [B, C_s, H, W], pooled [B, C] or None)`: a model of the zoo stops there, without the layers
-    that a head makes superfluous; one that has only MDistiller's `forward` runs whole and gives its pooled feature.
+    A `ClassifierModel` stops there and skips the layers that a head replaces. A model that has only MDistiller's
+    `forward` runs completely.
+
+    Returns:
+        `(final_map [B, C_s, H, W], pooled)`; `pooled` is the pooled feature `[B, C]`, or `None` for a
+        `ClassifierModel`.
     """
     if isinstance(student, ClassifierModel):
         return student.forward_stages(image).final_map, None
@@ -109,19 +114,24 @@ def split_forward(student: nn.Module, image: Tensor) -> Tuple[Tensor, Optional[T
 
 
 def own_logits(student: Any, final_map: Tensor, pooled: Optional[Tensor]) -> Tensor:
-    """Return the student's own logits `[B, N]` from what `split_forward` returned; the backbone feels no gradient."""
+    """Return the logits `[B, N]` of the student's own classifier, without a gradient to the backbone.
+
+    Args:
+        student: the model.
+        final_map, pooled: the values that `split_forward` returned.
+    """
     if pooled is None:
         return student.forward_tail(final_map.detach())[0]
     return student.get_classifier()(pooled.detach())
 
 
 def deployed_logits(student: nn.Module, head: Optional[Head], image: Tensor) -> Tensor:
-    """Return the logits `[B, N]` that ship: the head's, or the student's own where there is none."""
+    """Return the logits `[B, N]` of the head, or of the student's own classifier if `head` is `None`."""
     return student(image)[0] if head is None else head(split_forward(student, image)[0]).logits
 
 
 def eval_logits(student: nn.Module, head: Optional[Head], image: Tensor) -> Dict[str, Tensor]:
-    """Return logits `[B, N]` by name: `deployed`, and with a head also `probe`, by the student's own classifier."""
+    """Return logits `[B, N]` by name: `deployed`; with a head also `probe`, those of the student's own classifier."""
     if head is None:
         return {"deployed": student(image)[0]}
     final_map, pooled = split_forward(student, image)
@@ -129,7 +139,12 @@ def eval_logits(student: nn.Module, head: Optional[Head], image: Tensor) -> Dict
 
 
 class DeployedStudent(nn.Module):
-    """What ships: the backbone and its head (`None`: the backbone's own classifier). The teacher is not part of it."""
+    """The model to deploy: the backbone and its head, without the teacher.
+
+    Args:
+        backbone: the student.
+        head: its head; `None` for the backbone's own classifier.
+    """
 
     def __init__(self, backbone: nn.Module, head: Optional[Head] = None) -> None:
         super().__init__()

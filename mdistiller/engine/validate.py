@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..dataset import dataset_dict
-from ..dataset.options import option_faults
+from ..dataset.options import option_errors
 from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..errors import UserError, refuse
@@ -115,11 +115,11 @@ def setting_errors(cfg: CfgNode) -> List[str]:
     )
     seed = 0 <= cfg.EXPERIMENT.SEED < 2**63
     errors += _unmet(cfg.EXPERIMENT, (seed, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63"))
-    errors += [*_folder_errors(cfg), *_cache_errors(cfg.TEACHER_CACHE), *option_faults(cfg.DATASET)]
+    errors += [*_folder_errors(cfg), *_cache_errors(cfg.TEACHER_CACHE), *option_errors(cfg.DATASET)]
     name = cfg.DISTILLER.TYPE
     distiller, section = distiller_dict.get(name), cfg.get(name)
-    if distiller is not None and knows(distiller, "faults", section):
-        errors += distiller.faults(section, name)
+    if distiller is not None and knows(distiller, "config_errors", section):
+        errors += distiller.config_errors(section, name)
     return errors
 
 

@@ -1,8 +1,8 @@
 """Models by name, and their weights.
 
-There are two families, of which `ResNet18`, `ResNet34` and `ResNet50` have a member each: one for small images
-(`cifar_model_dict`) and one for large ones (`imagenet_model_dict`). `tiny_imagenet_model_dict` has the models of
-`cifar_model_dict`, with another `MobileNetV2`.
+There are two families of models: one for small images (`cifar_model_dict`) and one for large images
+(`imagenet_model_dict`). Both have a `ResNet18`, a `ResNet34` and a `ResNet50`. `tiny_imagenet_model_dict` has the
+models of `cifar_model_dict`, but another `MobileNetV2`.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from torch import nn
 
 from ..errors import UserError, did_you_mean
 from ..registry import Registry
-from ._adapt import adapt, own_code
+from ._adapt import adapt, user_code_errors
 from ._contract import ClassifierModel, Stages
 from ._weights import load_weights
 from .cifar import TeacherCheckpoint, cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict, released_file
 
 FAMILIES: Tuple[Registry[Any], ...] = (cifar_model_dict, tiny_imagenet_model_dict, imagenet_model_dict)
-MAX_SMALL_IMAGE = 64  # px: own images above are for the ImageNet family
-NATIVE_SIZE = {"imagenet": 224, "tiny_imagenet": 64}  # px, of the images of a data set; 32 of all others
+MAX_SMALL_IMAGE = 64  # pixels; a user's own larger images prefer the ImageNet family
+IMAGE_SIZES = {"imagenet": 224, "tiny_imagenet": 64}  # pixels, by data set; all others have 32
 CIFAR = ("cifar10", "cifar100")
-OWN_FAMILY = ("imagenet", *CIFAR, "tiny_imagenet")  # data sets that have one family only
+SINGLE_FAMILY_DATASETS = ("imagenet", *CIFAR, "tiny_imagenet")  # other data sets may use models of both families
 
 Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
 
 
 def register_model(name: str) -> Callable[[Constructor], Constructor]:
-    """Decorator: a class or function `(num_classes=…) -> nn.Module` becomes the model `name`, for every data set.
+    """Return a decorator that registers a class or function `(num_classes=…) -> nn.Module` for every data set.
 
-    Its `forward` returns `(logits, feats)`, as `ClassifierModel` does, or logits alone. Of `feats`, the keys `feats`,
-    `preact_feats` and `pooled_feat` serve all methods.
+    The model's `forward` returns `(logits, feats)`, as that of `ClassifierModel` does, or only logits. With the keys
+    `feats`, `preact_feats` and `pooled_feat` in `feats` it works with all methods.
 
     Raises:
-        UserError: another model has the name.
+        UserError: another model has this name.
     """
 
     def add(constructor: Constructor) -> Constructor:
@@ -51,44 +51,47 @@ def register_model(name: str) -> Callable[[Constructor], Constructor]:
 
 
 def build_model(name: str, num_classes: int, dataset: str = "cifar100", input_size: Optional[int] = None) -> nn.Module:
-    """Return the model `name` with fresh weights; see `find_model`.
+    """Build the model `name` with fresh weights.
 
-    One that does not derive from `ClassifierModel` gets what the contract asks for, as far as that can be had.
+    A model that is not a `ClassifierModel` gets the missing methods and outputs, as far as possible; see `adapt`.
 
     Args:
+        name, dataset, input_size: see `find_model`.
         num_classes: outputs of the classifier.
 
     Raises:
-        UserError: no such model, the message lists the nearest names; or one that does not keep to the contract.
+        UserError: the model is unknown (the message lists the nearest names), or it returns something unexpected.
     """
     constructor = find_model(name, dataset, input_size)
-    with own_code(f"the constructor of {name} fails with num_classes={num_classes}", "or name another model"):
+    with user_code_errors(f"the constructor of {name} fails with num_classes={num_classes}", "or name another model"):
         model = constructor(num_classes=num_classes)
-    return adapt(model, name, num_classes, input_size or NATIVE_SIZE.get(dataset, 32))
+    return adapt(model, name, num_classes, input_size or IMAGE_SIZES.get(dataset, 32))
 
 
 def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] = None) -> Callable[..., nn.Module]:
-    """Return the constructor `(num_classes=…)` of the model `name` that belongs to a data set.
+    """Return the constructor `(num_classes=…)` of the model `name` for a data set.
 
-    "imagenet" has the ImageNet family; "cifar10", "cifar100" and "tiny_imagenet" have the CIFAR family, the last with a
-    MobileNetV2 of its own. All other data may have either: images of more than 64 px the ImageNet family's member where
-    both have one of that name, smaller ones the CIFAR family's.
+    "imagenet" uses the ImageNet family. "cifar10", "cifar100" and "tiny_imagenet" use the CIFAR family; "tiny_imagenet"
+    has its own MobileNetV2. All other data may use both families. If both have a model of this name, images of more
+    than 64 pixels get the ImageNet family's, and smaller images the CIFAR family's.
 
     Args:
+        name: the model.
         dataset: the value of `DATASET.TYPE`.
-        input_size: side of the images, in pixels; `None` for the data set's own, which is small where that matters.
+        input_size: side of the images in pixels; `None` for the data set's own size. A data set other than the four
+            above then counts as one of small images.
 
     Raises:
-        UserError: no such model; the message lists the nearest names.
+        UserError: the model is unknown; the message lists the nearest names.
     """
     return _entry(name, dataset, input_size)[0]
 
 
 def _entry(name: str, dataset: str, input_size: Optional[int]) -> Tuple[Callable[..., nn.Module], Any]:
-    """Return the constructor of a model, and where its released weights lie, `None` if that is not known."""
+    """Return the constructor of a model and the path of its released weights, or `None` if that is unknown."""
     own, other = _families(dataset, input_size)
     if name in other and name not in own:
-        if dataset in OWN_FAMILY:
+        if dataset in SINGLE_FAMILY_DATASETS:
             kind = "an ImageNet" if other is imagenet_model_dict else "a CIFAR"
             raise UserError(f"{name} is {kind} model, not one for DATASET.TYPE {dataset}{did_you_mean(name, own)}")
         own = other
@@ -102,10 +105,10 @@ def _entry(name: str, dataset: str, input_size: Optional[int]) -> Tuple[Callable
 
 
 def _families(dataset: str, input_size: Optional[int]) -> Tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the family whose members a data set prefers, and the other."""
+    """Return the family that a data set prefers, and the other family."""
     if dataset == "tiny_imagenet":
         return tiny_imagenet_model_dict, imagenet_model_dict
-    # `read_options` refuses a size that is not a number
+    # an invalid input_size is reported by `read_options`
     large_images = isinstance(input_size, int) and input_size > MAX_SMALL_IMAGE
     if dataset == "imagenet" or (large_images and dataset not in CIFAR):
         return imagenet_model_dict, cifar_model_dict
@@ -115,13 +118,16 @@ def _families(dataset: str, input_size: Optional[int]) -> Tuple[Mapping[str, Any
 def released_teacher(
     name: str, dataset: str = "cifar100", input_size: Optional[int] = None
 ) -> Union[str, os.PathLike, None]:
-    """Return where released weights of the model `name` are to be, `None` if there are none; see `find_model`.
+    """Return the path of the released weights of the model `name`, or `None` if none are released.
 
-    Those for ImageNet are torchvision's, which are downloaded if they are not there. The others are of CIFAR-100, and
-    come with mdistiller-fetch-ckpts.
+    The weights for ImageNet are torchvision's; missing files are downloaded. The others are for CIFAR-100; get them
+    with mdistiller-fetch-ckpts.
+
+    Args:
+        name, dataset, input_size: see `find_model`.
 
     Raises:
-        UserError: no such model, or weights for ImageNet that cannot be had.
+        UserError: the model is unknown, or the ImageNet weights are not released or cannot be downloaded.
     """
     _, teacher = _entry(name, dataset, input_size)
     if teacher is None and dataset == "imagenet":

@@ -1,7 +1,7 @@
-"""Models of one's own: what they return, in the form that distillers read.
+"""Adapt a user's own model to the outputs and methods that distillers read.
 
-Such a model need not derive from `ClassifierModel`. It has MDistiller's `forward`, or returns logits alone. When it is
-built, it runs once on two images of noise, which shows what it lacks.
+Such a model need not derive from `ClassifierModel`. Its `forward` returns `(logits, feats)`, as in MDistiller, or only
+logits. When the model is built, it runs on two images of noise, which shows which outputs it lacks.
 
 Shapes: `B` batch, `H`/`W` pixels, `N` classes, `C` channels.
 """
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError, memory_shortage
 from ._contract import ClassifierModel
-from ._outputs import OUTPUTS, READ_LOGITS_ALONE, check_outputs, lacking, standard
+from ._outputs import LOGITS_ONLY_METHODS, OUTPUTS, check_outputs, missing_output, standardise_output
 
-TOLERANCE = 1e-4  # of a tensor's largest value
+TOLERANCE = 1e-4  # relative to a tensor's largest value
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode without gradients, and every submodule back into its own mode afterwards."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Disable gradients and put `model` in evaluation mode; afterwards restore the mode of every submodule."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -37,12 +37,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Findings(NamedTuple):
-    """What a run of the model showed.
+    """Properties of a model, found by running it.
 
     Attributes:
-        outputs: which of `OUTPUTS` it gives.
+        outputs: the keys of `OUTPUTS` that it returns.
         stage_channels: channels of each map in `feats`, stem first.
-        classifier: name of the `nn.Linear` that turns `pooled_feat` into the logits; `None` if none does.
+        classifier: name of the `nn.Linear` that maps `pooled_feat` to the logits; `None` if there is none.
         averages_final_map: whether `pooled_feat` is the average of `final_map` over its positions.
     """
 
@@ -53,41 +53,41 @@ class Findings(NamedTuple):
 
 
 class AdaptedModel(nn.Module):
-    """The methods of the contract for a model that lacks them; `adapt` puts this class before the model's own."""
+    """The methods of `ClassifierModel` for another model; `adapt` inserts this class before the model's own class."""
 
     adapted_name: str
     findings: Findings
 
     def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict[str, Any]]:
         """Return `(logits [B, N], feats)`; see `OUTPUTS`."""
-        return standard(super().forward(*args, **kwargs), self.adapted_name)
+        return standardise_output(super().forward(*args, **kwargs), self.adapted_name)
 
     def get_stage_channels(self) -> List[int]:
         """Return the channels of each map in `feats`, stem first."""
         return list(self.findings.stage_channels)
 
     def get_classifier(self) -> nn.Linear:
-        """Return the linear layer that turns the pooled feature into logits.
+        """Return the linear layer that maps the pooled feature to the logits.
 
         Raises:
-            UserError: the model has none.
+            UserError: the model has no such layer.
         """
         require_output("pooled_feat", self)
         if self.findings.classifier is None:
             raise UserError(
                 f"{self.adapted_name} has no nn.Linear that turns its 'pooled_feat' into its logits, which the method"
-                f" needs as the classifier; correct 'pooled_feat', or use a method that reads logits alone:"
-                f" {READ_LOGITS_ALONE}"
+                f" needs as the classifier; correct 'pooled_feat', or use a method that reads only logits:"
+                f" {LOGITS_ONLY_METHODS}"
             )
         classifier = self.get_submodule(self.findings.classifier)
         assert isinstance(classifier, nn.Linear)
         return classifier
 
     def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
-        """Return what the model's own method of that name does.
+        """Return the result of the model's own `get_bn_before_relu`.
 
         Raises:
-            NotImplementedError: it has none.
+            NotImplementedError: the model does not define it.
         """
         own = getattr(super(), "get_bn_before_relu", None)
         if own is None:
@@ -96,18 +96,19 @@ class AdaptedModel(nn.Module):
 
 
 def adapt(model: Any, name: str, num_classes: int, input_size: int) -> nn.Module:
-    """Return `model` itself, with the methods and outputs of the contract, as far as it can have them.
+    """Add the methods and outputs of `ClassifierModel` to `model` in place, as far as possible, and return it.
 
-    A `ClassifierModel` stays as it is. Another model gets a subclass of its own class, as
-    `torch.nn.utils.parametrize` does it: layers, weights and their names stay. So does the global random state.
+    A `ClassifierModel` is returned unchanged. The class of another model is replaced by a subclass of it, as in
+    `torch.nn.utils.parametrize`. Layers, weights and their names do not change, nor does the global random state.
 
     Args:
-        name: of the model, for messages.
+        model: the model.
+        name: its name, for messages.
         num_classes: `N`.
-        input_size: side of the images that it runs on, pixels.
+        input_size: side in pixels of the images to run it on.
 
     Raises:
-        UserError: it cannot run on them, or it returns something else than the contract says.
+        UserError: the model cannot run on these images, or returns something other than `OUTPUTS` describes.
     """
     if isinstance(model, (ClassifierModel, AdaptedModel)):
         return model
@@ -121,14 +122,14 @@ def adapt(model: Any, name: str, num_classes: int, input_size: int) -> nn.Module
     first = next(adapted.parameters(), torch.zeros(()))
     noise = torch.randn(2, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
     image = noise.to(first.device, first.dtype)
-    with evaluating(adapted), torch.random.fork_rng(devices=[]):
-        with own_code(f"{name} cannot take two images of {input_size} px", "or set another DATASET.INPUT_SIZE"):
+    with evaluation_mode(adapted), torch.random.fork_rng(devices=[]):
+        with user_code_errors(f"{name} cannot take two images of {input_size} px", "or set another DATASET.INPUT_SIZE"):
             logits, feats = adapted(image)
         check_outputs(name, logits, feats, num_classes)
         adapted.findings = Findings(
             outputs=frozenset(OUTPUTS) & frozenset(feats),
             stage_channels=[feat.shape[1] for feat in feats.get("feats", ())],
-            classifier=_classifier(adapted, image) if "pooled_feat" in feats else None,
+            classifier=_find_classifier(adapted, image) if "pooled_feat" in feats else None,
             averages_final_map={"final_map", "pooled_feat"} <= set(feats)
             and _equal(feats["final_map"].mean((2, 3)), feats["pooled_feat"]),
         )
@@ -136,20 +137,23 @@ def adapt(model: Any, name: str, num_classes: int, input_size: int) -> nn.Module
 
 
 def require_output(key: str, *models: nn.Module) -> None:
-    """Raise a UserError unless each model gives `key`, one of `OUTPUTS`; those of the zoo do."""
+    """Raise a UserError if a model does not return `key`, one of `OUTPUTS`; every `ClassifierModel` returns it."""
     for model in models:
         if isinstance(model, AdaptedModel) and key not in model.findings.outputs:
-            raise UserError(lacking(model.adapted_name, key))
+            raise UserError(missing_output(model.adapted_name, key))
 
 
 def averages_final_map(model: nn.Module) -> bool:
-    """Whether the pooled feature is known to be the average of the final map, unless the channels say otherwise."""
+    """Whether the pooled feature is the average of the final map.
+
+    `True` for every `ClassifierModel`, whose layers after the final map show in a different number of channels.
+    """
     return not isinstance(model, AdaptedModel) or model.findings.averages_final_map
 
 
 @contextmanager
-def own_code(what: str, remedy: str) -> Iterator[None]:
-    """Turn what a user's own code raises into one line, `what (reason, file line); correct it, remedy`."""
+def user_code_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn an error in a user's code into a UserError, `what (reason, file line); correct it, remedy`."""
     try:
         yield
     except UserError:
@@ -168,10 +172,10 @@ def own_code(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what} ({type(error).__name__}: {reason}{place}); correct it, {remedy}") from error
 
 
-def _classifier(model: Any, image: Tensor) -> Optional[str]:
-    """Return the name of the last linear layer that turns the pooled feature of `image` into its logits.
+def _find_classifier(model: Any, image: Tensor) -> Optional[str]:
+    """Return the name of the last linear layer that maps the pooled feature of `image` to its logits.
 
-    Where the model has a `get_classifier` of its own, the layer that this returns is the only choice.
+    If the model defines `get_classifier`, only the layer that it returns is tried.
     """
     logits, feats = model(image)
     own = getattr(super(AdaptedModel, model), "get_classifier", None)
@@ -189,7 +193,7 @@ def _classifier(model: Any, image: Tensor) -> Optional[str]:
 
 
 def _classifies(model: nn.Module, linear: nn.Linear, image: Tensor) -> bool:
-    """Whether the logits are `linear(pooled_feat)`, seen with random weights: those that begin at 0 show nothing."""
+    """Whether the logits are `linear(pooled_feat)`, tried with random weights, because zero weights prove nothing."""
     before = [parameter.clone() for parameter in linear.parameters()]
     generator = torch.Generator().manual_seed(1)
     try:

@@ -1,4 +1,4 @@
-"""Pieces that several families share.
+"""Layers and functions shared by several model families.
 
 Shapes: `B` batch, `C` channels, `H`/`W` pixels.
 """
@@ -15,18 +15,18 @@ from ._contract import Stages
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias, padded so that stride 1 keeps the map's size."""
+    """Return a convolution without bias, padded so that stride 1 preserves the map's size."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
 
 
 class ReluSequential(nn.Sequential):
-    """Units that end before their last ReLU, which stands between each two of them and not after the last.
+    """Units with a ReLU between each two of them, but none after the last.
 
-    Takes an activated map and returns one that is not, so that a distiller can have both sides of the ReLU.
+    The input is an activated map, the output is the map before its ReLU, so a distiller can read both.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn an activated map `[B, C, H, W]` into the last unit's map before its ReLU."""
+        """Map an activated map `[B, C, H, W]` to the last unit's map before its ReLU."""
         first, *others = self
         x = first(x)
         for unit in others:
@@ -35,10 +35,11 @@ class ReluSequential(nn.Sequential):
 
 
 def run_stages(stem: Tensor, stages: Iterable[nn.Module]) -> Stages:
-    """Run `stages`, each from an activated map to one before its ReLU, on the `stem`'s map before its ReLU.
+    """Run all stages and collect their maps.
 
     Args:
-        stem: `[B, C, H, W]`.
+        stem: the stem's map before its ReLU, `[B, C, H, W]`.
+        stages: modules that map an activated map to the next map before its ReLU.
     """
     preacts, feats = [stem], [F.relu(stem)]
     for stage in stages:
@@ -48,7 +49,7 @@ def run_stages(stem: Tensor, stages: Iterable[nn.Module]) -> Stages:
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Interleave the channels (dimension 1 of any `x [B, C, ...]`) of `groups` equal groups; keeps the memory format.
+    """Interleave the channels of `x [B, C, ...]` from `groups` equal groups; the memory format is preserved.
 
     Source: "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices" (2018).
     """
@@ -59,7 +60,7 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
 
 
 def as_batch_norm(module: object) -> nn.BatchNorm2d:
-    """Return `module`, known to be a BatchNorm."""
+    """Return `module` after asserting that it is a BatchNorm; for the type checker."""
     assert isinstance(module, nn.BatchNorm2d), module
     return module
 

@@ -1,4 +1,4 @@
-"""What every model of the zoo offers to a distiller.
+"""The interface of the models in this package, as distillers use it.
 
 Shapes: `B` batch, `H`/`W` pixels, `N` classes, `C` channels of the pooled feature.
 """
@@ -28,8 +28,8 @@ class Stages(NamedTuple):
 class ClassifierModel(nn.Module):
     """An image classifier in two halves: `forward_stages` up to the final map, `forward_tail` from there to the logits.
 
-    A family sets `stage_channels`, and `classifier_name` where its `nn.Linear` is not called `fc`; it implements
-    `forward_stages` and `get_bn_before_relu`, and overrides `forward_map` where layers stand between the final map
+    A subclass sets `stage_channels`, and `classifier_name` if its `nn.Linear` is not called `fc`. It implements
+    `forward_stages` and `get_bn_before_relu`, and overrides `forward_map` if there are layers between the final map
     and the pooling.
     """
 
@@ -41,15 +41,15 @@ class ClassifierModel(nn.Module):
         raise NotImplementedError
 
     def forward_map(self, final_map: Tensor) -> Tensor:
-        """Turn the final map into the map `[B, C, H, W]` whose average over positions is the pooled feature."""
+        """Return the map `[B, C, H, W]` whose average over positions is the pooled feature."""
         return final_map
 
     def forward_pool(self, final_map: Tensor) -> Tensor:
-        """Turn the final map into the pooled feature `[B, C]` that the classifier consumes, in its weights' type."""
+        """Return the pooled feature `[B, C]`, the classifier's input, in the dtype of the classifier's weights."""
         return self.forward_map(final_map).mean((2, 3), dtype=self.get_classifier().weight.dtype)
 
     def forward_tail(self, final_map: Tensor) -> Tuple[Tensor, Tensor]:
-        """Turn the final map into `(logits [B, N], pooled_feat [B, C])`, in the weights' type, autocast or not."""
+        """Return `(logits [B, N], pooled_feat [B, C])` in the dtype of the weights, also under autocast."""
         pooled = self.forward_pool(final_map)
         with torch.autocast(pooled.device.type, enabled=False):
             return self.get_submodule(self.classifier_name)(pooled), pooled
@@ -57,15 +57,15 @@ class ClassifierModel(nn.Module):
     def forward(self, image: Tensor) -> Tuple[Tensor, Dict[str, Any]]:
         """Return `(logits [B, N], feats)`.
 
-        `feats` has the lists `feats` and `preact_feats` (see `Stages`), `final_map`, and `pooled_feat [B, C]`,
-        the tensor that the classifier consumed.
+        `feats` has the lists `feats` and `preact_feats` and the `final_map` (see `Stages`), and `pooled_feat [B, C]`,
+        the classifier's input.
         """
         stages = self.forward_stages(image)
         logits, pooled = self.forward_tail(stages.final_map)
         return logits, {**stages._asdict(), "pooled_feat": pooled}
 
     def get_classifier(self) -> nn.Linear:
-        """Return the linear layer that turns the pooled feature into logits."""
+        """Return the linear layer that maps the pooled feature to the logits."""
         classifier = self.get_submodule(self.classifier_name)
         assert isinstance(classifier, nn.Linear)
         return classifier
@@ -77,6 +77,6 @@ class ClassifierModel(nn.Module):
     def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
         """Return, for each stage after the stem, the BatchNorm whose statistics describe its `preact_feats`.
 
-        Source: the margin ReLU of "A Comprehensive Overhaul of Feature Distillation" (2019) reads them.
+        They are used by the margin ReLU of "A Comprehensive Overhaul of Feature Distillation" (2019).
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What a model returns: the form that distillers read, and what to say of any other.
+"""The outputs of a model in the form that distillers read, and the messages about any other form.
 
 Shapes: `B` batch, `H`/`W` pixels, `N` classes, `C` channels.
 """
@@ -19,11 +19,11 @@ OUTPUTS = {
 }
 NUM_DIMS = {"feats": 4, "preact_feats": 4, "final_map": 4, "pooled_feat": 2}
 EXPECTED = 'logits [B, N], or (logits, {"feats": [...], "preact_feats": [...], "pooled_feat": ...})'
-READ_LOGITS_ALONE = "CTKD, DIST, DKD, KD, MLKD, RLD, WTTM"
+LOGITS_ONLY_METHODS = "CTKD, DIST, DKD, KD, MLKD, RLD, WTTM"
 
 
 class _Incomplete(Dict[str, Any]):
-    """The outputs of a model that lacks some of `OUTPUTS`; to read one of those is a UserError."""
+    """The outputs of a model that lacks some of `OUTPUTS`; reading a missing one raises a UserError."""
 
     def __init__(self, feats: Dict[str, Any], name: str) -> None:
         super().__init__(feats)
@@ -32,22 +32,22 @@ class _Incomplete(Dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         if key not in OUTPUTS:
             raise KeyError(key)
-        raise UserError(lacking(self.name, key))
+        raise UserError(missing_output(self.name, key))
 
 
-def lacking(name: str, key: str) -> str:
-    """Return the line that says that the model `name` does not give `key`, one of `OUTPUTS`."""
+def missing_output(name: str, key: str) -> str:
+    """Return the error message for a model `name` that does not return `key`, one of `OUTPUTS`."""
     return (
         f"{name} gives no {key!r}, {OUTPUTS[key]}; have its forward return (logits, {{{key!r}: ...}}),"
-        f" or use a method that reads logits alone: {READ_LOGITS_ALONE}"
+        f" or use a method that reads only logits: {LOGITS_ONLY_METHODS}"
     )
 
 
-def standard(output: Any, name: str) -> Tuple[Tensor, Dict[str, Any]]:
-    """Return the output of the model `name` as `(logits, feats)`; `final_map` is added where `feats` has maps.
+def standardise_output(output: Any, name: str) -> Tuple[Tensor, Dict[str, Any]]:
+    """Return the output of the model `name` as `(logits, feats)`, with `final_map` added if `feats` has maps.
 
     Raises:
-        UserError: it is not what `EXPECTED` says.
+        UserError: the output is not in the form `EXPECTED`.
     """
     if isinstance(output, Tensor):
         return output, _Incomplete({}, name)
@@ -62,10 +62,10 @@ def standard(output: Any, name: str) -> Tuple[Tensor, Dict[str, Any]]:
 
 
 def check_outputs(name: str, logits: Tensor, feats: Dict[str, Any], num_classes: int) -> None:
-    """Check the shapes of what the model `name` gives for two images.
+    """Check the shapes of the outputs of the model `name` for two images.
 
     Raises:
-        UserError: they are not those that `OUTPUTS` lists.
+        UserError: a shape differs from the one in `OUTPUTS`.
     """
     if tuple(logits.shape) != (2, num_classes):
         raise UserError(

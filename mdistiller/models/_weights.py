@@ -1,4 +1,4 @@
-"""Loading a state dict that must fit."""
+"""Load a state dict completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-# attributes that hold a model: of nn.DataParallel and averages, of torch.compile, Lightning, MDistiller's distillers
+# attributes of wrappers that hold a model: nn.DataParallel, averaged models, torch.compile, Lightning, distillers
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "student")
-COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm, of averaged models
-NAMED_KEYS = 3
+COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm and of averaged models
+MAX_NAMED_KEYS = 3  # in a message
 
 log = logging.getLogger("mdistiller")
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -> None:
-    """Load `state_dict` into `model`, all of it or nothing.
+    """Load `state_dict` into `model` completely, or raise.
 
-    Keys may have a prefix of `WRAPPERS`, in any order and number, as `module.student.`. What lies beside it is left
-    out, with a note. Counters may be missing, as in checkpoints older than PyTorch 0.4.1, and then start at 0; counters
-    that the model does not have are left out.
+    Keys may have a prefix of any `WRAPPERS`, such as `module.student.`; entries without the prefix are ignored with a
+    note. Counters may be missing, as in checkpoints older than PyTorch 0.4.1, and then start at 0. Counters that the
+    model does not have are ignored.
 
     Args:
-        source: where the weights come from, for the message.
+        model: the model.
+        state_dict: its weights.
+        source: the origin of the weights, such as a path, for messages.
 
     Raises:
-        UserError: keys are missing or unexpected, shapes differ, or values are not finite numbers; the message names
-            the first few.
+        UserError: keys are missing or unexpected, shapes differ, or values are not finite numbers. The message names
+            the first few keys of each kind.
     """
     expected = model.state_dict()
     state = {str(key): value for key, value in state_dict.items()}
@@ -44,18 +46,18 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
         for key, value in expected.items()
         if key in given and _shape(given[key]) != _shape(value)
     ]
-    foreign = [
+    unusable = [
         f"{key} {_kind(given[key])}"
         for key, value in expected.items()
         if value.is_floating_point() and isinstance(given.get(key), Tensor) and _kind(given[key]) != "numbers"
     ]
-    kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen, "not usable": foreign}
+    kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen, "not usable": unusable}
     problems = [f"{kind}: {_first_few(keys)}" for kind, keys in kinds.items() if keys]
     if problems:
         place = f"{source}, below {prefix!r}," if prefix else source
         raise UserError(
             f"the weights in {place} do not fit {type(model).__name__}; {'; '.join(problems)}; "
-            "give a checkpoint of the same model and number of classes, or name the model that it is of"
+            "give a checkpoint of this model with as many classes, or name the model that it was saved from"
         )
     beside = [key for key in state if not key.startswith(prefix) and not _is_counter(key)]
     if beside:
@@ -64,7 +66,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
 
 
 def _prefix(state: Mapping[str, Any], expected: Mapping[str, Tensor], source: str) -> str:
-    """Return the prefix, made of `WRAPPERS`, below which most of the expected keys lie."""
+    """Return the prefix of `WRAPPERS` that the most expected keys have."""
     prefixes: Set[str] = {""}
     for key in state:
         prefix = ""
@@ -81,7 +83,7 @@ def _prefix(state: Mapping[str, Any], expected: Mapping[str, Tensor], source: st
             f"{source} holds several models that fit, below {', '.join(map(repr, fitting))}; save the weights of one of"
             ' them in a file of its own: torch.save({"model": state_dict}, file)'
         )
-    # of prefixes under which equally much lies, one that all keys have is no part of the names
+    # on a tie prefer the prefix that more keys have, then the longer one: it is not part of the layers' names
     return max(prefixes, key=lambda p: (found[p], sum(key.startswith(p) for key in state), len(p)))
 
 
@@ -94,7 +96,7 @@ def _shape(value: object) -> str:
 
 
 def _kind(value: Tensor) -> str:
-    """What a tensor's numbers are; half precision is as good as single, whole numbers for weights are not."""
+    """Return the kind of values in a tensor: "numbers" if it can be loaded as a weight, in any float precision."""
     if value.layout is not torch.strided or value.is_meta or value.is_quantized:
         return "sparse, quantized or without values"
     if not value.is_floating_point():
@@ -103,5 +105,5 @@ def _kind(value: Tensor) -> str:
 
 
 def _first_few(keys: List[str]) -> str:
-    more = len(keys) - NAMED_KEYS
-    return ", ".join(keys[:NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")
+    more = len(keys) - MAX_NAMED_KEYS
+    return ", ".join(keys[:MAX_NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")

@@ -16,17 +16,17 @@ def golden(name):
 
 
 def in_float64(monkeypatch):
-    """Have the losses compute in float64: they convert to float32, which would cost the values their digits."""
+    """Let the losses compute in float64; their conversion to float32 would lose digits."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 def rounded(array):
-    """Return a NumPy array as a float64 tensor of float32 values; whole numbers stay what they are."""
+    """Return a NumPy array as a float64 tensor of float32 values; integers keep their type."""
     return torch.from_numpy(array.astype(np.float32)).double() if array.dtype.kind == "f" else torch.from_numpy(array)
 
 
 def drawn(random, how, shape, scale=1.0, relu=False, low=None, high=None):
-    """Draw an array from a NumPy `RandomState`, as the golden file says."""
+    """Sample an array from a NumPy `RandomState`, as the golden file describes."""
     if how == "randint":
         return random.randint(low, high, shape)
     if how == "permutation":

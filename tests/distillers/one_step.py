@@ -1,4 +1,4 @@
-"""One training step of a distiller on a small pair, and what has to hold after it."""
+"""One training step of a distiller on a small pair, and the checks after it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.validate import check_settings
 from mdistiller.models import build_model
 
 PAIRS = [("resnet14", "resnet8"), ("wrn_16_1", "MobileNetV2"), ("vgg8", "ShuffleV1")]  # teacher, student
@@ -16,6 +17,7 @@ FROZEN = ("teacher.", "head.classifier.", "aligner.classifier.")  # the last two
 def build(method, *overrides, teacher="resnet14", student="resnet8"):
     torch.manual_seed(0)
     cfg = load_cfg(None, ["DISTILLER.TYPE", method, "DATASET.INPUT_SIZE", "32", *overrides])
+    check_settings(cfg)
     return distiller_dict[method](build_model(student, 7), build_model(teacher, 7), cfg).train()
 
 
@@ -25,7 +27,7 @@ def batch(seed=1):
 
 
 def check_step(distiller, **batch):
-    """Gradients reach every learnable parameter and no teacher, whose statistics stay; losses are float32 scalars."""
+    """Gradients reach every learnable parameter but no teacher, whose state does not change; losses are scalars."""
     before = {key: value.clone() for key, value in distiller.teacher.state_dict().items()}
     with torch.autocast("cpu", torch.bfloat16):
         logits, losses = distiller(**batch)
@@ -56,10 +58,10 @@ def check_gradients(distiller):
 
 
 def check_cross_entropy(distiller, ce_weight):
-    """The logits of a step are the student's own; its losses are weighted cross-entropy and one of the method's own.
+    """A step returns the student's logits, weighted cross-entropy, and one loss of the method.
 
     Returns:
-        `(loss_kd, feats_student, feats_teacher)`, to compare the method's own loss with what it is computed from.
+        `(loss_kd, feats_student, feats_teacher)`, to compute the method's loss again.
     """
     image, target = batch()
     logits, losses = distiller(image=image, target=target)
@@ -72,7 +74,7 @@ def check_cross_entropy(distiller, ce_weight):
 
 
 def check_student_deploys_alone(distiller):
-    """The method leaves nothing behind: what is deployed is the student with its own classifier."""
+    """The deployed model is the student with its own classifier."""
     image, _ = batch()
     distiller.eval()
     assert distiller.head is None

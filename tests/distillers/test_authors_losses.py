@@ -1,6 +1,6 @@
 """Losses, gradients, masks and updates equal those of the authors' published code: every case of the golden file.
 
-The file leaves out two definitions. The loss of `frequency_branch` is the mean square of the branch's output. In `dot`
+Two definitions are not in the file. The loss of `frequency_branch` is the mean square of the branch's output. In `dot`
 the task loss sums `½ ‖θ − a‖²` over the parameters that it reaches, the distillation loss `½ ‖θ ⊙ b‖²`.
 """
 
@@ -22,7 +22,7 @@ CASES = {case["name"]: case for case in golden("authors_losses.json")}
 
 
 class Prepared(nn.Module):
-    """A model that gives prepared outputs: those of the view whose number is passed in place of an image.
+    """A model that returns prepared outputs: those of the view whose number is passed instead of an image.
 
     Args:
         views: `(logits, feats)` of each view.
@@ -58,7 +58,7 @@ def losses_of(distiller, target, views=1, **batch):
 
 
 def on_logits(method, settings):
-    """Return what runs a case of a method that reads logits alone; `settings(options)` is its config section."""
+    """Return a function that runs a case of a logit-only method; `settings(options)` is its config section."""
 
     def run(options, x, case):
         names = ("", "_strong")[: options.get("views", 1)]
@@ -94,7 +94,7 @@ def on_cams(options, x, case):
 
 
 def on_projected_maps(options, x, case):
-    """SimKD; its loss is the alignment alone, without the probe of the student's own classifier."""
+    """SimKD; only the alignment loss, without the probe of the student's own classifier."""
     student, teacher = (
         Prepared(
             (None, {"final_map": x[f"{role}_map"], "pooled_feat": x[f"{role}_map"].mean((2, 3))}), classifier=weight
@@ -115,7 +115,7 @@ def on_projected_maps(options, x, case):
 
 
 def on_memory_banks(options, x, case):
-    """CRD: a step and, with the banks that it leaves, another on the same images."""
+    """CRD: a step, then another one on the same images with the updated banks."""
     student, teacher = (
         Prepared((x[role].new_zeros(len(x[role]), 1), {"pooled_feat": x[role]})) for role in ("student", "teacher")
     )
@@ -143,7 +143,7 @@ def on_memory_banks(options, x, case):
 
 
 def on_stages(options, x, case):
-    """KDSVD; MDistiller's code and the others' lay the maps out differently."""
+    """KDSVD; MDistiller's code uses another matrix layout than the authors'."""
     stages = range(options["stages"])
     student, teacher = (
         Prepared(
@@ -152,7 +152,7 @@ def on_stages(options, x, case):
         for role in ("student", "teacher")
     )
     for model in (student, teacher):
-        model.views[0][1]["feats"][0] = model.views[0][1]["feats"][1]  # the stem, which the method leaves out
+        model.views[0][1]["feats"][0] = model.views[0][1]["feats"][1]  # the stem, which the method does not use
     layout = "mdistiller" if case["source"].startswith("megvii-research/mdistiller") else "pixels"
     distiller = built("KDSVD", {"K": options["k"], "LAYOUT": layout}, student, teacher)
     images, decomposed = len(x["student_0"]), {}
@@ -188,7 +188,7 @@ def famkd_mask(side, cut_off):
 def mask_of(options, x, case):
     side = options["side"]
     mask = HighPass(side, side, options["sigma"], kind=options["mask"])()
-    if case["method"] == "FAM":  # the hard cut has FAM's idea, but not its frequencies: it is centred, and round
+    if case["method"] == "FAM":  # the hard cut follows FAM's idea but cuts other frequencies: it is centred and round
         theirs = famkd_mask(side, options["cut_off"])
         distance = torch.fft.fftfreq(side, 1 / side).square()
         assert torch.equal(mask == 0, (distance[:, None] + distance).sqrt() <= options["sigma"] * side + 1e-6)

@@ -80,7 +80,7 @@ def test_the_filters_start_is_an_option():
 
 @pytest.fixture(scope="module")
 def teacher_channels():
-    """What the teachers' classifiers consume, by name."""
+    """The input channels of the teachers' classifiers, by name."""
     names = {load_cfg(f"configs/cifar100/sfakd/{pair}.yaml").DISTILLER.TEACHER for pair in PAIRS}
     return {name: build_model(name, 100).get_classifier().in_features for name in names}
 
@@ -111,7 +111,7 @@ def test_a_preset_averages_the_error_over_all_elements():
 
 
 def test_all_parameters_decay():
-    """The filter and the weights of the fusion included, as in the authors' code."""
+    """Including the filter and the weights of the fusion, as in the authors' code."""
     distiller = build("SFAKD")
     optimizer = build_optimizer(
         load_cfg("configs/cifar100/sfakd_code/res56_res20.yaml"), distiller.get_learnable_parameters()

@@ -1,4 +1,4 @@
-"""What holds for every registered method: names, needs, sizes, deployment, checkpoints."""
+"""Properties of every registered method: names, needs, sizes, deployment, checkpoints."""
 
 import re
 from types import SimpleNamespace
@@ -119,16 +119,16 @@ def test_which_methods_deploy_a_head():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ranges(method):
-    """Each key that has a range is there, each number has one, and the defaults lie within."""
+    """Each range belongs to a key, each number has a range, and the defaults are within their ranges."""
     distiller_class, section = distiller_dict[method], CFG.get(method, {})
     defaults = dict(leaves(section))
     assert set(distiller_class.RANGES) <= set(defaults)
-    assert list(distiller_class.faults(section, method)) == []
-    free = {"INIT_PRED_VAR", "LAMBDA_MIN", "LAMBDA_MAX"}  # judged with another key; of either sign
+    assert list(distiller_class.config_errors(section, method)) == []
+    free = {"INIT_PRED_VAR", "LAMBDA_MIN", "LAMBDA_MAX"}  # validated together with another key; of either sign
     assert {key for key, value in defaults.items() if type(value) in (int, float)} - set(distiller_class.RANGES) <= free
     for key in distiller_class.RANGES:
         bad = load_cfg(None, [f"{method}.{key}", "[-1]" if isinstance(defaults[key], list) else "-1"])
-        (line,) = distiller_class.faults(bad[method], method)
+        (line,) = distiller_class.config_errors(bad[method], method)
         assert re.match(rf"{method}\.{key} is .*; expected ", line)
 
 

@@ -1,4 +1,4 @@
-"""CRD: the loss, the memory banks, and which images are drawn for contrast."""
+"""CRD: the loss, the memory banks, and the choice of contrast images."""
 
 import math
 from types import SimpleNamespace
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from one_step import PAIRS, batch, build, check_step, check_student_deploys_alone
 
 from mdistiller.distillers import distiller_dict
-from mdistiller.distillers.CRD import ContrastMemory, ContrastSampler, contrastive_loss, similarities
+from mdistiller.distillers._contrast import similarities
+from mdistiller.distillers.CRD import ContrastMemory, ContrastSampler, contrastive_loss
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
@@ -113,7 +114,7 @@ def test_draws_are_of_the_right_classes_and_uniform():
     for label, drawn in zip(target.tolist(), other):
         allowed = (label != LABELS).nonzero().flatten().tolist()
         counts = [(drawn == i).sum().item() for i in allowed]
-        assert sum(counts) == 20_000  # so nothing else was drawn
+        assert sum(counts) == 20_000  # so no other image was sampled
         assert abs(chi_square(counts)) < 4, label
     same = torch.cat([sampler.same_class(torch.tensor([3, 0]), generator) for _ in range(3000)], dim=1)
     for label, drawn in zip((3, 0), same):
@@ -132,7 +133,7 @@ def test_draws_of_many_labels_avoid_the_class():
 def test_contrast_images_of_a_step(mode):
     distiller = build_crd("CRD.MODE", mode)
     given = crd_batch()
-    drawn = torch.cat([distiller._draw(given["target"], given["index"], epoch) for epoch in range(60)], dim=1)
+    drawn = torch.cat([distiller.contrast_images(given["target"], given["index"], epoch) for epoch in range(60)], dim=1)
     positives, negatives = drawn[:, ::7], drawn.view(4, 60, 7)[..., 1:]
     assert (LABELS[negatives] != given["target"][:, None, None]).all()
     assert (LABELS[positives] == given["target"][:, None]).all()
@@ -147,11 +148,11 @@ def test_draws_depend_on_seed_and_epoch_alone():
     draws = []
     for seed, epoch in ((0, 2), (0, 2), (0, 3), (1, 2)):
         distiller = build_crd("EXPERIMENT.SEED", str(seed))
-        if len(draws) == 1:  # neither earlier epochs nor the global generator count
-            distiller._draw(given["target"], given["index"], 1)
+        if len(draws) == 1:  # earlier epochs and the global generator have no effect
+            distiller.contrast_images(given["target"], given["index"], 1)
             torch.rand(3)
-        first = distiller._draw(given["target"], given["index"], epoch)
-        assert not torch.equal(first, distiller._draw(given["target"], given["index"], epoch))
+        first = distiller.contrast_images(given["target"], given["index"], epoch)
+        assert not torch.equal(first, distiller.contrast_images(given["target"], given["index"], epoch))
         draws.append(first)
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])

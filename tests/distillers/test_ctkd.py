@@ -1,4 +1,4 @@
-"""CTKD: a temperature that climbs the loss, by a curriculum."""
+"""CTKD: a temperature that increases the loss, by a curriculum."""
 
 import math
 

@@ -1,11 +1,11 @@
-"""FitNet: the regressor and the hint; also the shape helpers of `_common` that it brought along."""
+"""FitNet: the regressor and the hint; also the shape helpers of `_common`."""
 
 import pytest
 import torch
 from one_step import PAIRS, batch, build, check_cross_entropy, check_step, check_student_deploys_alone
 from torch import nn
 
-from mdistiller.distillers._common import ConvReg, match_size, settled_input_size, stage_shapes
+from mdistiller.distillers._common import ConvReg, match_size, resolve_input_size, stage_shapes
 from mdistiller.distillers.FitNet import hint_loss
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
@@ -79,13 +79,13 @@ def test_match_size_pools_the_larger_map():
     [(None, 32, (32, 32)), ([24, 40], 32, (24, 40)), ((32, 32), None, (32, 32)), (64, 32, (64, 64))],
 )
 def test_a_given_input_size_wins(given, dataset_size, expected):
-    assert settled_input_size(given, dataset_size, "FITNET.INPUT_SIZE") == expected
+    assert resolve_input_size(given, dataset_size, "FITNET.INPUT_SIZE") == expected
 
 
 @pytest.mark.parametrize(
     ("given", "dataset_size", "message"),
     [
-        (None, None, "FITNET.INPUT_SIZE is None and no data set says"),
+        (None, None, "FITNET.INPUT_SIZE is None and the size of the images is unknown"),
         ([32], 32, r"FITNET.INPUT_SIZE is \[32\]; expected \[height, width\]"),
         ([0, 32], 32, r"\[0, 32\]"),
         ("32x32", 32, "'32x32'"),
@@ -93,7 +93,7 @@ def test_a_given_input_size_wins(given, dataset_size, expected):
 )
 def test_bad_input_sizes(given, dataset_size, message):
     with pytest.raises(UserError, match=message):
-        settled_input_size(given, dataset_size, "FITNET.INPUT_SIZE")
+        resolve_input_size(given, dataset_size, "FITNET.INPUT_SIZE")
 
 
 def test_probing_shapes_moves_no_statistics_and_keeps_the_mode():
@@ -132,7 +132,7 @@ def test_a_hint_layer_that_one_model_lacks():
 def test_images_of_another_size_than_configured():
     distiller = build("FITNET", "FITNET.INPUT_SIZE", "[64, 64]", teacher="resnet8", student="MobileNetV2")
     image, target = batch()
-    distiller(image=image, target=target)  # the regressor only doubles the size, whatever it is
+    distiller(image=image, target=target)  # the regressor doubles the size, so any size works
     distiller = build("FITNET", "FITNET.INPUT_SIZE", "[60, 60]", "FITNET.HINT_LAYER", "3", student="MobileNetV2")
     with pytest.raises(UserError, match=r"set FITNET.INPUT_SIZE to None"):
         distiller(image=image, target=target)

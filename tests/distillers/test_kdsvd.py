@@ -10,7 +10,7 @@ from mdistiller.errors import UserError
 
 
 def plain_vectors(matrix, num_vectors):
-    """The same through autograd's own derivative of the SVD."""
+    """The same through autograd's derivative of the SVD."""
     return torch.linalg.svd(matrix, full_matrices=False)[2].transpose(1, 2)[:, :, :num_vectors]
 
 
@@ -126,7 +126,7 @@ def test_mdistillers_layout_equals_an_independent_computation(k):
 def test_the_same_maps_have_no_loss_and_no_gradient():
     torch.manual_seed(0)
     teacher = [torch.rand(2, 4, 4, 4), torch.rand(2, 6, 2, 2)]
-    student = [(3 * feat).requires_grad_() for feat in teacher]  # scale does not count
+    student = [(3 * feat).requires_grad_() for feat in teacher]  # the scale has no effect
     loss = kdsvd_loss(student, teacher, 2)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-8)

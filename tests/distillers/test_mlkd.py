@@ -145,7 +145,7 @@ def test_a_step_on_two_views():
 
 
 def test_other_temperatures_of_the_codes_form():
-    """The temperature itself is always taken from the strong view, and no extra one need be 2 or 6."""
+    """`TEMPERATURE` itself always uses the strong view, and the extra temperatures need not include 2 or 6."""
     options = "MLKD.CONFIDENCE_MASK", "True", "MLKD.TEMPERATURE", "2", "MLKD.EXTRA_TEMPERATURES", "[7.0]"
     distiller = build("MLKD", *options)
     (weak, target), (strong, _) = batch(), batch(seed=2)

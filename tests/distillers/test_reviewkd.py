@@ -1,4 +1,4 @@
-"""ReviewKD: fusion, hierarchical context loss, and which stages meet."""
+"""ReviewKD: fusion, hierarchical context loss, and the pairs of stages."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def test_which_stages_meet(student, teacher, pairs):
 
 
 def literal_step(distiller, image, shapes, out_shapes, student_key="feats"):
-    """The method as well-known code writes it, for equally many maps and typed sizes, with the distiller's weights."""
+    """The method as in well-known code, for equally many maps and given sizes, with the distiller's weights."""
     _, student = distiller.student(image)
     _, teacher = distiller.teacher(image)
     x = [*student[student_key], student["pooled_feat"].unsqueeze(-1).unsqueeze(-1)][::-1]

@@ -65,7 +65,7 @@ def test_similar_figures_have_no_loss_and_no_gradient():
     torch.manual_seed(0)
     teacher = torch.randn(5, 4)
     turn, _ = torch.linalg.qr(torch.randn(6, 6))
-    student = (7 * F.pad(teacher, (0, 2)) @ turn + 3).requires_grad_()  # scale, rotation and position do not count
+    student = (7 * F.pad(teacher, (0, 2)) @ turn + 3).requires_grad_()  # scale, rotation and position have no effect
     loss = rkd_loss(student, teacher)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)

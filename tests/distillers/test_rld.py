@@ -51,7 +51,7 @@ def test_losses_equal_loops():
 
 
 def test_a_right_teacher_leaves_the_parts_of_kd():
-    """KD = confidence + (1 − b_T) · correlation where the teacher is right, as "Decoupled" KD derives."""
+    """KD = confidence + (1 − b_T) · correlation if the teacher is right, as derived for DKD."""
     torch.manual_seed(0)
     student, teacher = torch.randn(1, 6), torch.randn(1, 6)
     target = teacher.argmax(1)
@@ -74,7 +74,7 @@ def test_equal_logits_of_a_right_teacher_have_no_loss_and_no_gradient(loss):
 def test_masked_classes_feel_nothing():
     teacher = torch.tensor([[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0]])
     student = torch.randn(2, 4, requires_grad=True)
-    loss = masked_correlation_loss(student, teacher, torch.tensor([1, 3]), 4.0)  # of the second image none is left
+    loss = masked_correlation_loss(student, teacher, torch.tensor([1, 3]), 4.0)  # the second image has no such class
     loss.backward()
     assert loss.isfinite()
     assert loss > 0

@@ -1,4 +1,4 @@
-"""SFAKD: each piece against an independent computation of its definition."""
+"""SFAKD: each part against an independent computation of its definition."""
 
 import math
 
@@ -22,6 +22,7 @@ from mdistiller.distillers.SFAKD import (
     pooled_alignment_loss,
 )
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.validate import check_settings
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 
@@ -35,7 +36,7 @@ SIZES = [
     (8, 3),
     (1, 4),
     (20, 15),
-]  # the last one larger than the matrices go
+]  # the last one is too large for the matrix form
 
 
 def literal_branch(feature, weight, sigma):
@@ -172,6 +173,7 @@ def test_map_loss_pools_the_larger_map():
 def build(*overrides, teacher="resnet20", student="resnet8", size=32):
     torch.manual_seed(0)
     cfg = load_cfg(None, ["DISTILLER.TYPE", "SFAKD", "DATASET.INPUT_SIZE", str(size), *overrides])
+    check_settings(cfg)
     return SFAKD(build_model(student, 7), build_model(teacher, 7), cfg).train()
 
 

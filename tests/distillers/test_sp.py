@@ -1,4 +1,4 @@
-"""SP: which images of the batch are alike."""
+"""SP: the similarities between the images of a batch."""
 
 import math
 

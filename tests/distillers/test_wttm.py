@@ -1,4 +1,4 @@
-"""WTTM: a softened teacher against a plain student, weighted by the teacher's power sum."""
+"""WTTM: a softened teacher against the student at temperature 1, weighted by the teacher's power sum."""
 
 import math
 

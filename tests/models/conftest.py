@@ -1,4 +1,4 @@
-"""Models whose BatchNorms are not at their trivial start."""
+"""Models whose BatchNorms are not at their trivial initial values."""
 
 from __future__ import annotations
 

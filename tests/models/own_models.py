@@ -1,4 +1,4 @@
-"""A plug-in file with two models of one's own: one has MDistiller's `forward` alone, the other returns logits alone."""
+"""A plug-in file with two models: one has only MDistiller's `forward`, the other returns only logits."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -7,7 +7,7 @@ from mdistiller.models import cifar_model_dict, register_model
 
 
 class Contract(nn.Module):
-    """`forward` as in MDistiller, and nothing besides; a second linear layer has the shape of the classifier."""
+    """A model with only MDistiller's `forward`; a second linear layer has the shape of the classifier."""
 
     def __init__(self, num_classes=100):
         super().__init__()

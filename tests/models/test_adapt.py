@@ -1,4 +1,4 @@
-"""A model that is not of the zoo has the contract's methods once it is built, as far as it can."""
+"""A user's own model gets the methods and outputs of `ClassifierModel` when it is built, as far as possible."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_logits_alone(own):
     assert not feats
     for key in ("feats", "preact_feats", "final_map", "pooled_feat"):
         with pytest.raises(
-            UserError, match=f"logits_alone gives no '{key}', .*; have its forward return .*logits alone"
+            UserError, match=f"logits_alone gives no '{key}', .*; have its forward return .*only logits"
         ):
             feats[key]
     with pytest.raises(KeyError, match="attention"):
@@ -253,7 +253,7 @@ def test_the_inference_form_folds_it(own):
 
 @pytest.mark.parametrize("method", ["SIMKD", "CAT_KD", "SFAKD"])
 def test_a_pooled_feature_that_is_no_average_of_the_last_map(own, method):
-    """Methods that compare maps in the place of it say so; SFAKD compares the feature itself."""
+    """Methods that use the map instead of the feature refuse the model; SFAKD uses the feature."""
 
     class Maximum(own.Contract):
         def forward(self, x):

@@ -1,4 +1,4 @@
-"""The ImageNet family: torchvision's weights and numbers, MDistiller's keys, and the contract of the zoo."""
+"""The ImageNet family: torchvision's weights and numbers, MDistiller's keys, and the contract of all models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights load whole or not at all, and a misfit is told in one line."""
+"""Weights load completely or not at all, and a mismatch is reported in one line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_misfits_are_named_and_nothing_is_loaded(model):
         "missing: conv1.weight, bn1.weight, bn1.bias and 2 more; "
         "unexpected: linear.bias, epoch; "
         "wrong shape: fc.weight [100, 64] (expected [10, 64]), fc.bias float (expected [10]); "
-        "give a checkpoint of the same model and number of classes, or name the model that it is of"
+        "give a checkpoint of this model with as many classes, or name the model that it was saved from"
     )
     assert same(model.state_dict(), before)
 

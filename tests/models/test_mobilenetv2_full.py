@@ -1,4 +1,4 @@
-"""Tiny-ImageNet's MobileNetV2 beside MDistiller's, as recorded in `golden/tiny_mobilenetv2.json`."""
+"""Tiny-ImageNet's MobileNetV2 against MDistiller's, as recorded in `golden/tiny_mobilenetv2.json`."""
 
 from __future__ import annotations
 

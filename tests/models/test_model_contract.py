@@ -1,4 +1,4 @@
-"""What a distiller may count on, over every model of the zoo."""
+"""What a distiller may rely on, for every model of this package."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_bn_before_relu(name, trained):
     assert all(isinstance(norm, nn.BatchNorm2d) for norm in norms)
     if family_of(name, BN_MAKES_THE_MAP):
         for norm, preact in zip(norms, feats["preact_feats"][1:]):
-            # what a BatchNorm in training mode puts out has its bias for a mean
+            # the mean of a BatchNorm's output in training mode is its bias
             torch.testing.assert_close(preact.mean((0, 2, 3)), norm.bias, atol=1e-4, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Models for small images (CIFAR, Tiny-ImageNet, own data of that kind), and where their released teachers lie."""
+"""Models for small images (CIFAR, Tiny-ImageNet, similar data), and the paths of their released teachers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 @dataclass(frozen=True)
 class TeacherCheckpoint(os.PathLike):
-    """The path of a released teacher, below `paths.ckpt_root()` as it is when the path is used.
+    """The path of a released teacher; `paths.ckpt_root()` is read when the path is used.
 
-    `torch.load`, `open`, `Path` and `str` take it as it stands.
+    `torch.load`, `open`, `Path` and `str` accept it.
 
     Attributes:
-        relative: the file, relative to `paths.ckpt_root()`.
+        relative: the path relative to `paths.ckpt_root()`.
     """
 
     relative: str
@@ -42,7 +42,7 @@ Entry = Tuple[Callable[..., ClassifierModel], Optional[TeacherCheckpoint]]
 
 RELEASED_TEACHERS = ("resnet56", "resnet110", "resnet32x4", "ResNet50", "wrn_40_2", "vgg13")
 
-# name -> (constructor(num_classes=100), teacher checkpoint or None); they differ in MobileNetV2
+# name -> (constructor(num_classes=100), teacher checkpoint or None); the two differ in MobileNetV2
 cifar_model_dict: Registry[Entry] = Registry("CIFAR model")
 tiny_imagenet_model_dict: Registry[Entry] = Registry("Tiny-ImageNet model")
 

@@ -1,6 +1,6 @@
 """MobileNetV2 at half width, for small images.
 
-Source: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018); the strides and the plain ReLU as in
+Source: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018); strides and ReLU (instead of ReLU6) as in
 "Contrastive Representation Distillation" (2020). Shapes: `B` batch, `C` channels, `H`/`W` pixels.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._blocks import as_batch_norm, conv, init_he
 from .._contract import ClassifierModel, Stages
 
-# expansion (None: the model's own), output channels at full width, units, stride of the first unit
+# expansion (None: that of the model), output channels at full width, number of units, stride of the first unit
 SETTINGS = (
     (1, 16, 1, 1),
     (None, 24, 2, 1),
@@ -28,7 +28,7 @@ POOLED_CHANNELS = 1280
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise 3x3, linear 1x1 projection; a residual where the shape stays."""
+    """1x1 expansion, depthwise 3x3, linear 1x1 projection; with a residual connection if the shape is unchanged."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -46,15 +46,16 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn a linear bottleneck `[B, C, H, W]` into the next, `[B, C', H', W']`."""
+        """Map a linear bottleneck `[B, C, H, W]` to the next one, `[B, C', H', W']`."""
         out = self.conv(x)
         return out + x if self.has_residual else out
 
 
 class MobileNetV2(ClassifierModel):
-    """A MobileNetV2. Its stages end in linear bottlenecks, so their `preact_feats` and `feats` are the same tensors.
+    """A MobileNetV2.
 
-    The pooled feature is that of a 1x1 convolution on the final map, hence wider than it.
+    The stages end in linear bottlenecks, so their `preact_feats` and `feats` are the same tensors. A 1x1 convolution
+    follows the final map, so the pooled feature has more channels than the map.
 
     Args:
         num_classes: outputs of the classifier.
@@ -70,12 +71,12 @@ class MobileNetV2(ClassifierModel):
         self.conv1 = nn.Sequential(conv(3, channels, 3, stride=2), nn.BatchNorm2d(channels), nn.ReLU())
         self.stage_channels = [channels]
         self.blocks = nn.ModuleList()
-        for block, (own_expansion, full_width, num_units, stride) in enumerate(SETTINGS):
+        for block, (block_expansion, full_width, num_units, stride) in enumerate(SETTINGS):
             units = []
             for index in range(num_units):
                 out_channels = int(full_width * width)
                 unit_stride = stride if index == 0 else 1
-                units.append(InvertedResidual(channels, out_channels, unit_stride, own_expansion or expansion))
+                units.append(InvertedResidual(channels, out_channels, unit_stride, block_expansion or expansion))
                 channels = out_channels
             self.blocks.append(nn.Sequential(*units))
             if block in STAGE_ENDS:
@@ -102,5 +103,5 @@ class MobileNetV2(ClassifierModel):
         return self.conv2(final_map)
 
     def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
-        """Return the BatchNorm that ends each stage's last unit; no ReLU follows it here."""
+        """Return the last BatchNorm of each stage; no ReLU follows it in this model."""
         return [as_batch_norm([*self.blocks[end].modules()][-1]) for end in STAGE_ENDS]

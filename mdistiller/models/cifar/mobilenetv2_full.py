@@ -1,8 +1,8 @@
 """MobileNetV2 at full width, as MDistiller trains it on Tiny-ImageNet.
 
-It differs from the model of CIFAR-100 (`mobilenetv2.py`) in width, strides and activation (ReLU6), and its convolutions
+It differs from the CIFAR-100 model (`mobilenetv2.py`) in width, strides and activation (ReLU6), and its convolutions
 have biases. Source: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018); layers, strides and `state_dict`
-keys as in the Tiny-ImageNet zoo of MDistiller. Shapes: `B` batch, `C` channels, `H`/`W` pixels, `N` classes.
+keys as in MDistiller's Tiny-ImageNet models. Shapes: `B` batch, `C` channels, `H`/`W` pixels, `N` classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ POOLED_CHANNELS = 1280
 
 
 class LinearBottleneck(nn.Module):
-    """1x1 expansion, depthwise 3x3, linear 1x1 projection; a residual where the shape stays."""
+    """1x1 expansion, depthwise 3x3, linear 1x1 projection; with a residual connection if the shape is unchanged."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, expansion: int = EXPANSION) -> None:
         super().__init__()
@@ -37,23 +37,23 @@ class LinearBottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn a linear bottleneck `[B, C, H, W]` into the next, `[B, C', H', W']`."""
+        """Map a linear bottleneck `[B, C, H, W]` to the next one, `[B, C', H', W']`."""
         out = self.residual(x)
         return out + x if self.has_residual else out
 
 
 def _stage(num_units: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Return units of which the first changes channels and size."""
+    """Return a stage whose first unit changes the channels and the size."""
     units = [LinearBottleneck(in_channels, out_channels, stride)]
     units += [LinearBottleneck(out_channels, out_channels) for _ in range(num_units - 1)]
     return nn.Sequential(*units)
 
 
 class PointwiseLinear(nn.Linear):
-    """A linear layer that a state dict holds as the 1x1 convolution that it is on a map of one pixel.
+    """A linear layer that is stored in a state dict as a 1x1 convolution.
 
-    The parameter is `[N, C]`, so that all code for linear layers applies; the entry `weight` of a state dict is
-    `[N, C, 1, 1]`. Loading takes either shape.
+    The parameter is `[N, C]`, so that all code for linear layers applies. The entry `weight` of a state dict is
+    `[N, C, 1, 1]`, as in MDistiller's checkpoints. Both shapes can be loaded.
     """
 
     def _save_to_state_dict(self, destination: Dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -71,8 +71,8 @@ class FullMobileNetV2(ClassifierModel):
     """A MobileNetV2 at full width; 2,497,480 parameters for 200 classes.
 
     The stem's 1x1 convolution pads the image, so its map is 2 pixels larger than the image. The maps in `feats` are
-    those of the stem, of stages 2, 3 and 4, which are linear (their `preact_feats` are the same tensors), and the final
-    map.
+    those of the stem and of stages 2, 3 and 4, and the final map. The three stages are linear, so their `preact_feats`
+    are the same tensors.
 
     Args:
         num_classes: outputs of the classifier.
@@ -109,6 +109,6 @@ class FullMobileNetV2(ClassifierModel):
         return Stages(feats, [*preacts, final], final_map=feats[-1])
 
     def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
-        """Return the BatchNorms that end stages 2, 3 and 4, which no ReLU follows, and that of the final map."""
+        """Return the last BatchNorms of stages 2, 3 and 4, which no ReLU follows, and that of the final map."""
         ends = [[*stage.modules()][-1] for stage in (self.stage2, self.stage3, self.stage4)]
         return [as_batch_norm(norm) for norm in (*ends, self.conv1[1])]

@@ -1,6 +1,6 @@
-"""ResNets of the CIFAR kind: three stages of basic blocks.
+"""CIFAR ResNets: three stages of basic blocks.
 
-Source: "Deep Residual Learning for Image Recognition" (2016), section 4.2; the wide `x4` forms are from
+Source: "Deep Residual Learning for Image Recognition" (2016), section 4.2; the wide `x4` variants are from
 "Contrastive Representation Distillation" (2020). Shapes: `B` batch, `C` channels, `H`/`W` pixels.
 """
 
@@ -19,7 +19,7 @@ WIDE = (32, 64, 128, 256)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, up to the sum; the ReLU after it is the stage's."""
+    """Two 3x3 convolutions and a shortcut; the stage applies the ReLU after the sum."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(conv(in_channels, channels, 1, stride), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn an activated map `[B, C, H, W]` into the block's sum `[B, C', H', W']`."""
+        """Map an activated map `[B, C, H, W]` to the sum `[B, C', H', W']` before its ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(out)) + self.downsample(x)
 

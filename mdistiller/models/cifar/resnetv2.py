@@ -1,8 +1,8 @@
-"""ResNets of the ImageNet kind (four stages) with a 3x3 stem for small images.
+"""ImageNet ResNets (four stages) with a 3x3 stem for small images.
 
 Source: "Deep Residual Learning for Image Recognition" (2016), section 4.1; the stem as in "Contrastive Representation
-Distillation" (2020). Despite the file's name, which follows the published code, the blocks are not those of
-"Identity Mappings in Deep Residual Networks". Shapes: `B` batch, `C` channels, `H`/`W` pixels.
+Distillation" (2020). The file's name follows the published code. The blocks are not the pre-activation ("v2") blocks
+of "Identity Mappings in Deep Residual Networks". Shapes: `B` batch, `C` channels, `H`/`W` pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .._contract import ClassifierModel, Stages
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, up to the sum; the ReLU after it is the stage's."""
+    """Two 3x3 convolutions and a shortcut; the stage applies the ReLU after the sum."""
 
     expansion = 1
 
@@ -34,13 +34,13 @@ class BasicBlock(nn.Module):
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn an activated map `[B, C, H, W]` into the block's sum `[B, C', H', W']`."""
+        """Map an activated map `[B, C, H, W]` to the sum `[B, C', H', W']` before its ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(out)) + self.shortcut(x)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 convolutions and a shortcut, up to the sum; the ReLU after it is the stage's."""
+    """1x1, 3x3 (with the stride), 1x1 convolutions and a shortcut; the stage applies the ReLU after the sum."""
 
     expansion = 4
 
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn an activated map `[B, C, H, W]` into the block's sum `[B, C', H', W']`."""
+        """Map an activated map `[B, C, H, W]` to the sum `[B, C', H', W']` before its ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         return self.bn3(self.conv3(out)) + self.shortcut(x)
@@ -69,7 +69,7 @@ Block = Union[Type[BasicBlock], Type[Bottleneck]]
 
 
 class ResNet(ClassifierModel):
-    """A four-stage ResNet whose stem keeps the image's size.
+    """A four-stage ResNet whose stem preserves the image's size.
 
     Args:
         block: `BasicBlock` or `Bottleneck`.

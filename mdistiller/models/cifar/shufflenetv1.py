@@ -1,7 +1,7 @@
 """ShuffleNet with three groups, for small images.
 
 Source: "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices" (2018); the 1x1 stem and
-the ReLU after the depthwise convolution, which the paper leaves out, as in "Contrastive Representation Distillation"
+the ReLU after the depthwise convolution, which the paper omits, as in "Contrastive Representation Distillation"
 (2020). Shapes: `B` batch, `C` channels, `H`/`W` pixels.
 """
 
@@ -20,27 +20,27 @@ STEM_CHANNELS = 24
 
 
 class Unit(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, up to the merge with the shortcut; the ReLU is the stage's.
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, merged with the shortcut; the stage applies the last ReLU.
 
-    The shortcut is added at stride 1. At stride 2 it is pooled and concatenated, and fills `in_channels` of
+    At stride 1 the shortcut is added. At stride 2 it is pooled and concatenated, and makes up `in_channels` of the
     `out_channels`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
         super().__init__()
         self.stride = stride
-        own_channels = out_channels - in_channels if stride == 2 else out_channels
-        hidden = own_channels // 4
+        branch_channels = out_channels - in_channels if stride == 2 else out_channels
+        hidden = branch_channels // 4
         self.first_groups = 1 if in_channels == STEM_CHANNELS else groups
         self.conv1 = conv(in_channels, hidden, 1, groups=self.first_groups)
         self.bn1 = nn.BatchNorm2d(hidden)
         self.conv2 = conv(hidden, hidden, 3, stride, groups=hidden)
         self.bn2 = nn.BatchNorm2d(hidden)
-        self.conv3 = conv(hidden, own_channels, 1, groups=groups)
-        self.bn3 = nn.BatchNorm2d(own_channels)
+        self.conv3 = conv(hidden, branch_channels, 1, groups=groups)
+        self.bn3 = nn.BatchNorm2d(branch_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn an activated map `[B, C, H, W]` into the unit's merged map `[B, C', H', W']`."""
+        """Map an activated map `[B, C, H, W]` to the merged map `[B, C', H', W']` before its ReLU."""
         out = shuffle_channels(F.relu(self.bn1(self.conv1(x))), self.first_groups)
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -50,7 +50,7 @@ class Unit(nn.Module):
 
 
 class ShuffleNetV1(ClassifierModel):
-    """A ShuffleNet of 4, 8 and 4 units.
+    """A ShuffleNet with stages of 4, 8 and 4 units.
 
     Args:
         num_classes: outputs of the classifier.

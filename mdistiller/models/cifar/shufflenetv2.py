@@ -3,8 +3,9 @@
 Source: "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design" (2018); the 1x1 stem as in
 "Contrastive Representation Distillation" (2020). Shapes: `B` batch, `C` channels, `H`/`W` pixels.
 
-Half of a unit's channels pass the next unit untouched. Units therefore hand on the map before its ReLU, and apply that
-where they read it. So every channel of `preact_feats` is a BatchNorm's output, and `get_bn_before_relu` knows whose.
+Half of a unit's channels pass through the next unit unchanged. Units therefore return the map before its ReLU, and
+each unit applies the ReLU to the channels that it processes. So every channel of `preact_feats` is the output of a
+BatchNorm, and `get_bn_before_relu` can trace which one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .._contract import ClassifierModel, Stages
 
 
 class BasicBlock(nn.Module):
-    """A unit at stride 1: the first half of the channels as it is, 1x1, depthwise 3x3 and 1x1 on the second."""
+    """A unit at stride 1: keeps the first half of the channels; 1x1, depthwise 3x3 and 1x1 on the second half."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,20 +34,20 @@ class BasicBlock(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, preact: Tensor) -> Tensor:
-        """Turn a map before its ReLU, `[B, C, H, W]`, into the next one, `[B, C, H, W]`."""
-        kept, read = preact.chunk(2, 1)
-        out = F.relu(self.bn1(self.conv1(F.relu(read))))
+        """Map a map before its ReLU, `[B, C, H, W]`, to the next one, `[B, C, H, W]`."""
+        kept, processed = preact.chunk(2, 1)
+        out = F.relu(self.bn1(self.conv1(F.relu(processed))))
         out = self.bn3(self.conv3(self.bn2(self.conv2(out))))
         return _merge(kept, out)
 
     def trace(self, origin: Tensor) -> Tensor:
-        """Turn the BatchNorm rows `[4, C]` of the input's channels into those of the output's."""
+        """Map the BatchNorm values `[4, C]` of the input's channels to those of the output's channels."""
         kept, _ = origin.chunk(2, 1)
         return _merge(kept, _rows(self.bn3))
 
 
 class DownBlock(nn.Module):
-    """A unit at stride 2: both branches read the whole input, and make one half of the output each."""
+    """A unit at stride 2: two branches process the whole input, and each produces one half of the output."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -63,39 +64,45 @@ class DownBlock(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn an activated map `[B, C, H, W]` into a map before its ReLU, `[B, C', H', W']`."""
+        """Map an activated map `[B, C, H, W]` to a map before its ReLU, `[B, C', H', W']`."""
         left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         right = F.relu(self.bn3(self.conv3(x)))
         right = self.bn5(self.conv5(self.bn4(self.conv4(right))))
         return _merge(left, right)
 
     def trace(self, origin: Tensor) -> Tensor:
-        """Return the BatchNorm rows `[4, C']` of the output's channels; the input's are not among them."""
+        """Return the BatchNorm values `[4, C']` of the output's channels, which do not depend on the input's."""
         return _merge(_rows(self.bn2), _rows(self.bn5))
 
 
 class Stage(nn.Sequential):
-    """A `DownBlock` and `num_blocks` of `BasicBlock`."""
+    """A `DownBlock` followed by `num_blocks` `BasicBlock`s."""
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int) -> None:
         super().__init__(DownBlock(in_channels, channels), *(BasicBlock(channels) for _ in range(num_blocks)))
 
     @torch.no_grad()
     def output_bn(self) -> nn.BatchNorm2d:
-        """Return a copy, on its own, of the BatchNorm channels that make the stage's output."""
+        """Return a new BatchNorm with copies of the values of the stage's output channels."""
         rows = torch.empty(4, 0)
         for unit in self:
             assert isinstance(unit, (DownBlock, BasicBlock))
             rows = unit.trace(rows)
         norm = nn.BatchNorm2d(rows.shape[1], device=rows.device, dtype=rows.dtype).eval().requires_grad_(False)
-        for own, row in zip((norm.weight, norm.bias, norm.running_mean, norm.running_var), rows):
-            assert own is not None
-            own.copy_(row)
+        for tensor, row in zip((norm.weight, norm.bias, norm.running_mean, norm.running_var), rows):
+            assert tensor is not None
+            tensor.copy_(row)
         return norm
 
 
 class ShuffleNetV2(ClassifierModel):
-    """A ShuffleNetV2 of size 1. The pooled feature is of a 1x1 convolution on the final map, hence wider than it."""
+    """A ShuffleNetV2 of size 1.
+
+    A 1x1 convolution follows the final map, so the pooled feature has more channels than the map.
+
+    Args:
+        num_classes: outputs of the classifier.
+    """
 
     classifier_name = "linear"
     stage_channels = [24, 116, 232, 464]
@@ -120,7 +127,7 @@ class ShuffleNetV2(ClassifierModel):
         return F.relu(self.bn2(self.conv2(final_map)))
 
     def get_bn_before_relu(self) -> List[nn.BatchNorm2d]:
-        """Return, for each stage, a copy of the BatchNorm channels that made its map, in the map's order."""
+        """Return, for each stage, a copy of the BatchNorm values of its map, in the order of the map's channels."""
         return [stage.output_bn() for stage in (self.layer1, self.layer2, self.layer3)]
 
 
@@ -129,7 +136,7 @@ def _merge(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _rows(norm: nn.BatchNorm2d) -> Tensor:
-    """Return what a BatchNorm knows of its channels, `[4, C]`."""
+    """Return a BatchNorm's weight, bias, running mean and running variance, `[4, C]`."""
     assert norm.running_mean is not None and norm.running_var is not None
     return torch.stack([norm.weight, norm.bias, norm.running_mean, norm.running_var])
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._blocks import as_batch_norm, init_he
 from .._contract import ClassifierModel, Stages
 
-HEIGHT_OF_FOURTH_POOLING = 64  # pixels; below it the last map would shrink to 2x2
+MIN_HEIGHT_FOR_FOURTH_POOLING = 64  # pixels; for smaller images the last map would shrink to 2x2
 
 
 class VGG(ClassifierModel):
@@ -42,7 +42,7 @@ class VGG(ClassifierModel):
 
     def forward_stages(self, image: Tensor) -> Stages:
         blocks = (self.block0, self.block1, self.block2, self.block3, self.block4)
-        pool_before = (False, True, True, True, image.shape[2] >= HEIGHT_OF_FOURTH_POOLING)
+        pool_before = (False, True, True, True, image.shape[2] >= MIN_HEIGHT_FOR_FOURTH_POOLING)
         x, feats, preacts = image, [], []
         for block, pool in zip(blocks, pool_before):
             preacts.append(block(F.max_pool2d(x, 2) if pool else x))
@@ -55,7 +55,7 @@ class VGG(ClassifierModel):
 
 
 def _block(in_channels: int, channels: int, depth: int) -> nn.Sequential:
-    """Return `depth` times convolution, BatchNorm, ReLU, without the last ReLU."""
+    """Return `depth` units of convolution, BatchNorm and ReLU, without the last ReLU."""
     layers: List[nn.Module] = []
     for _ in range(depth):
         layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]

@@ -28,9 +28,9 @@ class Unit(nn.Module):
             self.convShortcut = conv(in_channels, channels, 1, stride)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """Turn a raw map `[B, C, H, W]` into the unit's raw output and `bn1` of the input.
+        """Return the unit's raw output for a raw map `[B, C, H, W]`, and `bn1` of the input.
 
-        That BatchNorm is the last one before a ReLU for the stage before; handed out here, it runs once.
+        That BatchNorm's output is the `preact_feats` entry of the previous stage. Returning it avoids a second run.
         """
         normed = self.bn1(x)
         activated = F.relu(normed)
@@ -40,7 +40,7 @@ class Unit(nn.Module):
 
 
 class Block(nn.Module):
-    """A stage: a row of units, the first with the stride."""
+    """A stage: a sequence of units, the first with the stride."""
 
     def __init__(self, in_channels: int, channels: int, num_units: int, stride: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Block(nn.Module):
         self.layer = nn.Sequential(Unit(in_channels, channels, stride), *others)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """Turn a raw map `[B, C, H, W]` into the stage's raw output and the first `bn1` of the input."""
+        """Return the stage's raw output for a raw map `[B, C, H, W]`, and the first unit's `bn1` of the input."""
         first, *others = self.layer
         x, normed = first(x)
         for unit in others:
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class WideResNet(ClassifierModel):
-    """A wide ResNet. Its `feats` are raw outputs of the stages; their BatchNorm and ReLU belong to what follows them.
+    """A wide ResNet. Its `feats` are the stages' raw outputs, whose BatchNorm and ReLU are in the layers after them.
 
     Args:
         depth: number of layers, `6n + 4` for `n` units a stage.

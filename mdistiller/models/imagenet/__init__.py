@@ -1,4 +1,4 @@
-"""Models for large images: ImageNet, and own data of that kind."""
+"""Models for large images: ImageNet and similar data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that torchvision releases: where they lie, and how they get there."""
+"""The weights that torchvision releases: their paths, and their download."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torchvision.models import get_weight
 from ...errors import UserError
 from .._weights import load_weights
 
-# the teachers of the published tables; torchvision's later "V2" recipes are stronger models of the same shape
+# the teachers of the published tables; torchvision's later "V2" weights are stronger models of the same architecture
 RELEASES = {
     name: f"{name}_Weights.IMAGENET1K_V1" for name in ("ResNet18", "ResNet34", "ResNet50", "ResNet101")
 }  # fmt: skip
-TIMEOUT = 30  # seconds without an answer from the server
+TIMEOUT = 30  # seconds to wait for the server
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def released_file(name: str) -> Path:
-    """Return where torchvision's weights of `name` lie, in torch's hub folder; they are downloaded if they are not.
+    """Return the path of torchvision's weights of `name` in torch's hub folder; download them if they are missing.
 
     Raises:
-        UserError: there are none of that name, or they cannot be downloaded.
+        UserError: no weights are released for `name`, or they cannot be downloaded.
     """
     if name not in RELEASES:
         raise UserError(
@@ -57,12 +57,13 @@ def with_released_weights(model: Model, name: str) -> Model:
     """Load torchvision's weights of `name` into `model`, and return it.
 
     Raises:
-        UserError: there are none, they cannot be had, or do not fit (they are of 1000 classes).
+        UserError: no weights are released for `name`, they cannot be downloaded, or they do not fit (they have 1000
+            classes).
     """
     file = released_file(name)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the reader raise anything
+    except Exception as error:  # of a damaged file, torch.load may raise any type
         raise UserError(f"{file} is damaged ({type(error).__name__}); remove it, and it is downloaded again") from error
     load_weights(model, state, str(file))
     return model

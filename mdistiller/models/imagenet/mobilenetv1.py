@@ -34,15 +34,15 @@ def separable(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
 
 
 class MobileNetV1(ClassifierModel):
-    """A MobileNetV1. Its stages are the units up to the last one of each map size from a quarter of the image's on.
+    """A MobileNetV1. A stage ends with the last unit of each map size, from a quarter of the image's size on.
 
-    MDistiller's list of maps begins with the first stage; here the stem, its first convolution's map at half the
-    image's size, comes before it, as in every other family; so methods that pair stages one by one (AT, OFD, NST, VID)
-    compare one more here, and a hint layer counts from the stem. The last entry of its `model`, an average pooling
-    without weights and of a fixed size, is left out.
+    In MDistiller `feats` starts with the first stage. Here it starts with the stem, the first convolution's map at half
+    the image's size, as in every other family. So methods that pair stages one by one (AT, OFD, NST, VID) compare one
+    stage more than in MDistiller, and a hint layer is counted from the stem. MDistiller's `model` ends in an average
+    pooling of a fixed size; it has no weights and is omitted here.
 
     Args:
-        pretrained: refused, there are no released weights.
+        pretrained: must be `False`; no weights are released.
         num_classes: outputs of the classifier.
     """
 

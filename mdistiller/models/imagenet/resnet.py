@@ -18,37 +18,37 @@ from ._pretrained import with_released_weights
 
 
 class BasicBlock(resnet.BasicBlock):
-    """torchvision's block up to the sum; the ReLU after it is the stage's."""
+    """torchvision's block without its last ReLU, which the stage applies."""
 
     @property
     def last_bn(self) -> nn.Module:
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn an activated map `[B, C, H, W]` into the block's sum `[B, C', H', W']`."""
+        """Map an activated map `[B, C, H, W]` to the sum `[B, C', H', W']` before its ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(out)) + (x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(resnet.Bottleneck):
-    """torchvision's block up to the sum; the ReLU after it is the stage's."""
+    """torchvision's block without its last ReLU, which the stage applies."""
 
     @property
     def last_bn(self) -> nn.Module:
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn an activated map `[B, C, H, W]` into the block's sum `[B, C', H', W']`."""
+        """Map an activated map `[B, C, H, W]` to the sum `[B, C', H', W']` before its ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         return self.bn3(self.conv3(out)) + (x if self.downsample is None else self.downsample(x))
 
 
 class ResNet(ClassifierModel):
-    """A ResNet whose first map has a quarter of the image's size.
+    """A ResNet whose stem has a quarter of the image's size.
 
-    That map, the stem, is taken after the max pooling, before which its ReLU may as well stand as after it: so the stem
-    too comes before and after its ReLU, at the size of the first stage.
+    The stem's ReLU is applied after the max pooling instead of before it, which gives the same result. So the stem's
+    map is available before and after its ReLU, at the size of the first stage.
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
@@ -61,13 +61,13 @@ class ResNet(ClassifierModel):
     ) -> None:
         super().__init__()
         self.stage_channels = [64, *(block.expansion * width for width in (64, 128, 256, 512))]
-        theirs = resnet.ResNet(block, list(num_blocks), num_classes)  # layers, their order and their initial weights
-        self.conv1, self.bn1, self.maxpool = theirs.conv1, theirs.bn1, theirs.maxpool
-        self.layer1 = ReluSequential(*theirs.layer1)
-        self.layer2 = ReluSequential(*theirs.layer2)
-        self.layer3 = ReluSequential(*theirs.layer3)
-        self.layer4 = ReluSequential(*theirs.layer4)
-        self.fc = theirs.fc
+        reference = resnet.ResNet(block, list(num_blocks), num_classes)  # for its layers and initial weights
+        self.conv1, self.bn1, self.maxpool = reference.conv1, reference.bn1, reference.maxpool
+        self.layer1 = ReluSequential(*reference.layer1)
+        self.layer2 = ReluSequential(*reference.layer2)
+        self.layer3 = ReluSequential(*reference.layer3)
+        self.layer4 = ReluSequential(*reference.layer4)
+        self.fc = reference.fc
 
     def forward_stages(self, image: Tensor) -> Stages:
         stem = self.maxpool(self.bn1(self.conv1(image)))
