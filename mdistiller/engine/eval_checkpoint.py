@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
 from ..dataset import get_val_loader
 from ..paths import find_file
@@ -38,15 +39,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     weights_of(checkpoint, source)  # fails before data are read if the file holds no model
     described = is_described(checkpoint)
     if described:
-        trained_on = checkpoint["config"]["DATASET"]
-        given = dict(zip(overrides[::2], overrides[1::2]))
-        asked = given.get("DATASET.TYPE", checkpoint["dataset"])
-        if asked == checkpoint["dataset"] and "DATASET.ROOT" not in given:
-            trained_on = _on_this_machine(trained_on)
-        # another data set has a folder of its own, but the student sees its images as in training
-        keys = trained_on if asked == checkpoint["dataset"] else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
-        merge_known(cfg, {"DATASET": {key: trained_on[key] for key in keys}}, str(source))
-        merge_overrides(cfg, overrides)
+        _use_described_dataset(cfg, checkpoint, overrides, str(source))
     check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     device = pick_device()
     prepare_device(device)
@@ -79,6 +72,21 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
             f"  (by training, epoch {checkpoint['epoch']})"
         )
     return "\n".join(lines)
+
+
+def _use_described_dataset(cfg: CfgNode, checkpoint: Dict[str, Any], overrides: Sequence[str], source: str) -> None:
+    """Change `cfg`, in place, to the data set that a checkpoint was trained on, except where `overrides` name another.
+
+    Another data set has a folder of its own, but the student sees its images as in training.
+    """
+    trained_on = checkpoint["config"]["DATASET"]
+    given = dict(zip(overrides[::2], overrides[1::2]))
+    same = given.get("DATASET.TYPE", checkpoint["dataset"]) == checkpoint["dataset"]
+    if same and "DATASET.ROOT" not in given:
+        trained_on = _on_this_machine(trained_on)
+    keys = trained_on if same else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
+    merge_known(cfg, {"DATASET": {key: trained_on[key] for key in keys}}, source)
+    merge_overrides(cfg, overrides)
 
 
 def _on_this_machine(dataset: Dict[str, Any]) -> Dict[str, Any]:
