@@ -54,8 +54,8 @@ class CTKD(Distiller):
     """KD with an adversarially learned temperature; `forward_train` needs `epoch`, counted from 1."""
 
     DEFAULTS = {
-        "T_START": 1.0,  # the temperature is between T_START and T_START + T_END
-        "T_END": 20.0,
+        "T_START": 1.0,  # lowest temperature
+        "T_END": 20.0,  # range of the temperature, which stays below T_START + T_END
         "LAMBDA_MIN": 0.0,  # strength of the reversed gradient before the first epoch
         "LAMBDA_MAX": 1.0,  # strength of the reversed gradient from epoch LOOPS on
         "LOOPS": 10.0,  # epochs over which the strength rises
