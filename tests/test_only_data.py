@@ -173,6 +173,6 @@ def test_json(tmp_path):
     with pytest.raises(UserError, match="is not the summary.json of a run"):
         read_references([str(tmp_path / "s.json")])
     (tmp_path / "img").mkdir()
-    memory = stats.Memory(tmp_path / "img", "x", [])
-    memory.store(mean=[{"__class__": "os.system"}] * 3, std=[1, 1, 1])
-    assert memory.recall_statistics() is None
+    cache = stats.FolderCache(tmp_path / "img", "x", [])
+    cache.save(mean=[{"__class__": "os.system"}] * 3, std=[1, 1, 1])
+    assert cache.load_statistics() is None

@@ -18,8 +18,7 @@ from PIL import Image
 from mdistiller import cli
 from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader
 from mdistiller.dataset.loading import image_check
-from mdistiller.dataset.loading.workers import explanation
-from mdistiller.errors import UserError
+from mdistiller.errors import UserError, dead_worker
 from tests.conftest import REPO, make_image_folder
 from tests.processes import run_python
 
@@ -277,8 +276,8 @@ def test_a_killed_worker_ends_a_training_with_status_2(root: Path, tmp_path: Pat
 
 
 def test_other_errors_are_not_explained_away() -> None:
-    assert explanation(RuntimeError("CUDA error")) == ""
-    assert explanation(ValueError("DataLoader worker")) == ""
+    assert dead_worker(RuntimeError("CUDA error")) == ""
+    assert dead_worker(ValueError("DataLoader worker")) == ""
 
 
 def test_a_name_in_no_encoding_can_be_printed(load: Make, root: Path, capfd: pytest.CaptureFixture) -> None:

@@ -59,7 +59,7 @@ def test_all_162_variants_are_those_of_torchvision(
         loader = DeviceLoader(split, make_info(), make_options(), CPU, train=True)
     else:
         loader = StreamLoader(split, View(8, margin=False), make_info(), make_options(), CPU, train=True)
-    monkeypatch.setattr(loader, "draws", lambda: all_variants(4, loader))
+    monkeypatch.setattr(loader, "plan", lambda: all_variants(4, loader))
     found = collect(loader)
     assert loader.num_variants == 162
     padded = F.pad(Image.fromarray(picture), [4])
@@ -82,7 +82,7 @@ def test_literal_crop_and_normalisation(make_options: Make, monkeypatch: pytest.
     loader = DeviceLoader(ArraySplit(pixels, [0, 0]), info, make_options(padding=1), CPU, train=True)
     top, left, flip = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([True, False])
     draws = EpochPlan(torch.tensor([1, 0]), top, left, flip, torch.zeros(2))
-    monkeypatch.setattr(loader, "draws", lambda: draws)
+    monkeypatch.setattr(loader, "plan", lambda: draws)
     batch = next(iter(loader))
     # one row down from the centre: the lower row moves up, zeros come in below; then mirrored
     assert torch.allclose(batch["image"][0, 0], torch.tensor([[0.6, 0.2], [-1.0, -1.0]]))

@@ -227,7 +227,7 @@ def test_statistics_remembered_of_sideways_pictures_are_measured_again(
     right = get_dataset(cfg, "cpu")[0].info
     (file,) = cache.glob("statistics/*.json")
     look = "View(size=16, margin=False), upright, all images"
-    assert f'"look": "{look}"' in file.read_text()
+    assert f'"settings": "{look}"' in file.read_text()
     before = file.read_text().replace(", upright", "").replace('"mean": [', '"mean": [\n0.9, 0.9, 0.9, ')
     file.write_text(before)
     assert get_dataset(cfg, "cpu")[0].info == right
