@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import distributed
 from .evaluate import count_correct
 from .run.nonfinite import NonFiniteLoss
+from .run.progress import is_count
 
 EVIDENCE = ("index", "target", "variant")  # keys of a batch that are small, and enough to rebuild it
 
@@ -86,18 +87,18 @@ class EpochMeter:
         """
         missing = {"names", "images", "sums", "correct"} - set(state)
         if missing:
-            raise ValueError(f"{sorted(missing)[0]} is missing")
+            raise ValueError(f"its meter lacks {sorted(missing)[0]}")
         if not isinstance(state["names"], list):
-            raise ValueError(f"names are {state['names']!r:.60}")
+            raise ValueError(f"its meter's names are {state['names']!r:.60}")
         if not isinstance(state["sums"], dict) or not isinstance(state["correct"], (list, type(None))):
-            raise ValueError(f"sums and correct are {state['sums']!r:.60} and {state['correct']!r:.60}")
+            raise ValueError(f"its meter's sums and correct are {state['sums']!r:.60} and {state['correct']!r:.60}")
         correct = state["correct"]
         self.names, self.images, self._sums = tuple(state["names"]), state["images"], dict(state["sums"])
         counts = [self.images, *([0, 0] if correct is None else correct)]
-        if len(counts) != 3 or not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError(f"images and correct are {counts!r:.60}")
+        if len(counts) != 3 or not all(is_count(count) for count in counts):
+            raise ValueError(f"its meter's images and correct are {counts!r:.60}")
         if not all(isinstance(value, float) and name in self.names for name, value in self._sums.items()):
-            raise ValueError(f"sums are {self._sums!r:.60}")
+            raise ValueError(f"its meter's sums are {self._sums!r:.60}")
         if correct is not None:
             self._correct = torch.tensor(correct if distributed.is_main_process() else [0, 0], device=device)
 

@@ -68,7 +68,7 @@ def saved_run(cfg: CfgNode, resume: bool, overwrite: bool) -> Optional[SavedRun]
 
     found = distributed.run_on_main(read)
     if found is None or not isinstance(found[0], dict) or type(found[1]) is not int:
-        return None  # nothing to resume, or a state that `Trainer.load_state_dict` will refuse
+        return None  # nothing to resume, or a state that `TrainingState.restore` will refuse
     return SavedRun(str(folder.latest), *found)
 
 
@@ -114,7 +114,7 @@ def schedule_changes(cfg: CfgNode, saved: Any, epoch: int, step: int, steps: int
         steps: per epoch.
 
     Raises:
-        UserError: the run is longer than its new length already, or a stage that it has passed has changed.
+        UserError: more epochs are completed than the new length allows, or a stage that it has passed has changed.
     """
     old = cfg.clone()
     old.defrost()

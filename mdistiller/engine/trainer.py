@@ -87,7 +87,9 @@ class Trainer:
         self.logger: RunLogger = SilentLogger()
         self.networks: Optional[FastNetworks] = None
         self._parallel: Optional[nn.Module] = None  # averages gradients over the processes of a group
-        self._epoch_start = time.perf_counter()  # less the time spent on the epoch before the state was saved
+        self._epoch_start = (
+            time.perf_counter()
+        )  # shifted back by the time that an interrupted process had spent on this epoch
 
     @property
     def progress(self) -> Progress:
@@ -110,16 +112,17 @@ class Trainer:
         with self.folder.claim(resume, overwrite) as resumed:
             notes: List[str] = []
             if resumed:
-                notes = self.state.load_state_dict(
-                    distributed.run_on_main(partial(read_latest, self.folder)), self.folder
-                )
+                notes = self.state.restore(distributed.run_on_main(partial(read_latest, self.folder)), self.folder)
             elif resume:
                 notes = [f"note: nothing was saved in {self.folder.path} yet; starting from the beginning"]
             steps_done = self.progress.epoch * len(self.train_loader) + self.progress.step
-            with open_logger(self.folder, self.cfg, self.progress, steps_done, resumed) as self.logger, self.stop:
+            with open_logger(self.folder, self.cfg, self.progress, steps_done, resumed) as self.logger:
                 for note in notes:
                     self.logger.say(note)
-                return self._run_and_save(resumed)
+                with self.stop:
+                    summary = self._run_and_save(resumed)
+                self.logger.finish(summary)
+        return summary
 
     def _run_and_save(self, resumed: bool) -> Dict[str, Any]:
         """Run the epochs; on a signal or a non-finite loss, save the state and raise."""
@@ -155,11 +158,11 @@ class Trainer:
             self.val_loader,
             self.progress,
             self.teacher_accuracy,
+            self.device,
             self.precision,
         )
         self.logger.say(report.final_table(summary, self.references))
         self.logger.say(report.final_line(summary))
-        self.logger.finish(summary)
         return summary
 
     def prepare(self) -> None:
@@ -187,7 +190,7 @@ class Trainer:
     def _announce(self, resumed: bool) -> None:
         loaders = self.train_loader, self.val_loader
         self.logger.say(report.first_line(self.cfg, *loaders, self.device, self.precision, self.folder.path))
-        for line in report.opening_lines(self.cfg, self.distiller, *loaders):
+        for line in report.opening_lines(self.cfg, self.distiller, self.train_loader):
             self.logger.say(line)
         if resumed:
             self.logger.say(report.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))
@@ -289,7 +292,7 @@ class Trainer:
         return self.progress.last
 
     def start_epoch(self, epoch: int) -> None:
-        """Reset what is counted within an epoch; `epoch` counts from 1."""
+        """Reset what is counted within an epoch; `epoch` counts from 1. Timing goes on."""
         self.progress.step, self.progress.epoch_seconds = 0, 0.0
         self.state.meter = EpochMeter(epoch)
 

@@ -77,8 +77,8 @@ class TrainingState:
             "config": to_dict(self.cfg),
         }
 
-    def load_state_dict(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
-        """Restore what `state_dict` returned.
+    def restore(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
+        """Continue from what `state_dict` returned. All processes of a group call it together.
 
         Args:
             state: content of a training state in `folder`.
@@ -90,22 +90,27 @@ class TrainingState:
         Raises:
             UserError: the state is invalid, or belongs to other settings, other data or another teacher.
         """
-        with _reporting_invalid_state(folder):
+        copy = f"copy {folder.best.name} or an epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
+        with _reporting_invalid_state(folder, copy):
             check_state(state)
-            self.progress.load_state_dict(state)
         self._check_same_run(state, str(folder.latest))
-        with _reporting_invalid_state(folder):
+        with _reporting_invalid_state(folder, copy):
+            self.progress.load_state_dict(state)
             self.meter = EpochMeter(self.progress.epoch + 1)
             self.meter.load_state_dict(state["meter"], self.device)
             if self.num_steps is not None and self.progress.step > self.num_steps:
                 raise ValueError(f"its step is {self.progress.step}, an epoch has {self.num_steps}")
+        with _reporting_invalid_state(folder, "give the configuration that the run was started with"):
             self._load_weights(state)
             self._load_optimizer(state["optimizer"])
+            self._load_random_state(random_states(state))
         self.scaler.load_state_dict(state["scaler"])
-        rank, saved_by = distributed.get_rank(), random_states(state)
+        return self._schedule_notes(state, folder)
+
+    def _load_random_state(self, saved_by: List[Dict[str, Any]]) -> None:
+        rank = distributed.get_rank()
         if rank < len(saved_by):  # a process that did not exist then keeps the numbers of its seed
             set_random_state(saved_by[rank], self.device)
-        return self._schedule_notes(state, folder)
 
     def _check_same_run(self, state: Dict[str, Any], path: str) -> None:
         saved, given = state.get("config"), to_dict(self.cfg)
@@ -123,12 +128,12 @@ class TrainingState:
     def _load_weights(self, state: Dict[str, Any]) -> None:
         try:
             missing, unexpected = self.distiller.load_state_dict(state["distiller"], strict=False)
+            self.distiller.load_state_dict(_own_statistics(state.get("statistics", [{}])), strict=False)
         except RuntimeError as error:  # shapes differ, for example after an edit of a plug-in
             raise ValueError(" ".join(str(error).split())[:200]) from None
         differing = [key for key in missing if not key.startswith("teacher.")] + unexpected
         if differing:
             raise ValueError(f"its weights differ, first {differing[0]}")
-        self.distiller.load_state_dict(_own_statistics(state.get("statistics", [{}])), strict=False)
 
     def _load_optimizer(self, saved: Dict[str, Any]) -> None:
         """Load momenta and learning rates; other options follow from the configuration, which is known to be the same.
@@ -137,7 +142,7 @@ class TrainingState:
         """
         own, groups = self.optimizer.state_dict()["param_groups"], saved["param_groups"]
         if [group["params"] for group in groups] != [group["params"] for group in own]:
-            raise ValueError("its optimizer has other parameters")
+            raise ValueError("its optimizer has other parameters, as of another SOLVER.TRAINER")
         merged = [{**mine, "lr": theirs["lr"]} for mine, theirs in zip(own, groups)]
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": merged})
 
@@ -155,14 +160,13 @@ class TrainingState:
 
 
 @contextmanager
-def _reporting_invalid_state(folder: RunFolder) -> Iterator[None]:
+def _reporting_invalid_state(folder: RunFolder, remedy: str) -> Iterator[None]:
     """Turn the ValueError of a check into a UserError that names the file and the remedy."""
     try:
         yield
     except ValueError as error:
         raise UserError(
-            f"--resume: {folder.latest} is not a valid training state of this configuration: {error}; copy"
-            f" {folder.best.name} or an epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
+            f"--resume: {folder.latest} is not a valid training state of this configuration: {error}; {remedy}"
         ) from None
 
 

@@ -86,6 +86,8 @@ class DistillationOriented(UpdateRule):
     the authors' code, down to one detail: what the distillation losses alone reach does not decay in its first step.
     Apart from that step, `Δ = 0` is SGD on the sum of the losses.
 
+    The constructor trusts the settings; `config_errors` validates them.
+
     Source: "DOT: A Distillation-Oriented Trainer" (2023).
     """
 

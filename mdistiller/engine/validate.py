@@ -27,7 +27,7 @@ from .run.save_interval import SaveInterval
 from .speed.precision import pick_device, pick_precision
 from .trainer import trainer_dict
 
-MAX_COUNT = 10**6  # epochs, or images in a batch
+MAX_EPOCHS_OR_IMAGES = 10**6  # epochs, or images in a batch
 MAX_NAME_LENGTH = 255  # characters
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
@@ -103,7 +103,7 @@ def check_settings(cfg: CfgNode) -> None:
 
 
 def setting_errors(cfg: CfgNode) -> List[str]:
-    """Return one line for each impossible value, or combination of values; `config_errors` checks the names besides.
+    """Return one line for each impossible value, or combination of values; `config_errors` also checks names.
 
     The sections `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET` are checked, and that of the chosen distiller.
     """
@@ -140,8 +140,8 @@ def _solver_errors(solver: CfgNode) -> Iterator[str]:
             "SOLVER.BATCH_SIZE",
             f"at least {least}, BatchNorm cannot train on one image{each}",
         ),
-        (solver.BATCH_SIZE <= MAX_COUNT, "SOLVER.BATCH_SIZE", f"at most {MAX_COUNT} images"),
-        (1 <= solver.EPOCHS <= MAX_COUNT, "SOLVER.EPOCHS", f"at least 1 and at most {MAX_COUNT}"),
+        (solver.BATCH_SIZE <= MAX_EPOCHS_OR_IMAGES, "SOLVER.BATCH_SIZE", f"at most {MAX_EPOCHS_OR_IMAGES} images"),
+        (1 <= solver.EPOCHS <= MAX_EPOCHS_OR_IMAGES, "SOLVER.EPOCHS", f"at least 1 and at most {MAX_EPOCHS_OR_IMAGES}"),
         (0 < solver.LR <= MAX_NUMBER, "SOLVER.LR", f"a number above 0, at most {MAX_NUMBER:g}"),
         (
             0 <= solver.WEIGHT_DECAY <= MAX_NUMBER,
@@ -172,7 +172,7 @@ def _schedule_errors(solver: CfgNode) -> Iterator[str]:
         (warmup, "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"),
     )
     if rising and stages and solver.SCHEDULE == "step" and 1 <= solver.EPOCHS < stages[-1]:
-        # The rate would never reach its last value, and nothing else would say so.
+        # Otherwise the last decay would silently never happen.
         yield (
             f"SOLVER.LR_DECAY_STAGES is {solver.LR_DECAY_STAGES!r}; expected none above SOLVER.EPOCHS, {solver.EPOCHS}:"
             " give earlier ones, [] for a constant rate, or SOLVER.SCHEDULE linear"

@@ -243,7 +243,7 @@ def test_the_trainer_resumes():
         whole.train_step(image_batch(step), 1, step, 10)
     state = copy.deepcopy(whole.state.state_dict())
     again = trainer_of("crd_dot")
-    assert again.state.load_state_dict(state, again.folder) == []
+    assert again.state.restore(state, again.folder) == []
     again.distiller.train()
     for trainer in (whole, again):
         trainer.train_step(image_batch(2), 2, 2, 10)

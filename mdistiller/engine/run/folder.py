@@ -54,7 +54,9 @@ class RunFolder:
         return [*self.path.glob("*.partial"), *self.tensorboard.glob("*.partial")]
 
     def check(self, resume: bool, overwrite: bool) -> Tuple[bool, bool]:
-        """Refuse a folder that this run would harm or cannot resume from; nothing is written.
+        """Refuse a folder that this run would harm or cannot resume from.
+
+        Nothing is written. The first launch of a torchrun job removes the `.launcher` of an earlier job.
 
         Returns:
             The values of `resume` and `overwrite` to use. When torchrun has restarted its workers, their own run is
@@ -114,9 +116,9 @@ class RunFolder:
 
     @contextmanager
     def claim(self, resume: bool, overwrite: bool) -> Iterator[bool]:
-        """Lock the folder and `check` it; yield whether the run resumes. All processes call it, the main one acts.
+        """Check the folder and lock it; yield whether the run resumes. All processes call it, the main one acts.
 
-        Nothing is written except the lock file, and that only if the check passes.
+        Only the folder and its lock file are created, and only if the check passes.
         """
         with ExitStack() as stack:
             yield distributed.run_on_main(lambda: self._claim(stack, resume, overwrite))

@@ -20,7 +20,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger("mdistiller")
 
-_held: Set[Path] = set()  # locks of this process, which fcntl would grant again and release with the first file closed
+_held: Set[Path] = set()  # fcntl would grant them twice to one process
 
 
 @contextmanager

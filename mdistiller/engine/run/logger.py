@@ -160,7 +160,7 @@ class RunLogger:
             if name != "epoch":
                 self.tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
         self.flush()
-        # A resumed run may log an epoch that wandb has already; wandb ignores it.
+        # A resumed run may log an epoch that wandb has already; wandb ignores the second row.
         self._to_wandb(lambda run: run.log(row, step=row["epoch"]))
 
     def flush(self) -> None:

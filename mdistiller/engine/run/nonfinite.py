@@ -32,7 +32,7 @@ def save_evidence(error: NonFiniteLoss, state: Dict[str, Any], path: Path) -> No
     - `epoch`, `step`: where the first non-finite loss occurred;
     - `losses`: the losses of that step by name;
     - `index`, `target`, `variant`: the batch of that step;
-    - `history`: the losses of each step since the last synchronisation with the device, by step;
+    - `history`: the losses of each step since the last `sync`, by step;
     - `saved_after_step`: the last step that has updated the saved weights;
     - `tensors`: the names of the saved tensors that are not finite.
 

@@ -68,6 +68,7 @@ class Progress:
                 raise ValueError(f"its {entry.name} is missing")
             if not VALID[entry.name](state[entry.name]):
                 raise ValueError(f"its {entry.name} is {state[entry.name]!r:.60}")
+        for entry in fields(self):
             setattr(self, entry.name, state[entry.name])
 
     @property

@@ -26,7 +26,13 @@ def get_random_state(device: torch.device) -> Dict[str, Any]:
 
 
 def set_random_state(state: Dict[str, Any], device: torch.device) -> None:
-    """Restore what `get_random_state` returned."""
+    """Restore what `get_random_state` returned.
+
+    Raises:
+        ValueError: the state was saved on another number of CUDA devices.
+    """
+    if device.type == "cuda" and len(state["cuda"]) != len(_cuda_states()):
+        raise ValueError(f"it was saved with {len(state['cuda'])} CUDA devices, here are {len(_cuda_states())}")
     inner = state["numpy"]["state"]
     np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}})
     random.setstate(state["python"])

@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader, val_loader: Loader) -> Iterator[str]:
+def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> Iterator[str]:
     """Yield the paths of data and teacher, and notes on the method and the processes."""
     info = train_loader.info
     if info.root:
@@ -119,6 +119,7 @@ def summary_of(
     val_loader: Loader,
     progress: Progress,
     teacher_accuracy: Dict[str, float],
+    device: torch.device,
     precision: Precision,
 ) -> Dict[str, Any]:
     """Return the content of summary.json; accuracies in percent. `teacher_accuracy` is empty without a teacher."""
@@ -140,8 +141,8 @@ def summary_of(
         "teacher_accuracy": teacher_accuracy,
         "images_per_second": progress.images_per_second,
         "seconds": round(progress.total_seconds, 1),
-        "peak_memory_mib": memory_figures(train_loader.device)["peak_memory_mib"],
-        "device": str(train_loader.device),
+        "peak_memory_mib": memory_figures(device)["peak_memory_mib"],
+        "device": str(device),
         "precision": str(precision),
         "torch": torch.__version__,
     }

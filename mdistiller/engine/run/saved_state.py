@@ -71,6 +71,8 @@ def _is_optimizer(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
         return False
     groups = value.get("param_groups")
+    if not all(isinstance(entry, dict) for entry in value["state"].values()):
+        return False
     return isinstance(groups, list) and all(
         isinstance(group, dict) and "params" in group and isinstance(group.get("lr"), float) for group in groups
     )
@@ -87,6 +89,7 @@ def _are_statistics(value: Any) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(isinstance(part, dict) and all(isinstance(t, torch.Tensor) for t in part.values()) for part in value)
+        and all(set(part) == set(value[0]) for part in value)
     )
 
 
