@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from ..dataset import DatasetInfo, DeviceLoader, get_dataset
 from ..distillers import distiller_dict
@@ -107,7 +108,7 @@ class BaselineLoop:
         UserError: the images are not in memory, or are not augmented by padding, cropping and flipping.
     """
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: CfgNode) -> None:
         self.device = pick_device()
         source, _, _, num_classes = get_dataset(cfg, "cpu")
         if not isinstance(source, DeviceLoader) or source.augment != "pad_crop":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
 from torch import nn
+from yacs.config import CfgNode
 
 from ..dataset import Batch, get_dataset
 from ..distillers import Distiller, Vanilla, distiller_dict
@@ -147,7 +148,7 @@ def cost_table(
     models = (configs[0].DISTILLER.TEACHER, configs[0].DISTILLER.STUDENT)
     teacher = build_model(models[0], num_classes, info.name, info.input_size).to(device)
 
-    def make_distiller(cfg: Any, teacher: nn.Module) -> Distiller:
+    def make_distiller(cfg: CfgNode, teacher: nn.Module) -> Distiller:
         seed_everything(cfg.EXPERIMENT.SEED)
         student = build_model(models[1], num_classes, info.name, info.input_size).to(device)
         distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)

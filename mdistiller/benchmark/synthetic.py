@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, List
+from typing import List
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from yacs.config import CfgNode
 
 from ..dataset import dataset_dict
 from ..engine.build import seed_everything
@@ -34,7 +35,7 @@ def make_images(folder: Path) -> List[str]:
     return [*where, "DATASET.MEAN", half, "DATASET.STD", half]
 
 
-def save_random_teacher(cfg: Any, folder: Path) -> str:
+def save_random_teacher(cfg: CfgNode, folder: Path) -> str:
     """Save a teacher for `cfg` with random weights in `folder`; return the path of its checkpoint.
 
     Its BatchNorm statistics are those of random images. Without them, outputs grow from layer to layer, and a student

@@ -14,6 +14,7 @@ from typing import Any, Dict, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..ranges import above, weights
 from ._base import Distiller, register
@@ -58,7 +59,7 @@ class AT(Distiller):
     RANGES = {"P": above(0, "a power", " (2.0 is the default)"), **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
     teacher_needs = ("maps",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.AT
         check_stages(student, teacher)

@@ -21,6 +21,7 @@ from typing import Any, Dict, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..models._adapt import averages_final_map, evaluation_mode
@@ -78,7 +79,7 @@ class CATKD(Distiller):
     RANGES = {"LOSS.CAM_RESOLUTION": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.CAT_WEIGHT")}
     teacher_needs = ("maps",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.CAT_KD
         for role, model in (("student", student), ("teacher", teacher)):

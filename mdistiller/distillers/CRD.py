@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..distributed import gather_with_grad, local_rows
 from ..errors import UserError
@@ -86,7 +87,7 @@ class CRD(Distiller):
     }
     teacher_needs = ("pooled",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any, num_data: Optional[int] = None) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode, num_data: Optional[int] = None) -> None:
         super().__init__(student, teacher)
         options = cfg.CRD
         self.mode = options.MODE
@@ -180,7 +181,7 @@ class CRD(Distiller):
         return local_rows(torch.cat([positive, negatives], dim=1), batch_size)
 
 
-def _pooled_channels(model: nn.Module, cfg: Any, key: str) -> int:
+def _pooled_channels(model: nn.Module, cfg: CfgNode, key: str) -> int:
     channels = probe(model, cfg.DATASET.INPUT_SIZE)[1]["pooled_feat"].shape[1]
     given = cfg.CRD.FEAT[key]
     if given not in (None, channels):

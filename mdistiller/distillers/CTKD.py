@@ -18,6 +18,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..ranges import above, weights
 from ._base import Distiller, register
@@ -64,7 +65,7 @@ class CTKD(Distiller):
     RANGES = {"T_START": above(0), "T_END": above(0), "LOOPS": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
     teacher_needs = ("logits",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.CTKD
         self.temperature = GlobalTemperature(options.T_START, options.T_END)

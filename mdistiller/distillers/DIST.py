@@ -14,6 +14,7 @@ from typing import Any, Dict, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..distributed import gather_with_grad
 from ..ranges import above, weights
@@ -57,7 +58,7 @@ class DIST(Distiller):
     RANGES = {"TAU": above(0), **weights("CE_WEIGHT", "BETA", "GAMMA")}
     teacher_needs = ("logits",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.DIST
         self.ce_weight = options.CE_WEIGHT

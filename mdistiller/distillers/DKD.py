@@ -10,6 +10,7 @@ from typing import Any, Dict, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..ranges import above, at_least, weights
 from ._base import Distiller, register
@@ -73,7 +74,7 @@ class DKD(Distiller):
     RANGES = {"T": above(0), "WARMUP": at_least(0), **weights("CE_WEIGHT", "ALPHA", "BETA")}
     teacher_needs = ("logits",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.DKD
         self.ce_weight = options.CE_WEIGHT

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..ranges import at_least, weights
@@ -47,7 +48,7 @@ class FitNet(Distiller):
     RANGES = {"HINT_LAYER": at_least(0), "INPUT_SIZE": IMAGE_SIZE, **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
     teacher_needs = ("maps",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.FITNET
         self.hint_layer = options.HINT_LAYER

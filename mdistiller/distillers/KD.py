@@ -12,6 +12,7 @@ from typing import Any, Dict, Tuple, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..ranges import above, weights
 from ._base import Distiller, register
@@ -49,7 +50,7 @@ class KD(Distiller):
     RANGES = {"TEMPERATURE": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
     teacher_needs = ("logits",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.KD
         self.temperature = options.TEMPERATURE

@@ -20,6 +20,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..ranges import at_least, one_of, weights
@@ -147,7 +148,7 @@ class KDSVD(Distiller):
     }
     teacher_needs = ("maps",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.KDSVD
         self.k = options.K

@@ -25,6 +25,7 @@ from typing import Any, Dict, List, Sequence, Tuple, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..distributed import gather_with_grad
 from ..ranges import Range, above, weights
@@ -106,7 +107,7 @@ class MLKD(Distiller):
     }
     teacher_needs = ("logits",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.MLKD
         self.temperatures: List[float] = [options.TEMPERATURE, *options.EXTRA_TEMPERATURES]

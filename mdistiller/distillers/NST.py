@@ -10,6 +10,7 @@ from typing import Any, Dict, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..ranges import weights
 from ._base import Distiller, register
@@ -59,7 +60,7 @@ class NST(Distiller):
     RANGES = weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")
     teacher_needs = ("maps",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.NST
         check_stages(student, teacher)

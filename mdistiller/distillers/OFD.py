@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..ranges import at_least, weights
@@ -87,7 +88,7 @@ class OFD(Distiller):
     }
     teacher_needs = ("maps",)
 
-    def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.OFD
         self.teacher_train_mode = options.TEACHER_TRAIN_MODE

@@ -10,6 +10,7 @@ from typing import Any, Dict, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..distributed import gather_with_grad
 from ..models._adapt import require_output
@@ -92,7 +93,7 @@ class RKD(Distiller):
     }
     teacher_needs = ("pooled",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.RKD
         require_output("pooled_feat", student, teacher)

@@ -20,6 +20,7 @@ from typing import Any, Dict, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..ranges import Range, above, at_least, weights
 from ._base import Distiller, register
@@ -91,7 +92,7 @@ class RLD(Distiller):
     }
     teacher_needs = ("logits",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.RLD
         self.ce_weight = options.CE_WEIGHT

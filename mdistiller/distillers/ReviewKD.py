@@ -20,6 +20,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..ranges import at_least, weights
@@ -132,7 +133,7 @@ class ReviewKD(Distiller):
     }
     teacher_needs = ("pooled", "maps")
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.REVIEWKD
         self.ce_weight = options.CE_WEIGHT

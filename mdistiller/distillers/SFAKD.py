@@ -27,6 +27,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..ranges import above, one_of, weights
@@ -198,7 +199,7 @@ class SFAKD(Distiller):
     }
     teacher_needs = ("pooled",)
 
-    def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.SFAKD
         self.feat_weight = options.FEAT_WEIGHT

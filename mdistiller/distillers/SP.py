@@ -10,6 +10,7 @@ from typing import Any, Dict, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..distributed import gather_with_grad
 from ..models._adapt import require_output
@@ -46,7 +47,7 @@ class SP(Distiller):
     RANGES = weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")
     teacher_needs = ("maps",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.SP
         require_output("feats", student, teacher)

@@ -15,6 +15,7 @@ from typing import Any, Dict, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..ranges import at_least, weights
@@ -96,7 +97,7 @@ class SimKD(Distiller):
 
     head: Head
 
-    def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.SIMKD
         input_size = cfg.DATASET.INPUT_SIZE

@@ -17,6 +17,7 @@ from typing import Any, Dict, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..ranges import above, weights
 from ._base import Distiller, register
@@ -59,7 +60,7 @@ class WTTM(Distiller):
     RANGES = {"TEMPERATURE": above(0), **weights("CE_WEIGHT", "KD_WEIGHT")}
     teacher_needs = ("logits",)
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.WTTM
         self.temperature = options.TEMPERATURE

@@ -207,7 +207,9 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{place}"
 
 
-def build_distiller(name: str, student: nn.Module, teacher: Optional[nn.Module], cfg: Any, num_data: int) -> Distiller:
+def build_distiller(
+    name: str, student: nn.Module, teacher: Optional[nn.Module], cfg: CfgNode, num_data: int
+) -> Distiller:
     """Build the distiller `name`.
 
     Args:

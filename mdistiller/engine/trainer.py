@@ -87,9 +87,8 @@ class Trainer:
         self.logger: RunLogger = SilentLogger()
         self.networks: Optional[FastNetworks] = None
         self._parallel: Optional[nn.Module] = None  # averages gradients over the processes of a group
-        self._epoch_start = (
-            time.perf_counter()
-        )  # shifted back by the time that an interrupted process had spent on this epoch
+        # Shifted back by the time that an interrupted process had spent on the epoch.
+        self._epoch_start = time.perf_counter()
 
     @property
     def progress(self) -> Progress:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
 from ...dataset.loading.loader import Batch, Loader
 from ...distillers import Distiller
@@ -34,7 +35,7 @@ class FastNetworks:
         say: receives lines for the user.
     """
 
-    def __init__(self, distiller: Distiller, loader: Loader, cfg: Any, precision: Precision, say: Say) -> None:
+    def __init__(self, distiller: Distiller, loader: Loader, cfg: CfgNode, precision: Precision, say: Say) -> None:
         self._distiller = distiller
         self._loader = loader
         self._teacher: Any = distiller.teacher
@@ -55,7 +56,7 @@ class FastNetworks:
                 self._cache = self._open_cache(cfg, precision, say)
                 self._teacher = self._cache or self._teacher
 
-    def _fold_teacher(self, cfg: Any, precision: Precision, say: Say) -> bool:
+    def _fold_teacher(self, cfg: CfgNode, precision: Precision, say: Say) -> bool:
         """Replace the teacher by a folded copy; return whether that was possible."""
         teacher = self._distiller.teacher
         reason = _why_as_built(self._distiller)
@@ -72,7 +73,7 @@ class FastNetworks:
         say(f"teacher in inference form: {num_folded} BatchNorms folded, convolutions in {dtype}")
         return True
 
-    def _open_cache(self, cfg: Any, precision: Precision, say: Say) -> Optional[CachedTeacher]:
+    def _open_cache(self, cfg: CfgNode, precision: Precision, say: Say) -> Optional[CachedTeacher]:
         teacher, loader, needs = self._distiller.teacher, self._loader, self._distiller.teacher_needs
         if loader.num_variants is None:
             say(f"teacher cache: none, DATASET.AUGMENT {loader.augment} makes countless forms of an image")
