@@ -78,7 +78,7 @@ def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
 def _read(cfg: CfgNode) -> Tuple[Splits, Options]:
     with distributed.local_main_first():
         splits = dataset_dict[cfg.DATASET.TYPE](cfg)
-    options = read_options(cfg, splits.info.input_size)
+    options = splits.options or read_options(cfg, splits.info.input_size)
     if options.val_fraction != splits.val_fraction:
         raise UserError(
             f"DATASET.VAL_FRACTION is {options.val_fraction:g}, but {cfg.DATASET.TYPE} has its own validation images;"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity
 
 from mdistiller.dataset import DeviceLoader, cifar, cifar10, cifar100, get_dataset, get_val_loader
 from mdistiller.engine.cfg import load_cfg
@@ -102,6 +103,24 @@ def test_images_labels_and_classes(
     stored = train.images[:, 4:-4, 4:-4].permute(0, 3, 1, 2).reshape(6, 3072)  # without the margin for crops
     assert torch.equal(stored, torch.from_numpy(pixels(6)))
     assert capfd.readouterr() == ("", "")
+
+
+def test_each_file_is_verified_once(
+    published: Published, write: Make, load: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write()
+    verified: List[str] = []
+
+    def record(path: Any, md5: Any = None) -> bool:
+        verified.append(os.path.basename(path))
+        return check_integrity(path, md5)
+
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", record)
+    load()
+    meta = published.data.meta["filename"]  # of a kilobyte; torchvision verifies it whenever it is read
+    assert sorted(name for name in verified if name != meta) == sorted(
+        {path.name for path in folder.iterdir()} - {meta}
+    )
 
 
 def test_statistics() -> None:

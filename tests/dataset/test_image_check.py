@@ -171,7 +171,7 @@ def test_a_class_of_which_nothing_is_left(load: Make, root: Path) -> None:
         path.write_bytes(b"")
     for keys in ({}, {"IN_MEMORY": "no"}):
         with pytest.raises(
-            UserError, match=r"no training image of 1 of the classes can be read, as .*class_1/0\.png \("
+            UserError, match=r"no training image can be read in 1 of the classes, for example .*class_1/0\.png \("
         ):
             load(CORRUPT="skip", **keys)
 

@@ -212,7 +212,7 @@ def test_unwritable_cache_is_one_warning(
     train = load()[0]
     assert train.num_images == 12
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "cannot remember" in warnings[0].getMessage()
+    assert len(warnings) == 1 and "cannot write the cache" in warnings[0].getMessage()
 
 
 def test_a_constant_channel_can_be_divided_by() -> None:

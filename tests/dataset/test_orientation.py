@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from mdistiller.dataset import FileSplit, get_dataset, get_val_loader
 from mdistiller.dataset.loading import decode, orientation
-from mdistiller.dataset.loading.decode import View, decoded
+from mdistiller.dataset.loading.decode import View, decode_region
 from mdistiller.dataset.loading.orientation import upright, upright_size
 from mdistiller.dataset.loading.stream_loader import resized_crop
 
@@ -99,7 +99,7 @@ def test_edges_are_where_they_are(tmp_path: Path, number: int, monkeypatch: pyte
     STORED_AS[number](Image.fromarray(pixels)).save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif(number))
 
     def corner() -> np.ndarray:
-        return shown(tmp_path / "a.jpg", lambda image: decoded(image, (360, 360, 440, 440), (5, 5)))
+        return shown(tmp_path / "a.jpg", lambda image: decode_region(image, (360, 360, 440, 440), (5, 5)))
 
     reduced = corner()
     monkeypatch.setattr(decode, "SCALES", ())

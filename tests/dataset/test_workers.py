@@ -89,4 +89,4 @@ def test_batches_that_cannot_be_handed_over_are_no_silence(started: Started) -> 
     assert line.startswith("error: a process that reads images died (")
     assert "(--shm-size)" in line
     assert reasons
-    assert all(reason.startswith("a process that reads images cannot hand them over: unable to ") for reason in reasons)
+    assert all(reason.startswith("a process that reads images cannot send them: unable to ") for reason in reasons)

@@ -85,7 +85,7 @@ CONFIGURATIONS = [
     ("DATASET.STD None", ["DATASET.MEAN is given alone; give both MEAN and STD, or neither"]),
     (
         "DATASET.IN_MEMORY yes DATASET.AUGMENT resized_crop",
-        ["DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop"],
+        ["DATASET.IN_MEMORY yes cannot be combined with DATASET.AUGMENT resized_crop"],
     ),
     ("DISTILLER.TYPE KDD", ["unknown distiller 'KDD'; did you mean"]),
     ("DISTILLER.STUDENT resnet9", ["unknown CIFAR model 'resnet9'; did you mean resnet8"]),
