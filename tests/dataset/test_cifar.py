@@ -1,4 +1,4 @@
-"""CIFAR-10's and CIFAR-100's files: opened once their MD5 sums are right, downloaded where they are not there."""
+"""CIFAR-10 and CIFAR-100: opened only if the MD5 sums are correct, downloaded if missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = ["apple", "bear", "can"]
 
 
 class Published(NamedTuple):
-    """One of the two sets: how its files are called and what is in them."""
+    """One of the two sets: the names and keys of its files."""
 
     name: str
     data: Type[CIFAR10]
@@ -52,9 +52,9 @@ def pixels(count: int) -> np.ndarray:
 
 @pytest.fixture
 def write(published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Return a function(**contents or bytes by name) that writes the files, whose sums then count as published.
+    """Return a function(**contents or bytes by name) that writes the files and publishes their MD5 sums.
 
-    The training images are spread over the files that the set has for them.
+    The training images are spread over all training files of the set.
     """
     data = published.data
     (test,), meta = [name for name, _ in data.test_list], dict(data.meta)

@@ -1,4 +1,4 @@
-"""From a config to loaders: the built-in sets, TRAIN_FRACTION, values out of range."""
+"""From a configuration to loaders: the built-in sets, TRAIN_FRACTION, values out of range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own folder: what is read, what is refused, what is measured once."""
+"""Your own images: what is read, what is refused, statistics that are measured once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(make_cfg: Make, image_folder: Path) -> Make:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
-    """Return a list that grows by what each measurement gave."""
+    """Return a list that receives the result of each measurement."""
     results: List[Any] = []
     real = stats.measure
 
@@ -48,7 +48,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
 
 
 def expected_view(path: Path, size: int) -> np.ndarray:
-    """Return the picture as torchvision shows it."""
+    """Return the image as torchvision transforms it."""
     image = F.center_crop(F.resize(Image.open(path).convert("RGB"), size), [size, size])
     return np.asarray(image)
 

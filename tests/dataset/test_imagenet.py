@@ -112,12 +112,16 @@ def test_scale_at_which_a_jpeg_is_decoded(
 def test_a_reduced_scale_changes_next_to_nothing(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smooth_picture(1301, 977).convert(mode).save(tmp_path / "a.jpg", quality=92)
     split = FileSplit([tmp_path / "a.jpg"], [0])
-    looks = [View(64, margin=True), View(100, margin=False), *(lambda i, s=s: resized_crop(i, 48, s) for s in range(8))]
-    reduced = [np.asarray(split.load(0, look)).astype(int) for look in looks]
+    transforms = [
+        View(64, margin=True),
+        View(100, margin=False),
+        *(lambda i, s=s: resized_crop(i, 48, s) for s in range(8)),
+    ]
+    reduced = [np.asarray(split.load(0, transform)).astype(int) for transform in transforms]
     monkeypatch.setattr(decode, "SCALES", ())
     differences = []
-    for look, fast in zip(looks, reduced):
-        exact = np.asarray(split.load(0, look)).astype(int)
+    for transform, fast in zip(transforms, reduced):
+        exact = np.asarray(split.load(0, transform)).astype(int)
         assert fast.shape == exact.shape
         differences.append(np.abs(fast - exact).mean())
     assert 0 < max(differences) < 2, differences
@@ -160,7 +164,7 @@ def test_a_damaged_image_names_its_file(make_cfg: Make, tree: Path) -> None:
 
 
 def test_sizes_and_times_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = sorted(tree.glob("train/*/*")) + [tree / "gone.JPEG"]
+    files = [*sorted(tree.glob("train/*/*")), tree / "gone.JPEG"]
     split = FileSplit(files, [0] * len(files))
     read: List[bytes] = []
     real = splits._stat

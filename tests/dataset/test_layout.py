@@ -1,4 +1,4 @@
-"""The two parts of an image folder: the names of `val/`, hints at where the data are, `DATASET.VAL_FRACTION`."""
+"""The layout of an image folder: names of `val/`, hints at the right folder, `DATASET.VAL_FRACTION`."""
 
 from __future__ import annotations
 

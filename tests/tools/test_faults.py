@@ -151,7 +151,7 @@ DATA = {
     "a class of which none is left": (
         replaced(BAD, *(f"train/class_2/{n}.png" for n in range(12))),
         "DATASET.CORRUPT skip",
-        r"no training image of 1 of the classes can be read, as images/train/class_2/0\.png",
+        r"no training image can be read in 1 of the classes, for example images/train/class_2/0\.png",
     ),
     "a link to nowhere": (
         lambda images: (images / "train/class_0/x.png").symlink_to("nowhere"),
