@@ -39,7 +39,7 @@ def download(url: str, target: Path) -> None:
         UserError: the server cannot be reached, refuses, or breaks off; the received part is kept.
     """
     if not url.lower().startswith(("http://", "https://")):
-        raise UserError(f"{url!r} is not an http(s) address; give one, or a file on this machine with --file")
+        raise UserError(f"{url!r} is not an http(s) address; pass one, or a local file with --file")
     part = target.with_name(target.name + ".part")
     version = target.with_name(target.name + ".part.version")
     try:
@@ -47,7 +47,7 @@ def download(url: str, target: Path) -> None:
         total = _fetch(url, part, version)
     except urllib.error.HTTPError as error:
         error.close()
-        raise UserError(f"{url} answers {error.code} {error.reason}; {_REMEDY}") from None
+        raise UserError(f"{url} answered {error.code} {error.reason}; {_REMEDY}") from None
     except NetworkError as error:
         done = f" after {_megabytes(part.stat().st_size)}, run this again to continue" if part.is_file() else ""
         raise UserError(f"{url} cannot be downloaded ({_reason(error)}){done}; {_REMEDY}") from None
@@ -59,7 +59,7 @@ def download(url: str, target: Path) -> None:
 
 
 _REMEDY = (
-    "without a network here, get it on another machine and give it with --file, or give a mirror's address with --url"
+    "without a network, download it on another machine and pass it with --file, or pass a mirror's address with --url"
 )
 
 
@@ -147,7 +147,7 @@ def unpack(archive: Path, folder: Path) -> Tuple[List[Path], List[Path]]:
                     written.append(target)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise BadArchive(
-            f"{archive} is damaged, truncated or no tar archive ({_reason(error)}); get it again"
+            f"{archive} is damaged, truncated or not a tar archive ({_reason(error)}); get it again"
         ) from None
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder} ({_reason(error)})") from None
@@ -169,8 +169,8 @@ def _target(member: tarfile.TarInfo, folder: Path, archive: Path) -> Path:
     name = PurePosixPath(member.name)
     if len(name.parts) > MAX_DEPTH:
         raise BadArchive(
-            f"{archive} refused: {member.name[:40]!r}… lies in {len(name.parts) - 1} folders within one another;"
-            f" expected less than {MAX_DEPTH}"
+            f"{archive} refused: {member.name[:40]!r}… is nested in {len(name.parts) - 1} folders;"
+            f" expected fewer than {MAX_DEPTH}"
         )
     root, target = Path(os.path.realpath(folder)), folder.joinpath(*name.parts)
     place = Path(os.path.realpath(target))  # an existing link in the folder may lead out of it

@@ -78,7 +78,7 @@ def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
 def _read(cfg: CfgNode) -> Tuple[Splits, Options]:
     with distributed.local_main_first():
         splits = dataset_dict[cfg.DATASET.TYPE](cfg)
-    options = read_options(cfg, splits.info.input_size)
+    options = splits.options or read_options(cfg, splits.info.input_size)
     if options.val_fraction != splits.val_fraction:
         raise UserError(
             f"DATASET.VAL_FRACTION is {options.val_fraction:g}, but {cfg.DATASET.TYPE} has its own validation images;"
@@ -94,8 +94,9 @@ def _loader(
     view = View(info.input_size, margin=options.augment == "resized_crop")
     role = "training" if train else "validation"
     with distributed.local_main_first():  # in all cases, because machines may differ in what they find
-        usable = split if in_memory else check_images(split, options.corrupt, options.num_workers, role)
+        if not in_memory:
+            split = check_images(split, options.corrupt, options.num_workers, role)
     if in_memory:
-        decoded = decode_all(usable, view, options.num_workers, options.corrupt, role)
+        decoded = decode_all(split, view, options.num_workers, options.corrupt, role)
         return DeviceLoader(decoded, info, options, place, train)
-    return StreamLoader(usable, view, info, options, place, train)
+    return StreamLoader(split, view, info, options, place, train)

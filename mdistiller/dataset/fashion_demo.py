@@ -45,7 +45,7 @@ def fashion_demo(cfg: CfgNode) -> Splits:
     mean, std = options.statistics or (MEAN, STD)
     folder = _folder(cfg.DATASET.ROOT)
     info = DatasetInfo("fashion_demo", CLASSES, options.input_size, mean, std, folder)
-    return Splits(_read(folder, "train"), _read(folder, "test"), info)
+    return Splits(_read(folder, "train"), _read(folder, "test"), info, options=options)
 
 
 def _folder(root: str) -> Path:
@@ -69,7 +69,7 @@ def _tiles(sheet: Path) -> np.ndarray:
             pixels = np.asarray(image)
         rows, columns = pixels.shape[0] // TILE, pixels.shape[1] // TILE
         return pixels.reshape(rows, TILE, columns, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE)
-    except Exception as error:
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is Pillow's for a broken PNG
         reason = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise UserError(
             f"the demo's contact sheet {sheet} is {reason}; restore data/{FOLDER}/ from the repository"

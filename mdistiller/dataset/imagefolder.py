@@ -15,7 +15,7 @@ from .folders.class_folders import entries, is_folder
 from .folders.layout import TRAIN, find_parts
 from .info import DatasetInfo
 from .loading.decode import View
-from .loading.epoch_plan import mix
+from .loading.epoch_plan import derive_seed
 from .loading.image_check import SplitReport, unusable_error
 from .loading.in_memory import decode_all, decode_chunks
 from .loading.splits import FileSplit, ImageSplit, Splits, dataset_dict
@@ -60,7 +60,7 @@ def imagefolder(cfg: CfgNode) -> Splits:
         val = find_val()
         train, mean, std = _with_statistics(files, root / TRAIN, options, len(files) + len(val))
     info = DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std, root)
-    return Splits(train, val, info, options.val_fraction)
+    return Splits(train, val, info, options.val_fraction, options)
 
 
 def _with_statistics(
@@ -69,7 +69,8 @@ def _with_statistics(
     """Return the training set, decoded if measuring has decoded it, and its mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")
     everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
-    cache = FolderCache(folder, f"{view}, upright, {'all images' if everything else f'{SAMPLE} images'}", train.paths())
+    settings = f"{view}, upright, {'all images' if everything else f'{SAMPLE} images'}"
+    cache = FolderCache(folder, settings, train.stamped_paths())
     known = cache.load_statistics()
     if known is not None:
         return (train, *known)
@@ -84,7 +85,7 @@ def _with_statistics(
     else:
         indices: Sequence[int] = range(len(train))
         if not everything:
-            generator = torch.Generator().manual_seed(mix("statistics"))
+            generator = torch.Generator().manual_seed(derive_seed("statistics"))
             indices = torch.randperm(len(train), generator=generator)[:SAMPLE].sort().values.tolist()
         mean, std = measure(decode_chunks(train, view, indices, options.num_workers, findings))
         if findings.unusable and (options.corrupt != "skip" or len(findings.unusable) == len(indices)):

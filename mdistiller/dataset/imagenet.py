@@ -37,4 +37,4 @@ def imagenet(cfg: CfgNode) -> Splits:
     classes, find_train, find_val = find_parts(root, options.val_fraction, LAYOUT)
     mean, std = options.statistics or (MEAN, STD)
     info = DatasetInfo("imagenet", tuple(classes), options.input_size, mean, std, root)
-    return Splits(find_train, find_val(), info, options.val_fraction)
+    return Splits(find_train, find_val(), info, options.val_fraction, options)

@@ -20,7 +20,7 @@ COUNT = whole(1, 10**6)
 RANGES = {
     "INPUT_SIZE": Range(lambda value: value is None or value in SIZE, SIZE.expected),
     "TRAIN_FRACTION": Range(lambda value: 0 < value <= 1, "a number above 0 and up to 1 (1 = all)"),
-    "VAL_FRACTION": Range(lambda value: 0 <= value < 1, "a number from 0 (none) up to, but below, 1"),
+    "VAL_FRACTION": Range(lambda value: 0 <= value < 1, "a number from 0 (none) to below 1"),
     "TEST.BATCH_SIZE": Range(lambda value: value is None or value in COUNT, COUNT.expected),
     "PADDING": at_least(0),
     "ROTATION": Range(lambda value: 0 <= value <= 180, "degrees from 0 to 180"),
@@ -93,7 +93,7 @@ def option_errors(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
     size = own_size if data.INPUT_SIZE is None else data.INPUT_SIZE
     if size in SIZE and _word(data.IN_MEMORY) == "yes" and _augment(data.AUGMENT, size) == "resized_crop":
         yield (
-            "DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop, which needs the whole pictures;"
+            "DATASET.IN_MEMORY yes cannot be combined with DATASET.AUGMENT resized_crop, which needs whole images;"
             " set IN_MEMORY to no or AUGMENT to pad_crop"
         )
     if size in SIZE and _augment(data.AUGMENT, size) == "pad_crop" and size <= data.PADDING <= MAX_NUMBER:

@@ -51,7 +51,7 @@ def tiny_imagenet(cfg: CfgNode) -> Splits:
         val = find_images(val_folder, classes)
     mean, std = options.statistics or (MEAN, STD)
     info = DatasetInfo("tiny_imagenet", tuple(classes), options.input_size, mean, std, root)
-    return Splits(lambda: find_images(root / TRAIN, classes, companions=(BOXES,)), val, info)
+    return Splits(lambda: find_images(root / TRAIN, classes, companions=(BOXES,)), val, info, options=options)
 
 
 def _annotated(folder: Path, classes: Sequence[str]) -> FileSplit:
@@ -62,7 +62,7 @@ def _annotated(folder: Path, classes: Sequence[str]) -> FileSplit:
         rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
-        raise UserError(f"{file}, which tells the classes of {folder / 'images'}, is {reason}; {LAYOUT}") from error
+        raise UserError(f"{file}, which gives the classes of {folder / 'images'}, is {reason}; {LAYOUT}") from error
     files: List[Path] = []
     targets: List[int] = []
     for number, row in enumerate(rows, start=1):

@@ -1,4 +1,4 @@
-"""A config, small sets and image folders to test with."""
+"""Fixtures: a configuration, small data sets and image folders."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _options(**changed: Any) -> Options:
 
 @pytest.fixture
 def make_cfg() -> Callable[..., CfgNode]:
-    """Return a function(**DATASET keys) -> config with the defaults of the engine's."""
+    """Return a function(**DATASET keys) -> configuration with the defaults of the engine."""
     return _cfg
 
 
@@ -108,7 +108,7 @@ def collect() -> Callable[..., Dict[str, torch.Tensor]]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep what is remembered out of the user's home, and read the repository's own data."""
+    """Keep the cache out of the user's home, and read the repository's own data."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("MDISTILLER_CACHE", str(folder))
     monkeypatch.setenv("MDISTILLER_DATA", str(Path(__file__).resolve().parents[2] / "data"))

@@ -1,4 +1,4 @@
-"""CIFAR-10's and CIFAR-100's files: opened once their MD5 sums are right, downloaded where they are not there."""
+"""CIFAR-10 and CIFAR-100: opened only if the MD5 sums are correct, downloaded if missing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity
 
 from mdistiller.dataset import DeviceLoader, cifar, cifar10, cifar100, get_dataset, get_val_loader
 from mdistiller.engine.cfg import load_cfg
@@ -25,7 +26,7 @@ NAMES = ["apple", "bear", "can"]
 
 
 class Published(NamedTuple):
-    """One of the two sets: how its files are called and what is in them."""
+    """One of the two sets: the names and keys of its files."""
 
     name: str
     data: Type[CIFAR10]
@@ -51,9 +52,9 @@ def pixels(count: int) -> np.ndarray:
 
 @pytest.fixture
 def write(published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Return a function(**contents or bytes by name) that writes the files, whose sums then count as published.
+    """Return a function(**contents or bytes by name) that writes the files and publishes their MD5 sums.
 
-    The training images are spread over the files that the set has for them.
+    The training images are spread over all training files of the set.
     """
     data = published.data
     (test,), meta = [name for name, _ in data.test_list], dict(data.meta)
@@ -102,6 +103,24 @@ def test_images_labels_and_classes(
     stored = train.images[:, 4:-4, 4:-4].permute(0, 3, 1, 2).reshape(6, 3072)  # without the margin for crops
     assert torch.equal(stored, torch.from_numpy(pixels(6)))
     assert capfd.readouterr() == ("", "")
+
+
+def test_each_file_is_verified_once(
+    published: Published, write: Make, load: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write()
+    verified: List[str] = []
+
+    def record(path: Any, md5: Any = None) -> bool:
+        verified.append(os.path.basename(path))
+        return check_integrity(path, md5)
+
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", record)
+    load()
+    meta = published.data.meta["filename"]  # of a kilobyte; torchvision verifies it whenever it is read
+    assert sorted(name for name in verified if name != meta) == sorted(
+        {path.name for path in folder.iterdir()} - {meta}
+    )
 
 
 def test_statistics() -> None:

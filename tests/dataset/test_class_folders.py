@@ -1,4 +1,4 @@
-"""What lies in a class folder: which files are pictures, what is passed over, links to nowhere, classes elsewhere."""
+"""Class folders: which files are images, which are ignored, broken links, classes in another folder."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def test_what_is_passed_over_is_counted_by_suffix(load: Make, root: Path, lines:
         path.write_bytes(b"x")
     (root / "val" / "class_0" / "a.csv").write_bytes(b"")
     assert load()[2] == 9
-    unread = "that Pillow does not read as pictures"
+    unread = "that Pillow does not read as images"
     assert sorted(lines()) == [
-        f"passed over 1 file in {root}/val {unread}: 1 .csv",
-        f"passed over 6 files in {root}/train {unread}: 3 .txt, 1 .json, 1 without a suffix, 1 .heic",
+        f"ignored 1 file in {root}/val {unread}: 1 .csv",
+        f"ignored 6 files in {root}/train {unread}: 3 .txt, 1 .json, 1 without a suffix, 1 .heic",
     ]
 
 
@@ -98,16 +98,15 @@ def test_evaluation_counts_them_too(make_cfg: Make, root: Path, lines: Make) -> 
     (root / "val" / "class_0" / "a.csv").write_bytes(b"")
     (root / "train" / "class_0" / "a.csv").write_bytes(b"")
     get_val_loader(make_cfg(TYPE="imagefolder", ROOT=str(root), **GIVEN), "cpu")
-    assert [line.partition(" that")[0] for line in lines()] == [f"passed over 1 file in {root}/val"]
+    assert [line.partition(" that")[0] for line in lines()] == [f"ignored 1 file in {root}/val"]
 
 
 def test_a_class_of_other_files_alone_says_which(load: Make, root: Path) -> None:
     for path in (root / "train" / "class_1").iterdir():
         path.rename(path.with_suffix(".heic"))
     message = refused(load)
-    assert (
-        f"class folder {root}/train/class_1 holds no image (the files passed over in {root}/train are 3 .heic); add"
-        in (message)
+    assert f"class folder {root}/train/class_1 holds no image (files ignored in {root}/train: 3 .heic); add" in (
+        message
     )
 
 
@@ -115,7 +114,7 @@ def test_pictures_beside_the_class_folders_are_counted(load: Make, root: Path, l
     for name in ("a.jpg", "b.png", "readme.txt"):
         (root / "train" / name).write_bytes(b"")
     assert load()[2] == 9
-    assert lines() == [f"passed over 2 images in {root}/train itself, outside the class folders"]
+    assert lines() == [f"ignored 2 images in {root}/train itself, outside the class folders"]
 
 
 # --- what systems leave
@@ -182,7 +181,7 @@ def test_classes_one_folder_too_deep(load: Make, root: Path, wrapper: str, datas
         (root / "away").rename(root / part / wrapper)
     message = refused(load, TYPE=dataset)
     assert (
-        f" holds one folder alone, {wrapper}, with 3 folders in it (class_0, class_1, class_2): the classes seem"
+        f" holds only one folder, {wrapper}, with 3 folders in it (class_0, class_1, class_2): the classes seem"
         in message
     )
 
@@ -194,13 +193,16 @@ def test_a_whole_data_set_within_a_part(load: Make, root: Path) -> None:
     (root / "val").rename(root / "inner")
     (root / "val").mkdir()
     (root / "inner").rename(root / "val" / "inner")
-    assert f"val holds no classes but a whole data set, {root}/val/inner: set DATASET.ROOT to that" in refused(load)
+    assert (
+        f"val holds a whole data set, {root}/val/inner, instead of classes: set DATASET.ROOT to that folder"
+        in refused(load)
+    )
 
 
 def test_one_class(load: Make, root: Path) -> None:
     for part in ("train", "val"):
         for label in (0, 2):
             shutil.rmtree(root / part / f"class_{label}")
-    assert "val holds one class alone, class_1, of at least two; expected <DATASET.ROOT>" in refused(load)
+    assert "val holds only one class, class_1, but at least two are needed; expected <DATASET.ROOT>" in refused(load)
     (root / "val" / "class_1" / "loop").symlink_to(root / "val" / "class_1")
-    assert "val holds one class alone, class_1, of at least two" in refused(load)
+    assert "val holds only one class, class_1, but at least two are needed" in refused(load)

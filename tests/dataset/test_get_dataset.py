@@ -1,4 +1,4 @@
-"""From a config to loaders: the built-in sets, TRAIN_FRACTION, values out of range."""
+"""From a configuration to loaders: the built-in sets, TRAIN_FRACTION, values out of range."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mdistiller.dataset import DeviceLoader, StreamLoader, dataset_dict, get_dataset, get_val_loader
+from mdistiller.dataset import DeviceLoader, Splits, StreamLoader, dataset_dict, get_dataset, get_val_loader, options
 from mdistiller.dataset.fashion_demo import MEAN, STD, fashion_demo
-from mdistiller.dataset.loading.epoch_plan import mix
+from mdistiller.dataset.loading.epoch_plan import derive_seed
 from mdistiller.dataset.loading.splits import balanced_part
 from mdistiller.dataset.loading.stats import measure
 from mdistiller.errors import UserError
@@ -115,6 +115,24 @@ def test_bad_mean(make_cfg: Make, mean: Any) -> None:
         get_dataset(make_cfg(TYPE="fashion_demo", MEAN=mean, STD=[0.2, 0.2, 0.2]), "cpu")
 
 
+@pytest.mark.parametrize("load", [get_dataset, get_val_loader])
+def test_options_are_validated_once(load: Make, make_cfg: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = options.option_errors
+    monkeypatch.setattr(options, "option_errors", lambda *args: calls.append(args) or real(*args))
+    load(make_cfg(TYPE="fashion_demo"), "cpu")
+    assert len(calls) == 1
+
+
+def test_a_data_set_that_does_not_read_the_options_is_validated_too(
+    make_cfg: Make, make_split: Make, make_info: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(dataset_dict, "plugin", lambda cfg: Splits(make_split(), make_split(), make_info()))
+    assert get_dataset(make_cfg(TYPE="plugin"), "cpu")[2] == 21
+    with pytest.raises(UserError, match="NUM_WORKERS is -1"):
+        get_dataset(make_cfg(TYPE="plugin", NUM_WORKERS=-1), "cpu")
+
+
 def test_batch_size(make_cfg: Make) -> None:
     cfg = make_cfg(TYPE="fashion_demo")
     cfg.SOLVER.BATCH_SIZE = 1
@@ -133,7 +151,7 @@ def test_memory_or_stream(make_cfg: Make) -> None:
     assert kind(MEMORY_GB=0.01) is StreamLoader
     assert kind(MEMORY_GB=0.01, IN_MEMORY="yes") is DeviceLoader
     assert kind(AUGMENT="resized_crop") is kind(INPUT_SIZE=65) is StreamLoader
-    with pytest.raises(UserError, match="IN_MEMORY yes does not go with"):
+    with pytest.raises(UserError, match="IN_MEMORY yes cannot be combined with"):
         kind(AUGMENT="resized_crop", IN_MEMORY="yes")
 
 
@@ -144,7 +162,7 @@ def test_val_loader_alone(make_cfg: Make, collect: Make) -> None:
 
 
 def test_seeds_never_change() -> None:
-    assert (mix("epoch", 0, 1), mix("part", 0, 2)) == (424759700494125895, 187085198014858340)
+    assert (derive_seed("epoch", 0, 1), derive_seed("part", 0, 2)) == (424759700494125895, 187085198014858340)
 
 
 def test_names() -> None:

@@ -1,4 +1,4 @@
-"""Pictures that cannot be used: named, counted, and refused or left out, alike in memory and streamed; dead workers."""
+"""Unusable images: named, counted, and refused or left out, both in memory and streamed; dead workers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def noise(*shape: int) -> Image.Image:
 
 
 def claimed_png(width: int, height: int) -> bytes:
-    """Return a PNG of a hundred bytes that says it is of this size."""
+    """Return a PNG of a hundred bytes whose header claims this size."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -144,7 +144,7 @@ def test_all_faults_of_a_split_are_counted_at_once(load: Make, five_faults: List
     with pytest.raises(UserError, match=r"cannot read 4 of 18 images: (.*\(.*\); ){2}.* and 1 more; replace, convert"):
         load(**keys)
     with pytest.raises(UserError, match=r"cannot read 4 of 18 images"):
-        load(MEAN=None, STD=None, **keys)  # where they are measured first
+        load(MEAN=None, STD=None, **keys)  # also when statistics are measured first
 
 
 def test_both_loaders_leave_the_same_out(load: Make, five_faults: List[Path], collect: Make) -> None:
@@ -171,7 +171,7 @@ def test_a_class_of_which_nothing_is_left(load: Make, root: Path) -> None:
         path.write_bytes(b"")
     for keys in ({}, {"IN_MEMORY": "no"}):
         with pytest.raises(
-            UserError, match=r"no training image of 1 of the classes can be read, as .*class_1/0\.png \("
+            UserError, match=r"no training image can be read in 1 of the classes, for example .*class_1/0\.png \("
         ):
             load(CORRUPT="skip", **keys)
 

@@ -1,4 +1,4 @@
-"""A user's own folder: what is read, what is refused, what is measured once."""
+"""Your own images: what is read, what is refused, statistics that are measured once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(make_cfg: Make, image_folder: Path) -> Make:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
-    """Return a list that grows by what each measurement gave."""
+    """Return a list that receives the result of each measurement."""
     results: List[Any] = []
     real = stats.measure
 
@@ -48,7 +48,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
 
 
 def expected_view(path: Path, size: int) -> np.ndarray:
-    """Return the picture as torchvision shows it."""
+    """Return the image as torchvision transforms it."""
     image = F.center_crop(F.resize(Image.open(path).convert("RGB"), size), [size, size])
     return np.asarray(image)
 
@@ -212,7 +212,7 @@ def test_unwritable_cache_is_one_warning(
     train = load()[0]
     assert train.num_images == 12
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "cannot remember" in warnings[0].getMessage()
+    assert len(warnings) == 1 and "cannot write the cache" in warnings[0].getMessage()
 
 
 def test_a_constant_channel_can_be_divided_by() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, List
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader
-from mdistiller.dataset.loading import decode
-from mdistiller.dataset.loading.decode import View, decoded
+from mdistiller.dataset.loading import decode, splits
+from mdistiller.dataset.loading.decode import View, decode_region
 from mdistiller.dataset.loading.splits import FileSplit
 from mdistiller.dataset.loading.stream_loader import resized_crop
 from mdistiller.errors import UserError
@@ -91,7 +91,7 @@ def test_what_is_missing_is_one_line(make_cfg: Make, tree: Path, tmp_path: Path)
     shutil.rmtree(tree / "val")
     (tree / "val").mkdir()
     (tree / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
-    assert "holds no class folders, but 1 image in no folder; expected" in message(tree)
+    assert "holds no class folders, but 1 image outside class folders; expected" in message(tree)
 
 
 @pytest.mark.parametrize(("width", "scale"), [(400, 1), (101, 1), (100, 2), (51, 2), (50, 4), (26, 4), (25, 8), (1, 8)])
@@ -104,7 +104,7 @@ def test_scale_at_which_a_jpeg_is_decoded(
     monkeypatch.setattr(Image.Image, "convert", lambda self, mode: sizes.append(self.size) or self.copy())
     for suffix in ("jpg", "png"):
         with Image.open(tmp_path / f"a.{suffix}") as image:
-            assert decoded(image, (0, 0, 400, 500), (width, width)).size == (width, width)
+            assert decode_region(image, (0, 0, 400, 500), (width, width)).size == (width, width)
     assert sizes == [(-(-400 // scale), -(-500 // scale)), (400, 500)]
 
 
@@ -112,12 +112,16 @@ def test_scale_at_which_a_jpeg_is_decoded(
 def test_a_reduced_scale_changes_next_to_nothing(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smooth_picture(1301, 977).convert(mode).save(tmp_path / "a.jpg", quality=92)
     split = FileSplit([tmp_path / "a.jpg"], [0])
-    looks = [View(64, margin=True), View(100, margin=False), *(lambda i, s=s: resized_crop(i, 48, s) for s in range(8))]
-    reduced = [np.asarray(split.load(0, look)).astype(int) for look in looks]
+    transforms = [
+        View(64, margin=True),
+        View(100, margin=False),
+        *(lambda i, s=s: resized_crop(i, 48, s) for s in range(8)),
+    ]
+    reduced = [np.asarray(split.load(0, transform)).astype(int) for transform in transforms]
     monkeypatch.setattr(decode, "SCALES", ())
     differences = []
-    for look, fast in zip(looks, reduced):
-        exact = np.asarray(split.load(0, look)).astype(int)
+    for transform, fast in zip(transforms, reduced):
+        exact = np.asarray(split.load(0, transform)).astype(int)
         assert fast.shape == exact.shape
         differences.append(np.abs(fast - exact).mean())
     assert 0 < max(differences) < 2, differences
@@ -157,6 +161,22 @@ def test_a_damaged_image_names_its_file(make_cfg: Make, tree: Path) -> None:
         loader = get_val_loader(make_cfg(TYPE="imagenet", ROOT=str(tree), NUM_WORKERS=workers), "cpu")
         with pytest.raises(UserError, match=rf"cannot read the image .*{path.name} .*truncated"):
             list(loader)
+
+
+def test_sizes_and_times_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [*sorted(tree.glob("train/*/*")), tree / "gone.JPEG"]
+    split = FileSplit(files, [0] * len(files))
+    read: List[bytes] = []
+    real = splits._stat
+    monkeypatch.setattr(splits, "_stat", lambda file: read.append(file) or real(file))
+    stamps = [stamp for _, stamp in split.stamped_paths()]
+    about = files[0].stat()
+    assert (stamps[0], stamps[-1]) == (f"{about.st_size}\0{about.st_mtime_ns}", "missing")
+    part = split.subset(torch.tensor([0, 9]))
+    assert list(part.stamped_paths()) == [(files[0], stamps[0]), (files[9], "missing")]
+    alone = FileSplit([files[0], files[9]], [0, 0])
+    assert (part.digest(), part.fingerprint()) == (alone.digest(), alone.fingerprint())
+    assert len(read) == 10 + 2
 
 
 def test_names_of_many_files_are_one_array() -> None:

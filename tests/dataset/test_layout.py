@@ -1,4 +1,4 @@
-"""The two parts of an image folder: the names of `val/`, hints at where the data are, `DATASET.VAL_FRACTION`."""
+"""The layout of an image folder: names of `val/`, hints at the right folder, `DATASET.VAL_FRACTION`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_no_validation_folder(make: Make, root: Path) -> None:
     for dataset in ("imagefolder", "imagenet"):
         assert refused(make(TYPE=dataset)).endswith("or set DATASET.VAL_FRACTION 0.1 to validate on a tenth of train/")
     (root / "test").mkdir()
-    assert f"val is missing ({root}/test is not taken for it: a test set must not choose the best epoch)" in refused(
+    assert f"val is missing ({root}/test is not used instead: a test set must not choose the best epoch)" in refused(
         make()
     )
 

@@ -1,4 +1,4 @@
-"""The two loaders: what a batch holds, which augmentation, which order."""
+"""The two loaders: content of a batch, augmentation, order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def chi_square(counts: torch.Tensor) -> float:
 
 
 def all_variants(padding: int, loader: Loader) -> EpochPlan:
-    """Return draws that show image k in form k."""
+    """Return a plan that shows image k in variant k."""
     n, side = loader.num_images, 2 * padding + 1
     number = torch.arange(n)
     return EpochPlan(number, number // 2 // side, number // 2 % side, (number % 2).bool(), torch.zeros(n))
@@ -81,8 +81,8 @@ def test_literal_crop_and_normalisation(make_options: Make, monkeypatch: pytest.
     info = DatasetInfo("test", ("a",), 2, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     loader = DeviceLoader(ArraySplit(pixels, [0, 0]), info, make_options(padding=1), CPU, train=True)
     top, left, flip = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([True, False])
-    draws = EpochPlan(torch.tensor([1, 0]), top, left, flip, torch.zeros(2))
-    monkeypatch.setattr(loader, "plan", lambda: draws)
+    plan = EpochPlan(torch.tensor([1, 0]), top, left, flip, torch.zeros(2))
+    monkeypatch.setattr(loader, "plan", lambda: plan)
     batch = next(iter(loader))
     # one row down from the centre: the lower row moves up, zeros come in below; then mirrored
     assert torch.allclose(batch["image"][0, 0], torch.tensor([[0.6, 0.2], [-1.0, -1.0]]))
@@ -136,9 +136,9 @@ ORDER, TOP, LEFT, FLIP = (
 
 
 def test_the_draws_of_an_epoch_stay() -> None:
-    draws = plan_epoch(6, padding=4, seed=0, epoch=0)
-    assert [column.tolist() for column in draws[:4]] == [ORDER, TOP, LEFT, FLIP]
-    assert not draws.angle.any()
+    plan = plan_epoch(6, padding=4, seed=0, epoch=0)
+    assert [column.tolist() for column in plan[:4]] == [ORDER, TOP, LEFT, FLIP]
+    assert not plan.angle.any()
     rotated = plan_epoch(6, padding=0, seed=0, epoch=0, rotation=20.0)
     assert rotated.order.tolist() == ORDER
     assert not (rotated.top.any() or rotated.left.any())
@@ -168,28 +168,28 @@ def test_rotations_are_those_of_torchvision(
 ) -> None:
     loader = make_loader(augment="rotate_flip", rotation=20.0, flip=flip)
     loader.set_epoch(4)
-    draws, found = loader.plan(), collect(loader)
+    plan, found = loader.plan(), collect(loader)
     assert loader.num_variants is None and "variant" not in found
-    assert draws.flip.any() == flip and 15 < draws.angle.abs().max() <= 20
+    assert plan.flip.any() == flip and 15 < plan.angle.abs().max() <= 20
     images = make_split().images
-    for place, (index, _, _, flipped, angle) in enumerate(zip(*(column.tolist() for column in draws))):
+    for place, (index, _, _, flipped, angle) in enumerate(zip(*(column.tolist() for column in plan))):
         expected = F.rotate(Image.fromarray(images[index]), angle)
         expected = np.asarray(F.hflip(expected) if flipped else expected)
         np.testing.assert_array_equal(found["image"][place].permute(1, 2, 0).round().numpy(), expected)
 
 
 def test_draws_are_uniform_and_independent() -> None:
-    draws = plan_epoch(162 * 400, padding=4, seed=0, epoch=0)
-    counts = draws.variant(4).bincount(minlength=162)
+    plan = plan_epoch(162 * 400, padding=4, seed=0, epoch=0)
+    counts = plan.variant(4).bincount(minlength=162)
     # 161 degrees of freedom: mean 161, standard deviation 18; offsets drawn from 8 instead of 9 values give over 7,000
     assert chi_square(counts.double()) < 161 + 4 * 18
     # same for the place of an image in the epoch against its form: 16 x 18 cells
-    cells = (draws.order * 16 // len(draws.order)) * 18 + draws.variant(4) // 9
+    cells = (plan.order * 16 // len(plan.order)) * 18 + plan.variant(4) // 9
     assert chi_square(cells.bincount(minlength=288).double()) < 287 + 4 * 24
     angles = plan_epoch(64_000, padding=0, seed=0, epoch=0, rotation=20.0).angle
     assert angles.abs().max() <= 20
     assert chi_square(((angles + 20) / 40 * 64).long().bincount(minlength=64).double()) < 63 + 4 * 11.2
-    following = draws.variant(4)[:-1] // 9 * 18 + draws.variant(4)[1:] // 9
+    following = plan.variant(4)[:-1] // 9 * 18 + plan.variant(4)[1:] // 9
     assert chi_square(following.bincount(minlength=324).double()) < 323 + 4 * 25.5
 
 

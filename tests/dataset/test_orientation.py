@@ -1,4 +1,4 @@
-"""EXIF orientation: a picture that is stored turned gives what the upright one gives, wherever it is decoded."""
+"""EXIF orientation: an image that is stored turned gives the same pixels as the upright one, in every code path."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image, ImageOps
 
 from mdistiller.dataset import FileSplit, get_dataset, get_val_loader
 from mdistiller.dataset.loading import decode, orientation
-from mdistiller.dataset.loading.decode import View, decoded
+from mdistiller.dataset.loading.decode import View, decode_region
 from mdistiller.dataset.loading.orientation import upright, upright_size
 from mdistiller.dataset.loading.stream_loader import resized_crop
 
 Make = Callable[..., Any]
-STORED_AS = {  # how a camera that is held that way stores an upright picture
+STORED_AS = {  # how a camera in that orientation stores an upright image
     1: lambda image: image,
     2: ImageOps.mirror,
     3: lambda image: image.rotate(180),
@@ -29,7 +29,7 @@ STORED_AS = {  # how a camera that is held that way stores an upright picture
     8: lambda image: image.rotate(-90, expand=True),
 }
 LOSSLESS: Dict[str, Dict[str, Any]] = {".png": {}, ".tif": {}, ".webp": {"lossless": True, "exact": True}}
-LOOKS = [View(16, margin=False), View(40, margin=True), *(lambda i, s=s: resized_crop(i, 12, s) for s in range(6))]
+TRANSFORMS = [View(16, margin=False), View(40, margin=True), *(lambda i, s=s: resized_crop(i, 12, s) for s in range(6))]
 
 
 def exif(number: int) -> Image.Exif:
@@ -39,20 +39,20 @@ def exif(number: int) -> Image.Exif:
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Return a picture without fine detail and without any symmetry."""
+    """Return an image without fine detail or symmetry."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def shown(path: Path, look: Any) -> np.ndarray:
-    return np.asarray(FileSplit([path], [0]).load(0, look)).astype(int)
+def shown(path: Path, transform: Any) -> np.ndarray:
+    return np.asarray(FileSplit([path], [0]).load(0, transform)).astype(int)
 
 
 def assert_like(path: Path, expected: Path, on_average: float = 0.0) -> None:
-    for look in (*LOOKS, upright):
-        one, other = shown(path, look), shown(expected, look)
+    for transform in (*TRANSFORMS, upright):
+        one, other = shown(path, transform), shown(expected, transform)
         assert one.shape == other.shape
-        assert np.abs(one - other).mean() <= on_average, (path.name, look)
+        assert np.abs(one - other).mean() <= on_average, (path.name, transform)
 
 
 @pytest.mark.parametrize("suffix", LOSSLESS)
@@ -87,19 +87,19 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale(
     shown(tmp_path / "stored.jpg", View(16, margin=False))
     assert sizes == [163]
     monkeypatch.undo()
-    # of 255; a reduced scale costs that much, turned or not. Another orientation shows as 20 and more
+    # of 255, the difference due to the reduced scale; a wrong orientation gives 20 and more
     assert_like(tmp_path / "stored.jpg", tmp_path / "upright.png", on_average=2.0)
 
 
 @pytest.mark.parametrize("number", STORED_AS)
 def test_edges_are_where_they_are(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sharp corner in a picture that is one pixel larger than a multiple of the scale."""
+    """The image has a sharp corner, and one pixel more per side than a multiple of the scale."""
     pixels = np.zeros((801, 801, 3), dtype=np.uint8)
     pixels[400:, 400:] = 255
     STORED_AS[number](Image.fromarray(pixels)).save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif(number))
 
     def corner() -> np.ndarray:
-        return shown(tmp_path / "a.jpg", lambda image: decoded(image, (360, 360, 440, 440), (5, 5)))
+        return shown(tmp_path / "a.jpg", lambda image: decode_region(image, (360, 360, 440, 440), (5, 5)))
 
     reduced = corner()
     monkeypatch.setattr(decode, "SCALES", ())
@@ -108,7 +108,7 @@ def test_edges_are_where_they_are(tmp_path: Path, number: int, monkeypatch: pyte
 
 @pytest.fixture
 def folders(tmp_path: Path) -> List[Path]:
-    """Return two image folders, stored upright and turned in all eight ways, that are to be seen alike."""
+    """Return two image folders with the same images: stored upright, and in all eight orientations."""
     for name in ("upright", "turned"):
         for part in ("train", "val"):
             for label in range(2):
@@ -158,7 +158,7 @@ def test_turned_pictures_are_counted(
     make_cfg: Make, folders: List[Path], caplog: pytest.LogCaptureFixture, keys: Any
 ) -> None:
     given = {"INPUT_SIZE": 16, "MEAN": [0.5] * 3, "STD": [0.25] * 3}
-    for _ in range(2):  # the second time, a streamed set is remembered
+    for _ in range(2):  # the second time, the report on a streamed set comes from the cache
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="mdistiller"):
             get_dataset(make_cfg(TYPE="imagefolder", ROOT=str(folders[1]), **given, **keys), "cpu")
@@ -178,7 +178,7 @@ DAMAGED = {
 
 @pytest.fixture
 def as_outside_of_tests() -> Iterator[None]:
-    """Warnings are errors in tests; what Pillow warns of is left to the package's own filters."""
+    """Apply the package's own filters to Pillow's warnings; other warnings stay errors."""
     import warnings
 
     with warnings.catch_warnings():
@@ -189,7 +189,7 @@ def as_outside_of_tests() -> Iterator[None]:
 
 @pytest.mark.usefixtures("as_outside_of_tests")
 @pytest.mark.parametrize("keys", [{}, {"IN_MEMORY": "no"}])
-@pytest.mark.parametrize("dpi", [None, (72, 72)])  # without it, Pillow reads EXIF when it opens the file
+@pytest.mark.parametrize("dpi", [None, (72, 72)])  # without dpi, Pillow reads EXIF data when it opens the file
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damaged_exif_is_no_reason_to_refuse(
     make_cfg: Make, folders: List[Path], caplog: pytest.LogCaptureFixture, kind: str, dpi: Any, keys: Any
@@ -200,7 +200,7 @@ def test_damaged_exif_is_no_reason_to_refuse(
     with caplog.at_level(logging.INFO, logger="mdistiller"):
         assert get_dataset(make_cfg(TYPE="imagefolder", ROOT=str(folders[0]), **given, **keys), "cpu")[2] == 17
     lines = [record.getMessage() for record in caplog.records]
-    turned = kind == "an entry that is cut off"  # after the orientation, which Pillow has read by then
+    turned = kind == "an entry that is cut off"  # the damage comes after the orientation, which Pillow has already read
     assert shown(path, upright).shape == ((61, 44, 3) if turned else (44, 61, 3))
     if kind == "no EXIF at all":
         assert lines == ["1 of 17 training images have damaged EXIF data; they are used as they are stored"]
@@ -226,8 +226,8 @@ def test_statistics_remembered_of_sideways_pictures_are_measured_again(
     cfg = make_cfg(TYPE="imagefolder", ROOT=str(folders[1]), INPUT_SIZE=16)
     right = get_dataset(cfg, "cpu")[0].info
     (file,) = cache.glob("statistics/*.json")
-    look = "View(size=16, margin=False), upright, all images"
-    assert f'"settings": "{look}"' in file.read_text()
+    settings = "View(size=16, margin=False), upright, all images"
+    assert f'"settings": "{settings}"' in file.read_text()
     before = file.read_text().replace(", upright", "").replace('"mean": [', '"mean": [\n0.9, 0.9, 0.9, ')
     file.write_text(before)
     assert get_dataset(cfg, "cpu")[0].info == right

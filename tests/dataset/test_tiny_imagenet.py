@@ -108,7 +108,7 @@ def test_what_is_missing_is_one_line(make_cfg: Make, root: Path, tmp_path: Path)
     annotations.write_text("")
     assert "val_annotations.txt is empty" in message()
     annotations.unlink()
-    assert "val_annotations.txt, which tells the classes of" in message()
+    assert "val_annotations.txt, which gives the classes of" in message()
     assert "is missing; unpack" in message()
 
 

@@ -1,4 +1,4 @@
-"""Worker processes and the end of the program that reads with them."""
+"""Worker processes, and the end of a program that uses them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import make_image_folder
 from tests.processes import Started
 
-# streams, with processes, from an image folder; those that read may be made to hang, without a look at signals
+# streams an image folder with worker processes; an argument makes them hang, fail or receive signals
 SCRIPT = """
 import multiprocessing.process, multiprocessing.synchronize, os, resource, signal, sys
 from mdistiller.cli import run
@@ -22,13 +22,13 @@ from mdistiller.engine.cfg import load_cfg
 load = FileSplit.load
 
 def slow(self, index, look):
-    os.write(1, b"reading\\n")  # whole, though two processes write
+    os.write(1, b"reading\\n")  # one write, so that two processes do not mix their lines
     while True:
         signal.pause()
 
 train, *_ = get_dataset(load_cfg(None, [*"DATASET.TYPE imagefolder DATASET.ROOT images".split(),
     *"DATASET.INPUT_SIZE 16 DATASET.IN_MEMORY no SOLVER.BATCH_SIZE 4".split()]))
-if sys.argv[1] == "early":  # a signal to every process while they start
+if sys.argv[1] == "early":  # signal each worker while it starts
     def started(self, *args, start=multiprocessing.process.BaseProcess.start, **kwargs):
         start(self, *args, **kwargs)
         os.kill(self.pid, signal.SIGTERM)
@@ -37,7 +37,7 @@ if sys.argv[1] == "early":  # a signal to every process while they start
 if sys.argv[1] == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # of files in /dev/shm too
     run(lambda: [batch for batch in train])
-if sys.argv[1] == "locked":  # the workers hang where they look whether they are to end, and hold its lock
+if sys.argv[1] == "locked":  # the workers hang while they hold the lock of the event that tells them to end
     def hold(event):
         event._cond.acquire()
         slow(None, None, None)
@@ -89,4 +89,4 @@ def test_batches_that_cannot_be_handed_over_are_no_silence(started: Started) -> 
     assert line.startswith("error: a process that reads images died (")
     assert "(--shm-size)" in line
     assert reasons
-    assert all(reason.startswith("a process that reads images cannot hand them over: unable to ") for reason in reasons)
+    assert all(reason.startswith("a process that reads images cannot send them: unable to ") for reason in reasons)

@@ -66,7 +66,7 @@ def test_the_defaults_pass():
         (["DATASET.MEAN", "[1, 2]"], ["DATASET.MEAN is given alone", "DATASET.MEAN is [1, 2]; give three numbers"]),
         (
             ["DATASET.IN_MEMORY", "yes", "DATASET.INPUT_SIZE", "96"],
-            ["DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop"],
+            ["DATASET.IN_MEMORY yes cannot be combined with DATASET.AUGMENT resized_crop"],
         ),
         (
             ["DISTILLER.TYPE", "KD", "KD.LOSS.CE_WEIGHT", "-1", "KD.TEMPERATURE", "0"],

@@ -85,7 +85,7 @@ CONFIGURATIONS = [
     ("DATASET.STD None", ["DATASET.MEAN is given alone; give both MEAN and STD, or neither"]),
     (
         "DATASET.IN_MEMORY yes DATASET.AUGMENT resized_crop",
-        ["DATASET.IN_MEMORY yes does not go with DATASET.AUGMENT resized_crop"],
+        ["DATASET.IN_MEMORY yes cannot be combined with DATASET.AUGMENT resized_crop"],
     ),
     ("DISTILLER.TYPE KDD", ["unknown distiller 'KDD'; did you mean"]),
     ("DISTILLER.STUDENT resnet9", ["unknown CIFAR model 'resnet9'; did you mean resnet8"]),
@@ -151,7 +151,7 @@ DATA = {
     "a class of which none is left": (
         replaced(BAD, *(f"train/class_2/{n}.png" for n in range(12))),
         "DATASET.CORRUPT skip",
-        r"no training image of 1 of the classes can be read, as images/train/class_2/0\.png",
+        r"no training image can be read in 1 of the classes, for example images/train/class_2/0\.png",
     ),
     "a link to nowhere": (
         lambda images: (images / "train/class_0/x.png").symlink_to("nowhere"),

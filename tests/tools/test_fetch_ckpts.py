@@ -178,14 +178,14 @@ def test_without_a_network(fetch, folder):
         port = closed.server_address[1]
     err = fetch("--url", f"http://127.0.0.1:{port}/{NAME}", fails=True)
     assert "cannot be downloaded" in err
-    assert "get it on another machine and give it with --file" in err
+    assert "download it on another machine and pass it with --file" in err
     assert "is not an http(s) address" in fetch("--url", "file:///etc/passwd", fails=True)
     assert "cannot be downloaded" in fetch("--url", "http://[::1", fails=True)
 
 
 def test_a_server_that_refuses(fetch, server):
     server.status = 404
-    assert "answers 404 Not Found; without a network here" in fetch("--url", server.url, fails=True)
+    assert "answered 404 Not Found; without a network" in fetch("--url", server.url, fails=True)
 
 
 def test_a_file_from_elsewhere_and_one_in_place(fetch, server, folder, tmp_path):
@@ -235,11 +235,11 @@ BAD = {
     "hard link": (archive_of({"x": b""}, turned(type=tarfile.LNKTYPE, linkname="../y")), "is a link or a device"),
     "device": (archive_of({"x": b""}, turned(type=tarfile.CHRTYPE)), "is a link or a device"),
     "fifo": (archive_of({"x": b""}, turned(type=tarfile.FIFOTYPE)), "is a link or a device"),
-    "cut in a file": (archive_of({"a": b"1" * 4000, "b": b"2" * 4000})[:6000], "damaged, truncated or no tar"),
+    "cut in a file": (archive_of({"a": b"1" * 4000, "b": b"2" * 4000})[:6000], "damaged, truncated or not a tar"),
     "cut between files": (archive_of({"a": b"1" * 512, "b": b"2"})[:1024], "is truncated, its end is missing"),
     "cut gzip": (archive_of({"a": bytes(np.random.default_rng(0).bytes(9000))}, mode="w:gz")[:5000], "truncated"),
-    "empty": (b"", "damaged, truncated or no tar"),
-    "no archive": (b"<html>not found</html>" * 100, "damaged, truncated or no tar"),
+    "empty": (b"", "damaged, truncated or not a tar"),
+    "no archive": (b"<html>not found</html>" * 100, "damaged, truncated or not a tar"),
 }
 
 

@@ -164,7 +164,7 @@ def test_a_state_whose_fields_are_damaged(command, place):
         ("fetch_ckpts --file /dev/zero", "cannot read /dev/zero (neither a file nor a folder)"),
         ("fetch_ckpts --file pipe", "cannot read pipe (neither a file nor a folder)"),
         ("fetch_ckpts --file a\0b", "cannot be a path (embedded null byte)"),
-        ("fetch_ckpts --file deep.tar", "lies in 1500 folders within one another; expected less than 100"),
+        ("fetch_ckpts --file deep.tar", "is nested in 1500 folders; expected fewer than 100"),
         (f"fetch_ckpts --url http://localhost:1/{'a' * 300}", "cannot be downloaded"),
         ("compare_methods table --json images", "--json images is a folder"),
         ("compare_methods table --json gone/x", "--json gone/x: there is no such folder"),

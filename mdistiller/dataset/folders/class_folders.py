@@ -80,25 +80,25 @@ def class_folders(folder: Path, layout: str) -> List[str]:
     if len(names) < 2:
         raise UserError(f"{folder} holds {_too_few(folder, names, loose)}; {layout}")
     if loose:
-        log.warning("passed over %s in %s itself, outside the class folders", _counted(loose, "image"), folder)
+        log.warning("ignored %s in %s itself, outside the class folders", _counted(loose, "image"), folder)
     return names
 
 
 def _too_few(folder: Path, names: List[str], loose: int) -> str:
     """Describe a folder with fewer than two class folders, and say where the classes seem to be."""
     if not names:
-        return "no class folders" + (f", but {_counted(loose, 'image')} in no folder" if loose else "")
+        return "no class folders" + (f", but {_counted(loose, 'image')} outside class folders" if loose else "")
     place, inner, seen = folder, names, {os.path.realpath(folder)}
     while len(inner) == 1 and os.path.realpath(place / inner[0]) not in seen:
         place /= inner[0]
         inner = folders_in(place)
         seen.add(os.path.realpath(place))
     if "train" in inner:
-        return f"no classes but a whole data set, {place}: set DATASET.ROOT to that"
+        return f"a whole data set, {place}, instead of classes: set DATASET.ROOT to that folder"
     if len(inner) > 1:
-        alone = f"one folder alone, {place.relative_to(folder)}, with {len(inner)} folders in it ({listed(inner)})"
-        return f"{alone}: the classes seem to be there, move them up to {folder}"
-    return f"one class alone, {names[0]}, of at least two"
+        only_one = f"only one folder, {place.relative_to(folder)}, with {len(inner)} folders in it ({listed(inner)})"
+        return f"{only_one}: the classes seem to be there, move them up to {folder}"
+    return f"only one class, {names[0]}, but at least two are needed"
 
 
 def _counted(count: int, what: str) -> str:
@@ -136,25 +136,25 @@ def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] 
     files: List[str] = []
     targets: List[int] = []
     empty: List[str] = []
-    passed_over: Counter[str] = Counter()
+    ignored: Counter[str] = Counter()
     suffixes = picture_suffixes()
     for label, name in enumerate(classes):
-        found = _images(folder / name, suffixes, passed_over)
+        found = _images(folder / name, suffixes, ignored)
         if not found:
             empty.append(name)
         files += found
         targets += [label] * len(found)
     for suffix in companions:
-        del passed_over[suffix]
-    others = _by_suffix(passed_over)
+        del ignored[suffix]
+    others = _by_suffix(ignored)
     if empty:
         where = f"folder {folder / empty[0]} holds" if len(empty) == 1 else f"folders {listed(empty)} of {folder} hold"
-        hint = f" (the files passed over in {folder} are {others})" if others else ""
-        raise UserError(f"the class {where} no image{hint}; add some, as JPEG or PNG for instance")
+        hint = f" (files ignored in {folder}: {others})" if others else ""
+        raise UserError(f"the class {where} no image{hint}; add some, for example as JPEG or PNG")
     if others:
         log.warning(
-            "passed over %s in %s that Pillow does not read as pictures: %s",
-            *(_counted(sum(passed_over.values()), "file"), folder, others),
+            "ignored %s in %s that Pillow does not read as images: %s",
+            *(_counted(sum(ignored.values()), "file"), folder, others),
         )
     return FileSplit(files, targets)
 
@@ -163,7 +163,7 @@ def _by_suffix(counts: Counter[str]) -> str:
     return listed([f"{count} {suffix}" for suffix, count in counts.most_common()])
 
 
-def _images(folder: Path, suffixes: FrozenSet[str], passed_over: Counter[str]) -> List[str]:
+def _images(folder: Path, suffixes: FrozenSet[str], ignored: Counter[str]) -> List[str]:
     """Return the sorted images at any depth below `folder`, following each link once; count other files by suffix."""
 
     def refuse(error: OSError) -> None:  # by default, os.walk ignores folders that it cannot read
@@ -184,6 +184,7 @@ def _images(folder: Path, suffixes: FrozenSet[str], passed_over: Counter[str]) -
             if suffix in suffixes:
                 found.append(path)
             else:
-                is_folder(Path(path))  # raises for a broken link, which may be a folder on a disk that is not mounted
-                passed_over[suffix] += 1
+                if os.path.islink(path):
+                    is_folder(Path(path))  # raises if it is broken: it may lead to a folder on a disk not mounted
+                ignored[suffix] += 1
     return sorted(found, key=lambda file: file.split(os.sep))

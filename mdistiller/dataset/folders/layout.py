@@ -79,7 +79,7 @@ def find_parts(root: Path, val_fraction: float, layout: str) -> Tuple[List[str],
     if val_folder is None:
         if val_fraction == 0:
             raise UserError(
-                f"{root / VAL_NAMES[0]} is missing{_test_is_not_taken(root)}; {layout}, or set DATASET.VAL_FRACTION 0.1"
+                f"{root / VAL_NAMES[0]} is missing{_test_hint(root)}; {layout}, or set DATASET.VAL_FRACTION 0.1"
                 f" to validate on a tenth of {TRAIN}/"
             )
         classes = class_folders(train_folder, layout)
@@ -99,9 +99,9 @@ def find_parts(root: Path, val_fraction: float, layout: str) -> Tuple[List[str],
     return classes, find_train, lambda: find_images(val_folder, classes)
 
 
-def _test_is_not_taken(root: Path) -> str:
+def _test_hint(root: Path) -> str:
     tests = [name for name in ("test", "testing") if os.path.isdir(root / name)]
-    return f" ({root / tests[0]} is not taken for it: a test set must not choose the best epoch)" if tests else ""
+    return f" ({root / tests[0]} is not used instead: a test set must not choose the best epoch)" if tests else ""
 
 
 def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float) -> Tuple[FileSplit, FileSplit]:

@@ -10,12 +10,11 @@ from torchvision.transforms import functional as F
 
 from .orientation import STARTS_BELOW, STARTS_RIGHT, orientation, upright, upright_size
 
-CHUNK = 1024  # images
 SCALES = (8, 4, 2)  # JPEG images can be decoded at 1 / scale of their size
-GAP = 2.0  # the decoded image stays at least this much larger than the result, as in Pillow's `thumbnail`
+REDUCING_GAP = 2.0  # the decoded image stays at least this much larger than the result, as in Pillow's `thumbnail`
 
 
-def decoded(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Image.Image:
+def decode_region(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Image.Image:
     """Decode a part of an opened image, turn it upright, resize it (bilinear, antialiased), and convert it to RGB.
 
     A JPEG that is much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size; resizing still averages over at
@@ -32,7 +31,7 @@ def decoded(image: Image.Image, part: Sequence[int], size: Sequence[int]) -> Ima
     left, top, right, bottom = part
     whole = upright_size(image)
     spare = min((right - left) / size[0], (bottom - top) / size[1])
-    scale = next((scale for scale in SCALES if spare >= GAP * scale), 1)
+    scale = next((scale for scale in SCALES if spare >= REDUCING_GAP * scale), 1)
     if scale > 1:
         image.draft(None, (image.size[0] // scale, image.size[1] // scale))
     picture = upright(image)
@@ -61,5 +60,5 @@ class View:
     def __call__(self, image: Image.Image) -> Image.Image:
         shorter = round(self.size / 0.875) if self.margin else self.size
         whole = upright_size(image)
-        resized = decoded(image, (0, 0, *whole), [int(shorter * side / min(whole)) for side in whole])
+        resized = decode_region(image, (0, 0, *whole), [int(shorter * side / min(whole)) for side in whole])
         return F.center_crop(resized, [self.size, self.size])

@@ -41,7 +41,7 @@ class EpochPlan(NamedTuple):
         return offset * 2 + self.flip if flips else offset
 
 
-def mix(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """Return a 63-bit seed that is a hash of all parts."""
     text = "/".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
@@ -68,10 +68,10 @@ def plan_epoch(
         flips: whether half of the images are mirrored.
         rotation: largest angle in degrees; angles are uniform in [−rotation, rotation].
     """
-    generator = torch.Generator().manual_seed(mix("epoch", seed, epoch))
+    generator = torch.Generator().manual_seed(derive_seed("epoch", seed, epoch))
     order = torch.randperm(num_images, generator=generator)
     if not augment:
-        return EpochPlan(order, *_nothing(num_images))
+        return EpochPlan(order, *_no_augmentation(num_images))
     top, left = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
     flip = (torch.rand(num_images, generator=generator) < 0.5) & flips
     angle = (2 * torch.rand(num_images, generator=generator, dtype=torch.float64) - 1) * rotation
@@ -80,9 +80,9 @@ def plan_epoch(
 
 def plan_in_order(num_images: int) -> EpochPlan:
     """Return the plan of a validation pass: every image un-augmented, in index order."""
-    return EpochPlan(torch.arange(num_images), *_nothing(num_images))
+    return EpochPlan(torch.arange(num_images), *_no_augmentation(num_images))
 
 
-def _nothing(num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _no_augmentation(num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     zeros = torch.zeros(num_images, dtype=torch.int64)
     return zeros, zeros, zeros.bool(), zeros.double()

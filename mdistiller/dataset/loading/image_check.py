@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...errors import UserError
-from .decode import decoded
+from .decode import decode_region
 from .orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
 from .splits import FileSplit, ImageSplit, Transform, UnusableImage
 from .stats import FolderCache
@@ -45,16 +45,16 @@ class ImageReport(NamedTuple):
 
 
 def inspect_image(split: ImageSplit, index: int, transform: Transform) -> Tuple[ImageReport, Optional[Image.Image]]:
-    """Return what image `index` is like, and what `transform` makes of it (RGB) if it can be used."""
+    """Return the report on image `index`, and `transform` of it (RGB), or `None` if it is unusable."""
     reports: List[ImageReport] = []
 
-    def noting(image: Image.Image) -> Image.Image:
+    def record_and_transform(image: Image.Image) -> Image.Image:
         mode = image.mode  # first, because reading the orientation may decode the image
         reports.append(ImageReport("", mode, orientation(image) != UPRIGHT, has_damaged_exif(image)))
         return transform(image)
 
     try:
-        picture = split.load(index, noting)
+        picture = split.load(index, record_and_transform)
     except UnusableImage as error:
         return ImageReport(error.fault), None
     return reports[0], picture
@@ -156,7 +156,7 @@ def usable_indices(split: ImageSplit, findings: SplitReport, corrupt: str, role:
     if lost:
         first = next(fault for index, fault in findings.unusable.items() if int(split.targets[index]) in lost)
         raise UserError(
-            f"no {role} image of {len(lost)} of the classes can be read, as {first}; replace or convert some"
+            f"no {role} image can be read in {len(lost)} of the classes, for example {first}; replace or convert some"
         )
     named = _first_few(faults)
     log.warning("left out %d of %d %s images that cannot be read: %s", len(faults), total, role, named)
@@ -173,7 +173,7 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
         return split
     ends = [split.path(index).parent for index in (0, len(split) - 1)]
     # The role is part of the key, because both splits may be in train/.
-    cache = FolderCache(Path(os.path.commonpath(ends)), f"{role} pictures", split.paths())
+    cache = FolderCache(Path(os.path.commonpath(ends)), f"{role} pictures", split.stamped_paths())
     findings = SplitReport()
     known = cache.load(*findings.state_dict())
     indices: Sequence[int] = range(len(split))
@@ -191,24 +191,21 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
     return split if len(kept) == len(split) else split.subset(kept)
 
 
-Glance = Tuple[int, ImageReport]  # index, and what the picture is like
-
-
 class _CheckDataset(Dataset):
+    """Maps a list of indices to the reports on these images."""
+
     def __init__(self, split: FileSplit) -> None:
         self.split = split
 
-    def __getitem__(self, indices: List[int]) -> List[Glance]:
-        return [self._glance(index) for index in indices]
-
-    def _glance(self, index: int) -> Glance:
-
-        return index, inspect_image(
-            self.split, index, lambda image: decoded(image, (0, 0, *upright_size(image)), CHECK_SIZE)
-        )[0]
+    def __getitem__(self, indices: List[int]) -> List[Tuple[int, ImageReport]]:
+        return [(index, inspect_image(self.split, index, _shrink)[0]) for index in indices]
 
 
-def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> Iterator[Glance]:
+def _shrink(image: Image.Image) -> Image.Image:
+    return decode_region(image, (0, 0, *upright_size(image)), CHECK_SIZE)
+
+
+def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> Iterator[Tuple[int, ImageReport]]:
     chunks = [list(indices[start : start + CHUNK]) for start in range(0, len(indices), CHUNK)]
     loader = DataLoader(
         _CheckDataset(split),

@@ -8,7 +8,7 @@ import stat
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Iterator, List, Sequence, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from yacs.config import CfgNode
 from ...errors import UserError
 from ...registry import Registry
 from ..info import DatasetInfo
-from .epoch_plan import mix
+from ..options import Options
+from .epoch_plan import derive_seed
 from .file_names import picture_formats
 from .orientation import upright
-from .stats import stamp
 
 # Pillow warns about these images; `_check` rejects them.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -31,9 +31,7 @@ MAX_PIXELS = 89_478_485  # Pillow's limit, 268 MB as RGB
 MAX_ASPECT_RATIO = 100  # sides that differ more: resizing the shorter one would take gigabytes
 
 Labels = Union[Sequence[int], Tensor]
-Transform = Callable[
-    [Image.Image], Image.Image
-]  # from an opened picture, of any kind and not decoded yet, to an RGB one
+Transform = Callable[[Image.Image], Image.Image]  # from an opened image of any mode, not yet decoded, to an RGB image
 
 
 class UnusableImage(UserError):
@@ -108,6 +106,16 @@ class FileSplit:
     def path(self, index: int) -> Path:
         return Path(os.fsdecode(self._files[index]))
 
+    @cached_property
+    def _stats(self) -> np.ndarray:
+        """Size in bytes and modification time in ns of each file, int64 [N, 2], or −1; read from the disk only once."""
+        return np.array([_stat(file) for file in self._files.tolist()], dtype=np.int64).reshape(-1, 2)
+
+    def stamped_paths(self) -> Iterator[Tuple[Path, str]]:
+        """Yield each file with its size and modification time as text."""
+        for path, (size, time) in zip(self.paths(), self._stats.tolist()):
+            yield path, "missing" if size < 0 else f"{size}\0{time}"
+
     def load(self, index: int, transform: Transform = upright) -> Image.Image:
         """Return `transform` of image `index`, RGB.
 
@@ -131,24 +139,31 @@ class FileSplit:
     def digest(self) -> str:
         """Return a hexadecimal digest of file names (with their folders), sizes and dates."""
         state = hashlib.sha256(b"upright\n")  # versions before EXIF orientation was applied had other pixels
-        for path in self.paths():
-            state.update(os.fsencode(f"{path.parent.name}/{path.name} {stamp(path)}\n"))
+        for path, stamp in self.stamped_paths():
+            state.update(os.fsencode(f"{path.parent.name}/{path.name} {stamp}\n"))
         return state.hexdigest()
 
     def fingerprint(self) -> Tuple[str, str]:
         """Return a kind and a digest of that kind; see `Loader.fingerprint`."""
         state, separator = hashlib.sha256(), os.fsencode(os.sep)
-        for file in self._files.tolist():
-            try:
-                size = os.stat(file).st_size
-            except OSError:  # reading the file reports the error
-                size = -1
+        for file, size in zip(self._files.tolist(), self._stats[:, 0].tolist()):
             state.update(b"%s %d\0" % (file.rpartition(separator)[2], size))
         return "file names and sizes", state.hexdigest()
 
     def subset(self, indices: Tensor) -> FileSplit:
         """Return a split of the images `indices` (int64 [n])."""
-        return FileSplit(self._files[indices.numpy()], self.targets[indices])
+        part = FileSplit(self._files[indices.numpy()], self.targets[indices])
+        if "_stats" in self.__dict__:  # already read
+            part._stats = self._stats[indices.numpy()]
+        return part
+
+
+def _stat(file: bytes) -> Tuple[int, int]:
+    try:
+        found = os.stat(file)
+    except OSError:  # reading the file reports the error
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _check(image: Image.Image) -> None:
@@ -172,6 +187,7 @@ class Splits:
         val: the validation set.
         info: classes, size and statistics.
         val_fraction: fraction of the training images that became `val`; 0 if the data set has a validation set.
+        options: the validated options, if the data set has read them; otherwise the caller reads them.
     """
 
     def __init__(
@@ -180,11 +196,13 @@ class Splits:
         val: ImageSplit,
         info: DatasetInfo,
         val_fraction: float = 0.0,
+        options: Optional[Options] = None,
     ) -> None:
         self._train = train
         self.val = val
         self.info = info
         self.val_fraction = val_fraction
+        self.options = options
 
     @cached_property
     def train(self) -> ImageSplit:
@@ -205,10 +223,11 @@ def balanced_part(targets: Tensor, fraction: float, seed: int) -> Tensor:
         fraction: in (0, 1].
         seed: seed of the choice.
     """
+    labels, counts = targets.unique(return_counts=True)
+    members_of_class = targets.argsort(stable=True).split(counts.tolist())
     parts = []
-    for label in targets.unique().tolist():
-        members = (targets == label).nonzero().squeeze(1)
-        generator = torch.Generator().manual_seed(mix("part", seed, label))
+    for label, members in zip(labels.tolist(), members_of_class):
+        generator = torch.Generator().manual_seed(derive_seed("part", seed, label))
         count = max(1, round(fraction * len(members)))
         parts.append(members[torch.randperm(len(members), generator=generator)[:count]])
     return torch.cat(parts).sort().values

@@ -14,7 +14,7 @@ import numpy as np
 from ... import paths
 from ..options import Channels
 
-PIECE = 10_000_000  # numbers per call of bincount, which converts them to 8 bytes each
+MAX_VALUES = 10_000_000  # per call of bincount, which converts each to 8 bytes
 
 log = logging.getLogger("mdistiller")
 
@@ -26,7 +26,7 @@ def measure(chunks: Iterable[np.ndarray]) -> Tuple[Channels, Channels]:
     """
     histogram = np.zeros((3, 256), dtype=np.int64)
     for chunk in chunks:
-        for images in np.array_split(chunk, 1 + chunk.size // PIECE):
+        for images in np.array_split(chunk, 1 + chunk.size // MAX_VALUES):
             for channel in range(3):
                 histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
     share = histogram / np.maximum(histogram.sum(axis=1, keepdims=True), 1)
@@ -41,22 +41,13 @@ def _rounded(values: Iterable[float]) -> Channels:
     return red, green, blue
 
 
-def stamp(path: Path) -> str:
-    """Return size and modification time of a file as text."""
-    try:
-        stat = os.stat(path)
-    except OSError:  # reading the file reports the error
-        return "missing"
-    return f"{stat.st_size}\0{stat.st_mtime_ns}"
-
-
-def fingerprint(files: Iterable[Path], folder: Path) -> str:
-    """Return a digest of file names below `folder`, sizes and modification times."""
+def fingerprint(files: Iterable[Tuple[Path, str]], folder: Path) -> str:
+    """Return a digest of file names below `folder`, sizes and modification times; see `FileSplit.stamped_paths`."""
     digest = hashlib.blake2b(digest_size=16)
     start = f"{folder}{os.sep}"
-    for path in files:
+    for path, stamp in files:
         name = str(path)[len(start) :] if str(path).startswith(start) else str(path)
-        digest.update(f"{name}\0{stamp(path)}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -66,10 +57,10 @@ class FolderCache:
     Args:
         folder: contains the images.
         settings: everything besides the files that the findings depend on, as text.
-        files: the images.
+        files: the images, with sizes and modification times; see `FileSplit.stamped_paths`.
     """
 
-    def __init__(self, folder: Path, settings: str, files: Iterable[Path]) -> None:
+    def __init__(self, folder: Path, settings: str, files: Iterable[Tuple[Path, str]]) -> None:
         self.key = {"folder": str(folder.resolve()), "settings": settings, "fingerprint": fingerprint(files, folder)}
         place = f"{self.key['folder']}\0{settings}".encode("utf-8", "surrogateescape")
         name = hashlib.blake2b(place, digest_size=12).hexdigest()
@@ -101,6 +92,4 @@ class FolderCache:
             part.write_text(json.dumps({**self.key, **found}, indent=1) + "\n", encoding="utf-8")
             os.replace(part, self.file)
         except OSError as error:
-            log.warning(
-                "cannot remember what the images are like in %s (%s): they will be read again", self.file, error
-            )
+            log.warning("cannot write the cache %s (%s); the next run will read the images again", self.file, error)

@@ -15,8 +15,8 @@ from torchvision.transforms import functional as F
 from ...errors import UserError
 from ..info import DatasetInfo
 from ..options import Options
-from .decode import View, decoded
-from .epoch_plan import mix
+from .decode import View, decode_region
+from .epoch_plan import derive_seed
 from .image_check import unusable_error
 from .loader import Batch, Loader
 from .orientation import upright_size
@@ -62,7 +62,7 @@ class StreamLoader(Loader):
         return self._reader.split.fingerprint()
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        seed = mix("images", self._seed, self.epoch)
+        seed = derive_seed("images", self._seed, self.epoch)
         plan = self.plan()
         variant = self.variants(plan)
         slices = list(self.slices(start_step))  # a generator would refer to `self` and keep workers alive
@@ -151,7 +151,7 @@ class _Reader(Dataset):
     def read(self, row: Row, seed: int) -> np.ndarray:
         index, top, left, flip, angle = row
         if self.augment == "resized_crop":
-            crop = partial(resized_crop, size=self.view.size, seed=mix(seed, index), flips=self.flip)
+            crop = partial(resized_crop, size=self.view.size, seed=derive_seed(seed, index), flips=self.flip)
             return np.asarray(self.split.load(index, crop))
         image = self.split.load(index, self.view)
         if self.augment == "rotate_flip":
@@ -174,5 +174,5 @@ def resized_crop(image: Image.Image, size: int, seed: int, flips: bool = True) -
         whole = torch.empty(upright_size(image)[::-1], device="meta")  # only its shape is used
         top, left, height, width = RandomResizedCrop.get_params(whole, list(CROP_SCALE), list(CROP_RATIO))
         flip = bool(torch.rand(()) < 0.5)
-    crop = decoded(image, (left, top, left + width, top + height), (size, size))
+    crop = decode_region(image, (left, top, left + width, top + height), (size, size))
     return F.hflip(crop) if flip and flips else crop

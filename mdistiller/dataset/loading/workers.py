@@ -37,7 +37,7 @@ class _Queue(queues.Queue):
             if not isinstance(error, BrokenPipeError):  # a worker that died is reported elsewhere
                 queues.Queue._on_queue_feeder_error(error, item)  # type: ignore[attr-defined]
             return
-        os.write(2, f"a process that reads images cannot hand them over: {' '.join(str(error).split())}\n".encode())
+        os.write(2, f"a process that reads images cannot send them: {' '.join(str(error).split())}\n".encode())
         os._exit(1)
 
 
@@ -55,9 +55,8 @@ class _Event:
         return self._reader.poll()
 
 
-_enduring: weakref.WeakKeyDictionary[Any, int] = (
-    weakref.WeakKeyDictionary()
-)  # process → ID of the process that started it
+# worker process → ID of the process that started it
+_started_by: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 def worker_context() -> BaseContext:
@@ -67,10 +66,10 @@ def worker_context() -> BaseContext:
     """
     context: Any = type(multiprocessing.get_context(multiprocessing.get_start_method()))
 
-    class Noting(context):
+    class WorkerContext(context):
         def Process(self, *args: Any, **kwargs: Any) -> Any:
             process = super().Process(*args, **kwargs)
-            _enduring[process] = os.getpid()
+            _started_by[process] = os.getpid()
             return process
 
         def Queue(self, maxsize: int = 0) -> Any:
@@ -79,7 +78,7 @@ def worker_context() -> BaseContext:
         def Event(self) -> Any:
             return _Event(self.get_context())
 
-    return Noting()
+    return WorkerContext()
 
 
 def ignore_signals(worker: int) -> None:
@@ -104,7 +103,7 @@ def signals_blocked() -> Iterator[None]:
 @atexit.register
 def kill_workers() -> None:
     """Kill all workers, whether idle or stuck in a read; call it from the main thread."""
-    running = [p for p, parent in list(_enduring.items()) if parent == os.getpid() and p.is_alive()]
+    running = [p for p, parent in list(_started_by.items()) if parent == os.getpid() and p.is_alive()]
     if not running or not hasattr(signal, "SIGCHLD"):
         return
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises if a worker dies
