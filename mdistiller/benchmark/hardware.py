@@ -1,18 +1,14 @@
-"""The machine's name, and its measured peak rates of arithmetic and memory traffic."""
+"""The machine's measured peak rates of arithmetic and memory traffic."""
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from functools import partial
-from pathlib import Path
 from typing import Callable, List, NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
 
-BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # instructions that multiply bfloat16 matrices
 NUM_REPEATS = 3  # of each measurement; the best counts
 
 
@@ -26,21 +22,6 @@ class Peak(NamedTuple):
 
     flops: float
     bandwidth: float
-
-
-def describe_hardware(device: torch.device) -> str:
-    """Return the GPU's name, or the processor's with its cores, used threads and instructions for bfloat16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*: (.*)$", text, re.M)
-    words = set(text.split())
-    bf16 = [name for flag, name in BF16_FLAGS.items() if flag in words] or [f"no {' or '.join(BF16_FLAGS.values())}"]
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return ", ".join([model[1] if model else "CPU", cores, *bf16])
 
 
 def synchronize_device(device: torch.device) -> None:

@@ -22,6 +22,7 @@ from ..distillers import Distiller, Vanilla, distiller_dict
 from ..distillers._plugins import build_distiller
 from ..engine.build import build_trainer, seed_everything
 from ..engine.cfg import load_cfg, resolved
+from ..engine.run.environment import describe_hardware
 from ..engine.run.signals import StopSignals
 from ..engine.speed.fast_networks import FastNetworks
 from ..engine.speed.precision import pick_device, prepare_device
@@ -30,7 +31,7 @@ from ..engine.validate import check_settings
 from ..errors import UserError, did_you_mean
 from ..models import build_model
 from ..paths import find_file
-from .hardware import describe_hardware, synchronize_device
+from .hardware import synchronize_device
 from .teacher_usage import used_outputs
 
 Row = Dict[str, Any]

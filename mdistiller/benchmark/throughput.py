@@ -17,10 +17,11 @@ import torch
 from ..distillers import distiller_dict
 from ..engine.build import build_trainer
 from ..engine.cfg import load_cfg
+from ..engine.run.environment import describe_hardware
 from ..engine.run.logger import RunLogger
 from ..engine.speed.precision import pick_device, pick_precision
 from .baseline import BaselineLoop
-from .hardware import describe_hardware, measure_peak
+from .hardware import measure_peak
 from .interleave import BatchGate, LoopProcess, TurnBudget, TurnResult, run_interleaved
 from .methods import Method, Row, choose, describe, markdown, pair_config
 from .roofline import Cost, step_cost

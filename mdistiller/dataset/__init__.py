@@ -60,7 +60,7 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
     splits, options = _read(cfg)
     train = splits.train
     if options.train_fraction < 1:
-        train = train.subset(balanced_part(train.targets, options.train_fraction, options.seed))
+        train = train.subset(balanced_part(train.targets, options.train_fraction, options.fraction_seed))
     in_memory = options.fits_in_memory(len(train) + len(splits.val))
     train_loader = _loader(train, splits.info, options, device, in_memory, train=True)
     val_loader = _loader(splits.val, splits.info, options, device, in_memory, train=False)

@@ -17,9 +17,11 @@ CHOICES = {
 }
 SIZE = whole(1, 4096, "the side in pixels, a whole number")
 COUNT = whole(1, 10**6)
+SEED = whole(0, 2**63 - 1)
 RANGES = {
     "INPUT_SIZE": Range(lambda value: value is None or value in SIZE, SIZE.expected),
     "TRAIN_FRACTION": Range(lambda value: 0 < value <= 1, "a number above 0 and up to 1 (1 = all)"),
+    "FRACTION_SEED": Range(lambda value: value is None or value in SEED, SEED.expected),
     "VAL_FRACTION": Range(lambda value: 0 <= value < 1, "a number from 0 (none) to below 1"),
     "TEST.BATCH_SIZE": Range(lambda value: value is None or value in COUNT, COUNT.expected),
     "PADDING": at_least(0),
@@ -45,7 +47,8 @@ class Options:
         memory_gb: limit for "auto", in GiB.
         num_workers: processes that read a streamed set, or threads that decode a set into memory.
         train_fraction: fraction of the training set that is used, in (0, 1].
-        seed: seed of order, augmentation and fraction.
+        fraction_seed: seed of the choice of that fraction.
+        seed: seed of order and augmentation.
         statistics: `(mean, std)` of images scaled to [0, 1], if given.
         corrupt: how to treat images that cannot be read: "refuse", "skip" or "unchecked".
         val_fraction: fraction of the training images to validate on if there is no validation set, in [0, 1).
@@ -62,6 +65,7 @@ class Options:
     memory_gb: float
     num_workers: int
     train_fraction: float
+    fraction_seed: int
     seed: int
     statistics: Optional[Tuple[Channels, Channels]]
     corrupt: str = "refuse"
@@ -127,6 +131,7 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         memory_gb=float(data.MEMORY_GB),
         num_workers=data.NUM_WORKERS,
         train_fraction=float(data.TRAIN_FRACTION),
+        fraction_seed=int(cfg.EXPERIMENT.SEED if data.FRACTION_SEED is None else data.FRACTION_SEED),
         seed=int(cfg.EXPERIMENT.SEED),
         statistics=None if data.MEAN is None else (_channels(data.MEAN), _channels(data.STD)),
         corrupt=data.CORRUPT,

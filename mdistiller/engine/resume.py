@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..errors import UserError
-from .cfg import CFG, experiment_name, leaves, merge_known, to_dict
+from .cfg import FREE, FROM_DATA, experiment_name, leaves, merge_known, setting_changes, to_dict
 from .optim import learning_rate
 from .run.folder import RunFolder
 from .run.saved_state import find_latest
@@ -22,16 +22,8 @@ from .run.saved_state import find_latest
 log = logging.getLogger("mdistiller")
 
 SCHEDULE = ("EPOCHS", "LR_DECAY_STAGES")  # keys of SOLVER that may change
-FROM_DATA = ("INPUT_SIZE", "MEAN", "STD")  # keys of DATASET that the data set determines where they are None
-# Keys that do not change a result, and keys that this module compares in another way. SOLVER.TRAINER has aliases;
-# the optimizer's state tells one update rule from another.
-FREE_ON_RESUME = (
-    *("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER"),
-    *("LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
-    *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
-    *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
-    "SOLVER.CHECKPOINT_EVERY",
-)
+# SOLVER.TRAINER has aliases; the optimizer's state tells one update rule from another.
+FREE_ON_RESUME = (*FREE, "SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER")
 
 
 class SavedRun(NamedTuple):
@@ -169,13 +161,6 @@ def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: S
         UserError: settings differ.
     """
     free = (*FREE_ON_RESUME, *leave_out)
-    # An earlier version lacks newer keys; it behaved as their present defaults do.
-    before = {**dict(leaves(to_dict(CFG))), **dict(leaves(saved))} if saved else {}
-    now = dict(leaves(given))
-    changed = [
-        f"{key} was {before[key]!r}, now {now[key]!r}"
-        for key in before
-        if key in now and before[key] != now[key] and not key.startswith(free)
-    ]
+    changed = setting_changes(dict(leaves(saved)), dict(leaves(given)), free) if saved else []
     if changed:
         raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")

@@ -22,6 +22,7 @@ from .evaluate import evaluate
 from .meter import EpochMeter
 from .optim import learning_rate
 from .run import report
+from .run.cost import deployed_cost
 from .run.folder import RunFolder
 from .run.logger import RunLogger, SilentLogger, open_logger
 from .run.nonfinite import NonFiniteLoss, save_evidence
@@ -159,6 +160,8 @@ class Trainer:
             self.teacher_accuracy,
             self.device,
             self.precision,
+            self.origin,
+            deployed_cost(self.distiller.student, self.distiller.head, self.train_loader.info.input_size),
         )
         self.logger.say(report.final_table(summary, self.references))
         self.logger.say(report.final_line(summary))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdistiller.benchmark.hardware import Peak, describe_hardware, measure_peak
+from mdistiller.benchmark.hardware import Peak, measure_peak
 from mdistiller.benchmark.roofline import Cost, measure_cost, step_cost
 
 
@@ -59,15 +59,3 @@ def test_the_machine_is_measured():
     peak = measure_peak(torch.device("cpu"), torch.float32)
     assert 1e9 < peak.flops < 1e15
     assert 1e8 < peak.bandwidth < 1e13
-
-
-def test_the_machine_has_a_name(monkeypatch):
-    from mdistiller.benchmark import hardware
-
-    text = "processor: 0\nmodel name\t: Some CPU 3000\nflags\t\t: fpu avx2 amx_bf16 avx512_bf16\n"
-    monkeypatch.setattr(hardware.Path, "read_text", lambda path: text)
-    monkeypatch.setattr(hardware.os, "cpu_count", lambda: 6)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert describe_hardware(torch.device("cpu")) == "Some CPU 3000, 6 cores, 3 threads, AMX, AVX512-BF16"
-    monkeypatch.setattr(hardware.Path, "read_text", lambda path: text.partition("flags")[0])
-    assert describe_hardware(torch.device("cpu")) == "Some CPU 3000, 6 cores, 3 threads, no AMX or AVX512-BF16"

@@ -29,6 +29,7 @@ def _cfg(**dataset: Any) -> CfgNode:
             "MEAN": None,
             "STD": None,
             "TRAIN_FRACTION": 1.0,
+            "FRACTION_SEED": None,
             "VAL_FRACTION": 0.0,
             "AUGMENT": "auto",
             "PADDING": 4,
@@ -55,6 +56,7 @@ def _options(**changed: Any) -> Options:
         "memory_gb": 2.0,
         "num_workers": 0,
         "train_fraction": 1.0,
+        "fraction_seed": 0,
         "seed": 0,
         "statistics": None,
     }

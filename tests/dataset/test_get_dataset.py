@@ -75,6 +75,16 @@ def test_train_fraction(make_cfg: Make) -> None:
     assert not torch.equal(inner, run(0.1, seed=1)[0].images[:, 4:-4, 4:-4])
 
 
+def test_fraction_seed(make_cfg: Make) -> None:
+    def labels_and_pixels(seed: int, fraction_seed: Any) -> Any:
+        cfg = make_cfg(TYPE="fashion_demo", TRAIN_FRACTION=0.1, FRACTION_SEED=fraction_seed)
+        cfg.EXPERIMENT.SEED = seed
+        return get_dataset(cfg, "cpu")[0].fingerprint()
+
+    assert labels_and_pixels(0, None) == labels_and_pixels(1, 0) == labels_and_pixels(2, 0)
+    assert labels_and_pixels(1, None) == labels_and_pixels(0, 1) != labels_and_pixels(0, 0)
+
+
 def test_balanced_part() -> None:
     targets = torch.tensor([2] * 10 + [0] * 100 + [1] * 3)
     parts = {f: balanced_part(targets, f, seed=0) for f in (0.01, 0.1, 0.5, 1.0)}
@@ -90,6 +100,7 @@ def test_balanced_part() -> None:
     [
         ("TRAIN_FRACTION", 0.0, "TRAIN_FRACTION is 0.0"),
         ("TRAIN_FRACTION", 1.5, "TRAIN_FRACTION is 1.5"),
+        ("FRACTION_SEED", -1, "FRACTION_SEED is -1"),
         ("TRAIN_FRACTION", -0.1, "TRAIN_FRACTION is -0.1"),
         ("AUGMENT", "padcrop", "'padcrop'; did you mean pad_crop"),
         ("IN_MEMORY", "maybe", "IN_MEMORY is 'maybe'"),

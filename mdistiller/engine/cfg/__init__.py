@@ -4,6 +4,7 @@ from .config import (
     CACHES,
     CFG,
     Config,
+    cfg_from,
     dump,
     experiment_name,
     load_cfg,
@@ -13,12 +14,16 @@ from .config import (
     resolved,
     show_cfg,
 )
+from .settings import FREE, FROM_DATA, setting_changes, settings_digest, settings_of
 from .values import leaves, to_dict
 
 __all__ = [
     "CACHES",
     "CFG",
+    "FREE",
+    "FROM_DATA",
     "Config",
+    "cfg_from",
     "dump",
     "experiment_name",
     "leaves",
@@ -27,6 +32,9 @@ __all__ = [
     "merge_overrides",
     "read_cfg",
     "resolved",
+    "setting_changes",
+    "settings_digest",
+    "settings_of",
     "show_cfg",
     "to_dict",
 ]

@@ -69,11 +69,31 @@ def load_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> CN:
 def read_cfg(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Tuple[CN, List[Fault]]:
     """Return the configuration, without the entries that are wrong, and a fault for each of them."""
     content = {} if path is None else read_file(find_config(path))
-    plugins = content.pop("PLUGINS", [])
+    return _read(content, str(path), overrides)
+
+
+def cfg_from(content: Dict[str, Any], source: str, overrides: Sequence[str] = ()) -> CN:
+    """Return the configuration of nested dictionaries, as `load_cfg` does for a file.
+
+    Args:
+        content: what `yaml_files.read_file` returns.
+        source: its file, for messages.
+        overrides: `KEY VALUE KEY VALUE …`.
+
+    Raises:
+        UserError: one line for each unknown key, each value of a wrong type, and an override without a value.
+    """
+    cfg, faults = _read(content, source, overrides)
+    refuse(line for _, line in faults)
+    return cfg
+
+
+def _read(content: Dict[str, Any], source: str, overrides: Sequence[str]) -> Tuple[CN, List[Fault]]:
+    settings = {key: value for key, value in content.items() if key != "PLUGINS"}
     cfg = CFG.clone()
     # Plug-ins come first, because they define keys. PLUGINS on the command line replaces that of the file.
-    _plug_in(cfg, dict(_pairs(overrides)).get("PLUGINS", plugins))
-    faults = list(_merge(cfg, CFG, content, str(path)))
+    _plug_in(cfg, dict(_pairs(overrides)).get("PLUGINS", content.get("PLUGINS", [])))
+    faults = list(_merge(cfg, CFG, settings, source))
     return cfg, faults + _merge_pairs(cfg, overrides)
 
 

@@ -26,6 +26,7 @@ _C.DATASET.INPUT_SIZE = None  # side of the images in pixels, up to 4096; `None`
 _C.DATASET.MEAN = None
 _C.DATASET.STD = None  # standard deviation per channel, as for `MEAN`; give both or neither
 _C.DATASET.TRAIN_FRACTION = 1.0  # class-balanced, seeded fraction of the training set to use, in (0, 1]
+_C.DATASET.FRACTION_SEED = None  # seed of that choice; `None`: `EXPERIMENT.SEED`
 # Class-balanced fraction of `train/` to validate on when there is no `val/`, in [0, 1); the same for every seed.
 _C.DATASET.VAL_FRACTION = 0.0
 # `pad_crop` (zero padding, random crop, flip), `resized_crop` (random resized crop, flip), `rotate_flip` (rotation,

@@ -88,7 +88,7 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
     base = content.pop("_BASE_", None)
     if base is None:
         return content
-    return _over(read_file(_base_file(path, str(base)), (*seen, real)), content)
+    return merged(read_file(_base_file(path, str(base)), (*seen, real)), content)
 
 
 def _base_file(path: Path, base: str) -> Path:
@@ -115,9 +115,11 @@ def _similar_configs(path: Path) -> str:
     return "; give the path of a YAML file, or the name of a shipped one such as demo/sfakd"
 
 
-def _over(base: Dict[str, Any], change: Dict[str, Any]) -> Dict[str, Any]:
-    merged = dict(base)
-    for key, value in change.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _over(merged[key], value) if both else value
-    return merged
+def merged(base: Dict[str, Any], *changes: Dict[str, Any]) -> Dict[str, Any]:
+    """Return `base` with the entries of nested dictionaries replaced by those of each change, in order."""
+    result = dict(base)
+    for change in changes:
+        for key, value in change.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else value
+    return result

@@ -52,6 +52,16 @@ def origin_of(train_loader: Loader, val_loader: Loader, teacher: Optional[nn.Mod
     return origin
 
 
+def short_origin(origin: Dict[str, Any]) -> Dict[str, Any]:
+    """Return what `origin_of` returned without the class names and with short digests, for a summary."""
+
+    def short(value: Any) -> Any:
+        kind, separator, text = value.rpartition(": ")
+        return f"{kind}{separator}{text[:DIGEST_LENGTH]}"
+
+    return {key: short(value) if isinstance(value, str) else value for key, value in origin.items() if key != "classes"}
+
+
 def is_origin(value: Any) -> bool:
     """Return whether a value from a file has the form that `origin_of` returns, in this version or another."""
     if not isinstance(value, dict):

@@ -15,8 +15,12 @@ from ...distillers import Distiller
 from ...errors import UserError
 from ...models import released_teacher
 from ...paths import find_file, read_text
+from ..cfg import settings_of
 from ..speed.memory import memory_figures
 from ..speed.precision import Precision
+from .cost import Cost
+from .environment import describe_hardware, versions
+from .origin import short_origin
 from .progress import Progress
 
 
@@ -121,6 +125,8 @@ def summary_of(
     teacher_accuracy: Dict[str, float],
     device: torch.device,
     precision: Precision,
+    origin: Dict[str, Any],
+    cost: Cost,
 ) -> Dict[str, Any]:
     """Return the content of summary.json; accuracies in percent. `teacher_accuracy` is empty without a teacher."""
     return {
@@ -144,7 +150,11 @@ def summary_of(
         "peak_memory_mib": memory_figures(device)["peak_memory_mib"],
         "device": str(device),
         "precision": str(precision),
-        "torch": torch.__version__,
+        "hardware": describe_hardware(device),
+        "versions": versions(),
+        "deployed": cost._asdict(),
+        "origin": short_origin(origin),
+        "settings": settings_of(cfg),
     }
 
 

@@ -1,0 +1,41 @@
+"""The machine and the versions that a run used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Dict
+
+import torch
+import torchvision
+
+from ... import __version__
+
+BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # instructions that multiply bfloat16 matrices
+
+
+def describe_hardware(device: torch.device) -> str:
+    """Return the GPU's name, or the processor's with its cores, used threads and instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*: (.*)$", text, re.M)
+    words = set(text.split())
+    bf16 = [name for flag, name in BF16_FLAGS.items() if flag in words] or [f"no {' or '.join(BF16_FLAGS.values())}"]
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return ", ".join([model[1] if model else "CPU", cores, *bf16])
+
+
+def versions() -> Dict[str, str]:
+    """Return the versions of this package, Python, PyTorch and torchvision."""
+    return {
+        "mdistiller": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
