@@ -29,6 +29,8 @@ class BuildWithShippedFiles(build_py):
                 shutil.copytree(here / folder, target)
 
 
+STUDY = ["scipy>=1.7", "matplotlib>=3.5"]  # Student's t, and plots
+
 setup(
     name="mdistiller",
     version=version.group(1),
@@ -43,12 +45,17 @@ setup(
             "mdistiller-train = mdistiller.commands.train:command",
             "mdistiller-eval = mdistiller.commands.eval:command",
             "mdistiller-fetch-ckpts = mdistiller.commands.fetch_ckpts:command",
+            "mdistiller-study = mdistiller.commands.study:command",
         ]
     },
     python_requires=">=3.8",
     install_requires=requirements,
     extras_require={
+        "study": STUDY,
+        "cluster": ["submitit>=1.5"],  # SLURM jobs
         "test": [
+            *STUDY,
+            "submitit>=1.5",
             "pytest>=7.4",
             "pytest-timeout>=2.2",
             "pytest-xdist>=3.5",
@@ -56,7 +63,7 @@ setup(
             "mypy>=1.8",
             "types-PyYAML",
             "setuptools>=70.1",  # tests build a wheel
-        ]
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -12,6 +12,7 @@ ROOT = Path(mdistiller.__file__).parent
 # From top to bottom: a module may import from its own part and from those below it. The longest prefix counts.
 PARTS = (
     "commands",
+    "study",
     "benchmark",
     "engine",
     "engine.run",

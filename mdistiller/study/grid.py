@@ -27,6 +27,11 @@ class Row:
     variant: str
     method: str
 
+    @property
+    def block(self) -> str:
+        """The name of its part of the table."""
+        return f"{self.pair}, {self.variant}" if self.variant else self.pair
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -60,6 +65,7 @@ class Study:
         cells: the other runs, seed by seed, so that an unfinished study has all methods of a seed to compare.
         compare_to: the methods that the others are compared with.
         threads: CPU threads of a run.
+        teacher_cache: whether the runs share a cache of the teachers' outputs.
         summaries: file with the results of runs on other machines, or `None`.
     """
 
@@ -68,7 +74,12 @@ class Study:
     cells: Tuple[Cell, ...]
     compare_to: Tuple[str, ...]
     threads: int
+    teacher_cache: bool
     summaries: Optional[Path]
+
+    def all_cells(self) -> Tuple[Cell, ...]:
+        """Return the teachers' cells and the others, in the order in which they run."""
+        return self.teachers + self.cells
 
     def rows(self) -> List[Row]:
         """Return the rows, grouped by pair and variant, in the order of the file."""
@@ -97,7 +108,7 @@ def read_study(path: str, overrides: Sequence[str] = ()) -> Study:
         if name not in methods:
             raise UserError(f"{file}: COMPARE_TO names {name!r}, which is not a method{did_you_mean(name, methods)}")
     summaries = file.parent / content["SUMMARIES"] if content.get("SUMMARIES") else None
-    return Study(file.stem, teachers, cells, tuple(compare_to), content["THREADS"], summaries)
+    return Study(file.stem, teachers, cells, tuple(compare_to), content["THREADS"], content["TEACHER_CACHE"], summaries)
 
 
 def _build(content: Content, source: str, overrides: Sequence[str]) -> Tuple[Tuple[Cell, ...], Tuple[Cell, ...]]:

@@ -19,6 +19,7 @@ Placeholders `{pair}`, `{teacher}` and `{student}` in a `_BASE_` stand for the n
       10 %: {DATASET: {TRAIN_FRACTION: 0.1}}
     SEEDS: [0, 1, 2]
     THREADS: 1                                 # CPU threads of a run
+    TEACHER_CACHE: true                        # whether the runs share a cache of the teachers' outputs
     SETTINGS:                                  # of every run
       SOLVER: {EPOCHS: 30}
     COMPARE_TO: [student alone, KD]            # the methods that the others are compared with
@@ -37,7 +38,7 @@ from ..engine.cfg.yaml_files import read_file
 from ..errors import did_you_mean, refuse
 
 ALONE = "student alone"  # the name of its row
-TYPES = {
+TYPES: Dict[str, type] = {
     "PAIRS": dict,
     "TEACHER": dict,
     "ALONE": dict,
@@ -45,13 +46,14 @@ TYPES = {
     "VARIANTS": dict,
     "SEEDS": list,
     "THREADS": int,
+    "TEACHER_CACHE": bool,
     "SETTINGS": dict,
     "COMPARE_TO": list,
     "SUMMARIES": str,
 }
 REQUIRED = ("PAIRS", "ALONE", "METHODS")
 NAMED = ("PAIRS", "METHODS", "VARIANTS")  # sections whose entries are sections too
-DEFAULTS: Dict[str, Any] = {"SEEDS": [0], "THREADS": 1, "VARIANTS": {"": {}}, "SETTINGS": {}}
+DEFAULTS: Dict[str, Any] = {"SEEDS": [0], "THREADS": 1, "TEACHER_CACHE": True, "VARIANTS": {"": {}}, "SETTINGS": {}}
 
 Content = Dict[str, Any]
 
@@ -75,13 +77,13 @@ def _type_errors(content: Content) -> Iterator[str]:
         elif type(value) is not TYPES[key]:
             yield f"{key} is {value!r:.80}; expected a {TYPES[key].__name__}"
         elif key in NAMED:
-            for name, entry in value.items():
+            for name, entry in content[key].items():
                 if not isinstance(entry, dict):
                     yield f"{key}: {name} is {entry!r:.80}; expected settings, such as SOLVER: {{LR: 0.1}}"
                 elif not isinstance(name, str):
                     yield f"{key}: the name {name!r:.80} is not text; write it in quotes"
     for key in REQUIRED:
-        if not content.get(key):
+        if key not in content or (key in NAMED and not content[key]):
             yield f"{key} is missing; a study has at least {', '.join(REQUIRED)}"
 
 

@@ -20,26 +20,30 @@ except ImportError:  # Windows
 
 log = logging.getLogger("mdistiller")
 
+REMEDY = "wait for it, or name this one with EXPERIMENT.NAME"
 _held: Set[Path] = set()  # fcntl would grant them twice to one process
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, remedy: str = REMEDY) -> Iterator[None]:
     """Make `folder` and hold its lock, which the system releases when the process ends. Workers do not inherit it.
 
     On a file system without locks a note says so.
+
+    Args:
+        remedy: what to do if the folder is in use, for the message.
 
     Raises:
         UserError: another run holds the lock, or the folder cannot be written to.
     """
     path = lock_file(folder)
     if path in _held:
-        raise _in_use(folder, "this process")
+        raise _in_use(folder, "this process", remedy)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     with file:
-        _take(file, folder)
+        _take(file, folder, remedy)
         with suppress(OSError):  # a full disk; the text is for messages only
             os.ftruncate(file.fileno(), 0)
             # os.write has no buffer, which would fail again when the file is closed
@@ -56,7 +60,7 @@ def check_free(folder: Path) -> None:
     path = lock_file(folder)
     if path not in _held and path.is_file() and os.access(path, os.W_OK):
         with path.open("r+", encoding="utf-8") as file:
-            _take(file, folder, note=False)
+            _take(file, folder, REMEDY, note=False)
 
 
 def lock_file(folder: Path) -> Path:
@@ -64,7 +68,7 @@ def lock_file(folder: Path) -> Path:
     return Path(os.path.realpath(folder)) / ".lock"  # unlike resolve(), realpath accepts a circle of links
 
 
-def _take(file: IO[str], folder: Path, note: bool = True) -> None:
+def _take(file: IO[str], folder: Path, remedy: str, note: bool = True) -> None:
     reason = "this system has no fcntl"
     if fcntl is not None:
         try:
@@ -73,11 +77,11 @@ def _take(file: IO[str], folder: Path, note: bool = True) -> None:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
-                raise _in_use(folder, file.read().strip() or "another process") from None
+                raise _in_use(folder, file.read().strip() or "another process", remedy) from None
             reason = error.strerror or str(error)
     if note:
         log.info(f"note: {folder} cannot be locked ({reason}); start no second run in it")
 
 
-def _in_use(folder: Path, holder: str) -> UserError:
-    return UserError(f"a run is writing to {folder} ({holder}); wait for it, or name this one with EXPERIMENT.NAME")
+def _in_use(folder: Path, holder: str, remedy: str) -> UserError:
+    return UserError(f"a run is writing to {folder} ({holder}); {remedy}")

@@ -1,0 +1,89 @@
+"""An estimate of the time that the unfinished runs of a study take."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from itertools import islice
+from pathlib import Path
+from typing import Dict, Iterable, List, Tuple
+
+import torch
+
+from ..benchmark.hardware import synchronize_device
+from ..benchmark.synthetic import save_random_teacher
+from ..distillers import distiller_dict
+from ..engine.build import build_trainer
+from .grid import Cell, Study
+from .results import Summary
+
+WARM_UP_STEPS = 1
+TIMED_STEPS = 3
+
+
+def estimate(study: Study, cells: Iterable[Cell], summaries: Dict[str, Summary]) -> Dict[str, float]:
+    """Return the estimated seconds of each of `cells`, by name.
+
+    A run takes as long per epoch as the mean of the finished runs of its row. In a row without one, a few steps and an
+    evaluation batch are measured on this machine, with a teacher of random weights.
+
+    Args:
+        cells: unfinished runs of the study.
+        summaries: of the finished runs, by name.
+
+    Raises:
+        UserError: data are missing, or the parts of a run do not fit each other.
+    """
+    pace: Dict[object, List[float]] = {}  # seconds per epoch
+    for cell in study.all_cells():
+        if cell.name in summaries:
+            summary = summaries[cell.name]
+            pace.setdefault(cell.row, []).append(summary["seconds"] / summary["epochs"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(study.threads)
+    result = {}
+    for cell in cells:
+        if cell.row not in pace:
+            print(f"measuring {cell.name}", file=sys.stderr)
+            pace[cell.row] = [_seconds_per_epoch(cell)]
+        result[cell.name] = statistics.mean(pace[cell.row]) * cell.cfg.SOLVER.EPOCHS
+    torch.set_num_threads(threads)
+    return result
+
+
+def _seconds_per_epoch(cell: Cell) -> float:
+    cfg = cell.cfg.clone()
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        cfg.LOG.PREFIX, cfg.EXPERIMENT.REFERENCE = folder, []
+        if distiller_dict[cfg.DISTILLER.TYPE].needs_teacher and not cfg.DISTILLER.TEACHER_WEIGHTS:
+            cfg.DISTILLER.TEACHER_WEIGHTS = save_random_teacher(cfg, Path(folder))
+        trainer = build_trainer(cfg)
+        trainer.prepare()
+        trainer.distiller.train()
+        trainer.train_loader.set_epoch(1)
+        num_steps = len(trainer.train_loader)
+        count = min(num_steps, WARM_UP_STEPS + TIMED_STEPS)
+        marks = []
+        assert trainer.networks is not None
+        with trainer.networks.in_place():
+            for step, batch in enumerate(islice(trainer.batches(), count)):
+                trainer.train_step(batch, 1, step, num_steps)
+                synchronize_device(trainer.device)
+                marks.append(time.perf_counter())
+        step_seconds = (marks[-1] - marks[0]) / (len(marks) - 1) if len(marks) > 1 else 0.0
+        trainer.distiller.eval()
+        batch = next(iter(trainer.val_loader))
+        started = time.perf_counter()
+        with torch.inference_mode():
+            trainer.distiller.forward_eval(batch["image"])
+        synchronize_device(trainer.device)
+        return num_steps * step_seconds + len(trainer.val_loader) * (time.perf_counter() - started)
+
+
+def total_seconds(seconds: Dict[str, float], jobs: int) -> Tuple[float, float]:
+    """Return the sum of the durations, and the time that they take with `jobs` runs at a time."""
+    everything = sum(seconds.values())
+    return everything, max([everything / jobs, *seconds.values()])

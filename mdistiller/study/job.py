@@ -1,0 +1,67 @@
+"""One run of a study, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, Optional, Tuple
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to run a cell.
+
+    Attributes:
+        name: of the cell.
+        arguments: of `tools/train.py`.
+        log: file that its output is appended to.
+        folder: its working directory.
+        environment: variables to set.
+    """
+
+    name: str
+    arguments: Tuple[str, ...]
+    log: Path
+    folder: Path
+    environment: Dict[str, str]
+
+    def shell(self) -> str:
+        """Return the command that starts the run by hand."""
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        return " ".join([*variables, "python3 tools/train.py", *self.arguments])
+
+
+def run_job(
+    job: Job, devices: Optional[Dict[str, str]] = None, started: Optional[Callable[[subprocess.Popen], None]] = None
+) -> str:
+    """Run a cell to its end; return an empty string, or what went wrong in one line.
+
+    The run saves its state and stops when this process ends, however that happens: its standard input is a pipe, which
+    then closes.
+
+    Args:
+        devices: variables that choose the devices.
+        started: called with the process.
+    """
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a", encoding="utf-8") as log:
+        print(f"$ {job.shell()}", file=log, flush=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mdistiller.commands.study_job", *job.arguments],
+            cwd=job.folder,
+            env={**os.environ, **job.environment, **(devices or {})},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        if started is not None:
+            started(process)
+        status = process.wait()
+    if status == 0:
+        return ""
+    lines = [line for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return f"{lines[-1].partition('error: ')[2] or lines[-1]} ({how}; {job.log})"

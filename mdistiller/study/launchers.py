@@ -1,0 +1,125 @@
+"""Where the runs of a study are started: processes on this machine, or jobs of a cluster by submitit."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Protocol, Sequence
+
+import torch
+
+from ..errors import UserError
+from .job import Job, run_job
+
+CLUSTERS = ("slurm", "local", "debug")  # of submitit; the last two run on this machine, to try things out
+
+
+class Handle(Protocol):
+    """A started run: a `concurrent.futures.Future` or a submitit job."""
+
+    def done(self) -> bool:
+        """Whether the run has ended."""
+
+    def result(self) -> Any:
+        """Return what `run_job` returned."""
+
+
+class Launcher(Protocol):
+    """Starts runs.
+
+    Attributes:
+        limit: how many runs may be started at the same time.
+    """
+
+    limit: int
+
+    def submit(self, job: Job) -> Handle:
+        """Start a run."""
+
+    def stop(self) -> None:
+        """Make the runs save their state and end, and wait for them."""
+
+
+class LocalLauncher:
+    """Starts processes on this machine. With several GPUs, each process gets one, in turn.
+
+    Args:
+        jobs: processes at the same time.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self.limit = jobs
+        self._pool = ThreadPoolExecutor(jobs)
+        self._processes: List[subprocess.Popen] = []
+        self._devices = itertools.cycle(_visible_devices())
+
+    def submit(self, job: Job) -> Handle:
+        return self._pool.submit(run_job, job, next(self._devices), self._processes.append)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()  # see `run_job`
+        self._pool.shutdown()
+
+
+def _visible_devices() -> Sequence[Dict[str, str]]:
+    """Return the variables that select each of several GPUs, or no variables without a choice."""
+    if torch.cuda.device_count() < 2:
+        return [{}]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else map(str, range(torch.cuda.device_count()))
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
+
+
+class ClusterLauncher:
+    """Submits jobs by submitit.
+
+    Args:
+        cluster: `slurm`, `local` or `debug`.
+        folder: for submitit's files; shared by all machines of the cluster.
+        parameters: of `submitit.AutoExecutor.update_parameters`, such as `timeout_min` or `slurm_partition`.
+        jobs: jobs in the queue at the same time.
+
+    Raises:
+        UserError: submitit is not installed, the cluster cannot be reached, or a parameter is unknown.
+    """
+
+    def __init__(self, cluster: str, folder: Path, parameters: Dict[str, Any], jobs: int) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise UserError("--cluster needs submitit; install it with `pip install mdistiller[cluster]`") from None
+        self.limit = jobs
+        self._jobs: List[Any] = []
+        try:
+            self._executor = submitit.AutoExecutor(folder, cluster=cluster)
+            self._executor.update_parameters(name="mdistiller", **parameters)
+        except (RuntimeError, ValueError, NameError, TypeError) as error:
+            raise UserError(f"--cluster {cluster}: {' '.join(str(error).split())}") from None
+
+    def submit(self, job: Job) -> Handle:
+        self._jobs.append(self._executor.submit(run_job, job))
+        return self._jobs[-1]
+
+    def stop(self) -> None:
+        for job in self._jobs:
+            if not job.done():
+                job.cancel()
+
+
+def make_launcher(cluster: Optional[str], folder: Path, parameters: Dict[str, Any], jobs: Optional[int]) -> Launcher:
+    """Return the launcher for the options of the command line.
+
+    Args:
+        cluster: one of `CLUSTERS`; `None` for processes on this machine.
+        folder: of the study.
+        parameters: for the cluster.
+        jobs: runs at the same time; by default one process, or all jobs of a cluster.
+    """
+    if cluster is None:
+        return LocalLauncher(jobs or 1)
+    return ClusterLauncher(cluster, folder / "submitit", parameters, jobs or 10**6)

@@ -1,0 +1,44 @@
+"""The files that a study writes: results.csv, results.md, results.png and summaries.jsonl."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Dict, List
+
+from ..atomic_files import replace_text
+from ..errors import UserError
+from .comparison import differences, groups
+from .grid import Study
+from .plot import save_plot
+from .results import Summary, save_summaries
+from .tables import csv_table, markdown_tables
+
+EXTRA = ("scipy", "matplotlib")
+
+
+def check_libraries() -> None:
+    """Raise a UserError if a library that the results need is missing."""
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"a study needs {' and '.join(missing)}; install them with `pip install mdistiller[study]`")
+
+
+def write_results(study: Study, summaries: Dict[str, Summary], failed: Dict[str, str], output: Path) -> List[Path]:
+    """Write the results of the finished runs; return the paths.
+
+    Args:
+        summaries: of the finished runs, by name of the cell.
+        failed: the reason for each run that failed, by name.
+        output: folder of the study; it exists.
+    """
+    found = groups(study, summaries)
+    texts = {
+        "results.csv": csv_table(study, summaries, failed),
+        "results.md": markdown_tables(study, found, differences(study, found), summaries, failed),
+    }
+    for name, text in texts.items():
+        replace_text(output / name, text)
+    save_summaries(output / "summaries.jsonl", study.all_cells(), summaries)
+    save_plot(output / "results.png", found)
+    return [output / name for name in (*texts, "summaries.jsonl", "results.png")]

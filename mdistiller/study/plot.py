@@ -1,0 +1,55 @@
+"""The results of a study as a picture: a point for each seed, their means, and a line for the teacher."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from ..atomic_files import replace
+from .comparison import Group
+
+POINT, MEAN, TEACHER = "#4878a8", "#1b1b1b", "#c44e52"
+
+
+def save_plot(path: Path, found: Sequence[Group]) -> None:
+    """Write a PNG file with a panel for each pair and variant; nothing without a finished run.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    blocks: Dict[str, List[Group]] = {}
+    for group in found:
+        if group.summaries:
+            blocks.setdefault(group.row.block, []).append(group)
+    if not blocks:
+        return
+    most = max(map(len, blocks.values()))
+    figure = Figure(figsize=(5.5 * len(blocks), 1.4 + 0.36 * most), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, (block, groups) in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks.items()):
+        _draw(panel, block, groups)
+    replace(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def _draw(axes: Any, block: str, groups: Sequence[Group]) -> None:
+    """Draw the groups of a block from top to bottom on matplotlib axes."""
+    teachers = set()
+    for place, group in enumerate(groups):
+        values = [summary["last"]["deployed_top1"] for summary in group.summaries.values()]
+        axes.plot(values, [place] * len(values), "o", color=POINT, alpha=0.6)
+        axes.plot(statistics.mean(values), place, "|", color=MEAN, markersize=16, markeredgewidth=2)
+        taught = [summary["teacher_accuracy"] for summary in group.summaries.values()]
+        teachers |= {accuracy["deployed_top1"] for accuracy in taught if accuracy}
+    for top1 in teachers:
+        axes.axvline(top1, color=TEACHER, linestyle="--", linewidth=1)
+        axes.annotate("teacher", (top1, -0.8), color=TEACHER, ha="right", va="center", fontsize=9)
+    axes.set_yticks(range(len(groups)), [group.row.method for group in groups])
+    axes.set_ylim(len(groups) - 0.4, -1.2)
+    axes.set_xlabel("top-1, last epoch, %")
+    axes.set_title(f"{block}: points are seeds, bars their means", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

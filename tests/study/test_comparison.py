@@ -1,0 +1,82 @@
+"""Means, paired differences and verdicts, with values by hand."""
+
+import pytest
+
+from mdistiller.study.comparison import Difference, Group, Spread, difference, differences, groups, paired, spread
+from mdistiller.study.grid import Row, Study
+from mdistiller.study.tables import show_difference, show_spread
+
+
+def summary(top1, teacher="t1", precision="float32"):
+    return {
+        "last": {"deployed_top1": top1, "deployed_top5": top1},
+        "best": {"deployed_top1": top1 + 1, "deployed_top5": top1, "epoch": 3},
+        "origin": {"teacher": teacher, "val_labels": "v", "val_content": "c"},
+        "precision": precision,
+        "seconds": 10.0,
+    }
+
+
+def group(method, values, **more):
+    return Group(Row("p", "", method), ("float32",), {i: summary(v, **more) for i, v in enumerate(values)}, ())
+
+
+def test_spread():
+    assert spread([1.0, 2.0, 6.0]) == Spread(3.0, pytest.approx(7**0.5), 3)
+    assert spread([4.0]) == Spread(4.0, None, 1)
+    assert show_spread(spread([1.0, 2.0, 6.0])) == "3.00 ± 2.65"
+    assert show_spread(spread([4.0])) == "4.00"
+
+
+def test_the_interval_is_students():
+    # mean 2, deviation 1, n 3; the 97.5 % quantile of t with 2 degrees of freedom is 4.302653
+    result = paired("KD", [1.0, 2.0, 3.0])
+    assert result.interval == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
+    assert show_difference(result) == "+2.00 (-0.48 to 4.48)"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([2.0, 2.1, 2.2], "helps"),
+        ([-2.0, -2.1, -2.2], "hurts"),
+        ([1.0, 2.0, 3.0], "no difference seen with 3 seeds"),
+        ([0.0, 0.0], "no difference seen with 2 seeds"),
+        ([5.0], "one seed says nothing"),
+    ],
+)
+def test_verdicts(values, verdict):
+    assert paired("KD", values).verdict == verdict
+
+
+def test_seeds_are_paired():
+    ours, theirs = group("SFAKD", [50.0, 60.0, 70.0]), group("KD", [49.0, 58.0, 67.0, 1.0])
+    assert difference(ours, theirs) == Difference("KD", 2.0, pytest.approx((-0.48, 4.48), abs=0.01), 3)
+    assert difference(ours, Group(ours.row, (), {}, ())) is None
+
+
+def test_only_runs_with_the_same_teacher_are_paired():
+    ours = group("SFAKD", [50.0, 60.0])
+    assert difference(ours, group("student alone", [40.0, 40.0], teacher=None)).n == 2
+    assert difference(ours, group("KD", [40.0, 40.0], teacher="t2")) is None
+
+
+class Cell:
+    def __init__(self, method, seed):
+        self.row, self.seed, self.name = Row("p", "", method), seed, f"p/{method}/{seed}"
+
+
+def test_other_conditions_are_not_averaged():
+    cells = tuple(Cell(method, seed) for seed in (0, 1) for method in ("student alone", "KD"))
+    study = Study("s", (), cells, ("student alone",), 1, True, None)
+    summaries = {cell.name: summary(50.0 + cell.seed) for cell in cells}
+    summaries["p/KD/1"] = summary(70.0, precision="bfloat16")
+    found = groups(study, summaries)
+    assert [(g.row.method, g.conditions[0], list(g.summaries)) for g in found] == [
+        ("student alone", "float32", [0, 1]),
+        ("KD", "float32", [0]),
+        ("KD", "bfloat16", [1]),
+    ]
+    assert differences(study, found) == {1: [Difference("student alone", 0.0, None, 1)]}
+    del summaries["p/KD/0"], summaries["p/KD/1"]
+    assert groups(study, summaries)[1:] == [Group(Row("p", "", "KD"), (), {}, (0, 1))]

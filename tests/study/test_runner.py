@@ -1,0 +1,129 @@
+"""Running a study: what runs, what is skipped, what is reported, and the files it leaves."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mdistiller.errors import UserError
+from mdistiller.study.grid import read_study
+from mdistiller.study.runner import dry_run, run_study
+from mdistiller.study.tables import MACHINE_COLUMNS
+
+OUT = Path("out")
+
+
+def rows(folder=OUT):
+    """The rows of results.csv without what depends on the machine."""
+    with (folder / "results.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in MACHINE_COLUMNS} for row in csv.DictReader(file)]
+
+
+def states(folder=OUT):
+    return {f"{row['method']} {row['seed']}": row["state"] for row in rows(folder)}
+
+
+def test_a_study_from_start_to_end(place, launcher):
+    study = read_study("small.yaml")
+    summaries = run_study(study, OUT, launcher)
+    assert [job.name for job in launcher.jobs] == [cell.name for cell in study.all_cells()]
+    assert set(states().values()) == {"finished"} and len(states()) == 7
+    teacher = json.loads((OUT / "runs/resnet14/seed0/summary.json").read_text())
+    kd = summaries["small/KD/seed1"]
+    assert kd["teacher_accuracy"]["deployed_top1"] == teacher["last"]["deployed_top1"]
+    assert (kd["seed"], kd["settings"]["KD.TEMPERATURE"], "SOLVER.LR" in kd["settings"]) == (1, 4.0, True)
+    assert (OUT / "teacher_cache").is_dir()
+    text = (OUT / "results.md").read_text()
+    assert text.count("| 2 |") == 3 and "Unfinished" not in text
+    assert "- SFAKD against KD: " in text and "student alone against" not in text.replace("- student", "")
+    assert (OUT / "results.png").read_bytes().startswith(b"\x89PNG")
+
+    before = {path: path.read_bytes() for path in OUT.glob("results.*")}
+    launcher.jobs.clear()
+    run_study(study, OUT, launcher)  # nothing is left to do
+    assert launcher.jobs == []
+    assert {path: path.read_bytes() for path in before} == before
+
+    # on another machine: the summaries are enough for the tables
+    shutil.copy(OUT / "summaries.jsonl", "elsewhere.jsonl")
+    Path("small.yaml").write_text(Path("small.yaml").read_text() + "SUMMARIES: elsewhere.jsonl\n")
+    run_study(read_study("small.yaml"), Path("again"), launcher)
+    assert launcher.jobs == []
+    assert rows(Path("again")) == rows()
+    # and one more seed needs the teacher's weights again
+    more = Path("small.yaml").read_text().replace("SEEDS: [0, 1]", "SEEDS: [0, 1, 2]")
+    Path("small.yaml").write_text(more)
+    run_study(read_study("small.yaml"), Path("again"), launcher)
+    assert [job.name for job in launcher.jobs] == [
+        "resnet14/seed0",
+        *(f"small/{method}/seed2" for method in ("student_alone", "KD", "SFAKD")),
+    ]
+
+
+def test_a_failed_run_does_not_stop_the_others(place, launcher):
+    broken = (place / "small.yaml").read_text().replace("TYPE: KD}", "TYPE: KD, TEACHER_WEIGHTS: small.yaml}")
+    (place / "small.yaml").write_text(broken.replace("TEACHER: {}\n", ""))
+    with pytest.raises(UserError) as caught:
+        run_study(read_study("small.yaml"), OUT, launcher)
+    assert [line.partition(":")[0] for line in caught.value.faults] == [
+        *("small/KD/seed0", "small/SFAKD/seed0", "small/KD/seed1", "small/SFAKD/seed1"),
+    ]
+    assert [states()[f"student alone {seed}"] for seed in (0, 1)] == ["finished", "finished"]
+    assert states()["KD 0"] == "failed"
+    text = (OUT / "results.md").read_text()
+    assert "Unfinished: 2 of 6 runs are done." in text and "Failed: small/KD/seed1: " in text
+
+
+def test_students_of_a_failed_teacher_are_not_started(place, launcher):
+    text = (place / "small.yaml").read_text().replace("TEACHER: {}", "TEACHER: {SOLVER: {LR: 1.0e+10}}")
+    (place / "small.yaml").write_text(text.replace("EPOCHS: 1", "EPOCHS: 2"))
+    with pytest.raises(UserError) as caught:
+        run_study(read_study("small.yaml"), OUT, launcher)
+    assert "loss" in caught.value.faults[0]
+    assert caught.value.faults[1] == "small/KD/seed0: its teacher resnet14/seed0 failed"
+    assert len(launcher.jobs) == 3  # the teacher and the students alone
+
+
+def test_an_unfinished_run_continues(place, launcher):
+    study = read_study("small.yaml", ["SOLVER.EPOCHS", "2"])
+    run_study(study, OUT, launcher)
+    whole = rows()
+    half = OUT / "runs/small/KD/seed0"
+    (half / "summary.json").unlink()
+    assert "small/KD/seed0                                     epoch 2 of 2, about " in dry_run(study, OUT, 1)
+    launcher.jobs.clear()
+    run_study(study, OUT, launcher)
+    assert [job.arguments[-1] for job in launcher.jobs] == ["--resume"]
+    assert rows() == whole
+
+
+def test_other_settings_are_refused(place, launcher):
+    run_study(read_study("small.yaml"), OUT, launcher)
+    with pytest.raises(UserError, match=r"was run with other settings \(SOLVER.LR was 0.05, now 0.1\); give another"):
+        run_study(read_study("small.yaml", ["SOLVER.LR", "0.1"]), OUT, launcher)
+    (OUT / "runs/small/KD/seed0/summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"summary.json has no name, last, .*; an earlier version wrote it"):
+        run_study(read_study("small.yaml"), OUT, launcher)
+    (OUT / "runs/small/KD/seed0/summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"summary.json is not the summary of a run"):
+        run_study(read_study("small.yaml"), OUT, launcher)
+
+
+def test_results_with_other_settings_are_not_used(place, launcher, caplog):
+    run_study(read_study("small.yaml"), OUT, launcher)
+    with (place / "small.yaml").open("a") as file:
+        file.write(f"SUMMARIES: {OUT}/summaries.jsonl\n")
+    launcher.jobs.clear()
+    with caplog.at_level("INFO", "mdistiller"):
+        run_study(read_study("small.yaml", ["KD.TEMPERATURE", "2.0"]), Path("other"), launcher)
+    assert [job.name for job in launcher.jobs] == ["resnet14/seed0", "small/KD/seed0", "small/KD/seed1"]
+    assert "small/KD/seed0 with other settings (KD.TEMPERATURE was 4.0, now 2.0), and 1 more; not used" in caplog.text
+
+
+def test_dry_run(place):
+    text = dry_run(read_study("small.yaml"), OUT, 2).splitlines()
+    assert len(text) == 8 and all("epoch 0 of 1, about" in line for line in text[:-1])
+    assert text[-1].startswith("7 of 7 runs to do, about ") and text[-1].endswith("with --jobs 2")
+    assert not OUT.exists()
