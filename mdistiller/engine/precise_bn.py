@@ -1,7 +1,7 @@
 """BatchNorm statistics for evaluation, re-estimated over training batches (`SOLVER.PRECISE_BN`).
 
-Running statistics are exponential averages over the last steps. They are noisy, and the weights have changed since. The
-true average over many batches with the present weights is neither.
+Running statistics are exponential averages over the last steps. They depend on which batches came last, and on weights
+that have changed since. Here they are plain averages over many batches with the present weights.
 
 Source: "Rethinking 'Batch' in BatchNorm" (2021), section 3.
 
