@@ -33,8 +33,8 @@ def estimate_statistics(
 ) -> Statistics:
     """Return the averages of the batches' means and unbiased variances for the BatchNorms of student and head.
 
-    If a method overrides `forward_test`, those of its other modules are included, except the teacher's. BatchNorms that
-    are in evaluation mode, or that `forward_eval` does not reach, are left out. The distiller runs in its training
+    If a method has its own `forward_test`, those of its other modules are included, except the teacher's. BatchNorms
+    that are in evaluation mode, or that `forward_eval` does not reach, are left out. The distiller runs in its training
     mode, and is left as it was: buffers and random numbers too. In a process group each process runs its share of the
     batches; all return the same statistics.
 
@@ -46,14 +46,16 @@ def estimate_statistics(
     """
     if not distiller.training:
         distiller.train()
-    prefixes = ("",) if distiller.tests_otherwise else ("student.", "head.")  # of what `forward_eval` runs
+    # otherwise only student and head run, and copies of large buffers, such as CRD's memory bank, are saved
+    may_run_all = distiller.tests_otherwise or type(distiller).forward_eval is not Distiller.forward_eval
+    prefixes = ("",) if may_run_all else ("student.", "head.")
     buffers = {name: buffer for name, buffer in distiller.named_buffers() if name.startswith(prefixes)}
     norms = {
         name: module
         for name, module in distiller.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         and module.training
-        and f"{name}.running_mean" in buffers
+        and f"{name}.num_batches_tracked" in buffers
         and not name.startswith("teacher.")
     }
     if not norms:
@@ -103,18 +105,16 @@ def _cumulative_averages(norms: Iterable[Any]) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def eval_with(distiller: Distiller, statistics: Statistics, image: Tensor) -> Dict[str, Tensor]:
+def eval_with(distiller: Distiller, statistics: Statistics, compare: bool, image: Tensor) -> Dict[str, Tensor]:
     """Return `distiller.forward_eval(image)` with the given BatchNorm statistics.
-
-    If there are any, `running` is added: the logits that are deployed without them, with the running statistics.
 
     Args:
         distiller: in evaluation mode.
-        statistics: from `estimate_statistics`; may be empty.
+        statistics: from `estimate_statistics`; if empty, the running statistics are used.
+        compare: whether to add `running`, the logits that the running statistics give for `deployed`, in a second
+            forward pass. Without effect if `statistics` is empty.
         image: `[B, 3, H, W]`, normalised.
     """
-    if not statistics:
-        return distiller.forward_eval(image)
-    running = distiller.forward_eval(image)["deployed"]
     with replaced_buffers(distiller, statistics):
-        return {**distiller.forward_eval(image), "running": running}
+        logits = distiller.forward_eval(image)
+    return {**logits, "running": distiller.forward_eval(image)["deployed"]} if compare and statistics else logits

@@ -292,7 +292,7 @@ class Trainer:
             batches = map(self.in_memory_format, self.train_loader.sample(self.cfg.SOLVER.PRECISE_BN))
             self.statistics = estimate_statistics(self.distiller, batches, self.precision, self.stop.check)
         self.distiller.eval()
-        forward = partial(eval_with, self.distiller, self.statistics)
+        forward = partial(eval_with, self.distiller, self.statistics, self.cfg.SOLVER.PRECISE_BN_COMPARE)
         self.progress.last = evaluate(forward, self.val_loader, self.stop.check)
         return self.progress.last
 
