@@ -21,6 +21,7 @@ from .data_parallel import average_statistics, in_parallel
 from .evaluate import evaluate
 from .meter import EpochMeter
 from .optim import learning_rate
+from .precise_bn import Statistics, estimate_statistics, eval_with, replaced_buffers
 from .run import report
 from .run.cost import deployed_cost
 from .run.folder import RunFolder
@@ -83,6 +84,7 @@ class Trainer:
         self.optimizer = self.update.optimizer
         self.state = TrainingState(distiller, self.optimizer, self.scaler, cfg, train_loader, self.origin)
         self.teacher_accuracy: Dict[str, float] = {}  # percent
+        self.statistics: Statistics = {}  # BatchNorm's, of the last evaluation, where they were re-estimated
         self.stop = StopSignals()
         self.save_interval = SaveInterval(cfg.SOLVER.CHECKPOINT_EVERY)
         self.logger: RunLogger = SilentLogger()
@@ -289,8 +291,12 @@ class Trainer:
     def validate(self) -> Dict[str, float]:
         """Evaluate on the validation set; return top-1 and top-5 in percent by name."""
         average_statistics(self.distiller)
+        if self.cfg.SOLVER.PRECISE_BN:
+            batches = map(self.in_memory_format, self.train_loader.sample(self.cfg.SOLVER.PRECISE_BN))
+            self.statistics = estimate_statistics(self.distiller, batches, self.precision, self.stop.check)
         self.distiller.eval()
-        self.progress.last = evaluate(self.distiller.forward_eval, self.val_loader, self.stop.check)
+        forward = partial(eval_with, self.distiller, self.statistics, self.cfg.SOLVER.PRECISE_BN_COMPARE)
+        self.progress.last = evaluate(forward, self.val_loader, self.stop.check)
         return self.progress.last
 
     def start_epoch(self, epoch: int) -> None:
@@ -343,18 +349,20 @@ class Trainer:
         checkpoint.save(state, self.folder.latest, self.folder.previous)
 
     def deployed_student(self) -> Dict[str, Any]:
-        """Return the checkpoint of the student as it is, with the accuracies of the last evaluation."""
-        accuracy = self.progress.last
+        """Return the checkpoint of the student as it was in the last evaluation, with the accuracies of that."""
+        last = self.progress.last
+        accuracy = {name: value for name, value in last.items() if not name.startswith("running_")}
         if self.distiller.tests_otherwise:
-            accuracy = {f"deployed_top{k}": self.progress.last[f"bare_top{k}"] for k in (1, 5)}
-        return checkpoint.describe_student(
-            DeployedStudent(self.distiller.student, self.distiller.head),
-            self.cfg.DISTILLER.STUDENT,
-            self.train_loader.info,
-            accuracy,
-            self.progress.epoch,
-            to_dict(self.cfg),
-        )
+            accuracy = {f"deployed_top{k}": last[f"bare_top{k}"] for k in (1, 5)}
+        with replaced_buffers(self.distiller, self.statistics):
+            return checkpoint.describe_student(
+                DeployedStudent(self.distiller.student, self.distiller.head),
+                self.cfg.DISTILLER.STUDENT,
+                self.train_loader.info,
+                accuracy,
+                self.progress.epoch,
+                to_dict(self.cfg),
+            )
 
 
 @trainer_dict.register("crd_dot")

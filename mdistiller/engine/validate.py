@@ -150,6 +150,12 @@ def _solver_errors(solver: CfgNode) -> Iterator[str]:
         ),
         (0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1"),
         (not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0"),
+        (solver.PRECISE_BN >= 0, "SOLVER.PRECISE_BN", "a number of batches, a whole number from 0 on"),
+        (
+            not solver.PRECISE_BN_COMPARE or solver.PRECISE_BN > 0,
+            "SOLVER.PRECISE_BN_COMPARE",
+            "False where SOLVER.PRECISE_BN is 0",
+        ),
         (solver.TYPE in OPTIMIZERS, "SOLVER.TYPE", " or ".join(OPTIMIZERS)),
         (
             _is_interval(solver.CHECKPOINT_EVERY),

@@ -243,6 +243,50 @@ def test_other_random_numbers_are_left_alone(make_loader: Make, collect: Make) -
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("augment", ["pad_crop", "rotate_flip", "none"])
+def test_a_sample_is_full_batches_of_other_choices(make_loader: Make, augment: str) -> None:
+    loader = make_loader(augment=augment)
+    loader.set_epoch(5)
+    before = list(loader)
+    sample = list(loader.sample(9))
+    assert [len(batch["index"]) for batch in sample] == [8, 8]  # of 21 images
+    assert len(torch.cat([batch["index"] for batch in sample]).unique()) == 16
+    assert not torch.equal(sample[0]["index"], before[0]["index"])
+    assert len(list(loader.sample(1))) == 1
+    for once, again in ((before, list(loader)), (sample, list(loader.sample(2)))):
+        for batch, other in zip(once, again):
+            assert all(torch.equal(value, other[key]) for key, value in batch.items())
+    loader.set_epoch(6)
+    assert not torch.equal(next(loader.sample(1))["index"], sample[0]["index"])
+    (small,) = make_loader(num_images=5, augment=augment).sample(3)
+    assert small["index"].sort().values.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("augment", ["pad_crop", "rotate_flip"])
+def test_both_loaders_draw_the_same_sample(make_split: Make, make_info: Make, make_options: Make, augment: str) -> None:
+    split, options = make_split(21), make_options(augment=augment)
+    loaders = (
+        DeviceLoader(split, make_info(), options, CPU, True),
+        StreamLoader(split, View(8, margin=False), make_info(), options, CPU, True),
+    )
+    for one, other in zip(*(loader.sample(2) for loader in loaders)):
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_sample_of_a_stream_reads_its_own_images_only(
+    make_split: Make, make_info: Make, make_options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = make_split(21)
+    loader = StreamLoader(split, View(8, margin=False), make_info(), make_options(num_workers=0), CPU, True)
+    load, read = split.load, []
+    monkeypatch.setattr(split, "load", lambda index, view: read.append(index) or load(index, view))
+    (batch,) = loader.sample(1)
+    assert read == batch["index"].tolist()
+    crops = StreamLoader(split, View(8, False), make_info(), make_options(augment="resized_crop"), CPU, True)
+    kinds = [torch.cat([batch["image"] for batch in batches]) for batches in (crops.sample(2), crops.sample(2))]
+    assert torch.equal(*kinds)
+
+
 def test_start_step_continues_a_pass(make_loader: Make, collect: Make) -> None:
     loader = make_loader()
     loader.set_epoch(5)

@@ -125,6 +125,18 @@ def test_what_is_logged_is_of_all_images(steps, name):
             assert two[step] == pytest.approx(one[step], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", DOUBLE)
+def test_re_estimated_statistics_are_of_all_images(steps, name):
+    one, two = (result["statistics"] for result in steps[name])
+    assert one.keys() == two.keys() >= {"student.bn1.running_mean", "student.bn1.running_var"}
+    if name == "SFAKD-double":
+        assert "head.projector.bottleneck.1.running_var" in one
+    assert largest(one, steps[name][0]["state"], one) > 1e-3
+    assert largest(one, two, one) < 1e-12
+    for result in steps[name]:
+        assert largest(result["state"], result["own_after"], result["state"]) == 0
+
+
 @pytest.mark.parametrize("name", FLOAT32)
 def test_evaluation_counts_each_image_once(steps, name):
     one, two = steps[name]

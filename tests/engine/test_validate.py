@@ -24,6 +24,7 @@ from tests.engine.cfg.test_cfg import CONFIGS
         ("SOLVER.WARMUP_EPOCHS", ["-1", ".nan", "1000"]),
         ("SOLVER.WEIGHT_DECAY", ["-1", ".nan"]),
         ("SOLVER.MOMENTUM", ["-0.1", "1"]),
+        ("SOLVER.PRECISE_BN", ["-1", "-50", "1.5", "yes"]),
         ("LOG.TENSORBOARD_FREQ", ["0"]),
         ("LOG.SAVE_CHECKPOINT_FREQ", ["0", "-3"]),
         ("EXPERIMENT.SEED", ["-1", str(2**70)]),
@@ -48,6 +49,11 @@ def test_all_faults_at_once():
 def test_the_defaults_pass():
     check_settings(load_cfg(None, []))
     check_settings(load_cfg(None, ["SOLVER.MOMENTUM", "0", "SOLVER.LR_DECAY_STAGES", "[]"]))
+    check_settings(load_cfg(None, ["SOLVER.PRECISE_BN", "50", "SOLVER.PRECISE_BN_COMPARE", "True"]))
+    with pytest.raises(
+        UserError, match="SOLVER.PRECISE_BN_COMPARE is True; expected False where SOLVER.PRECISE_BN is 0"
+    ):
+        check_settings(load_cfg(None, ["SOLVER.PRECISE_BN_COMPARE", "True"]))
     with pytest.raises(UserError, match="SOLVER.NESTEROV is True; expected False where SOLVER.MOMENTUM is 0"):
         check_settings(load_cfg(None, ["SOLVER.MOMENTUM", "0", "SOLVER.NESTEROV", "True"]))
 

@@ -15,6 +15,7 @@ from tests.engine.test_trainer import settings
 STEPS = 20
 OPTIONS = [
     *("SOLVER.BATCH_SIZE", "9", "DATASET.IN_MEMORY", "yes", "CRD.NCE.K", "16", "MLKD.CONFIDENCE_MASK", "True"),
+    *("SOLVER.PRECISE_BN", "3"),
     *("SP.LOSS.FEAT_WEIGHT", "30.0", "PKT.LOSS.FEAT_WEIGHT", "300.0", "OFD.LOSS.FEAT_WEIGHT", "0.0001"),
 ]
 
@@ -41,7 +42,15 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
             step += 1
         losses.append({**trainer.meter.sync(), "averages": trainer.meter.averages()})
     state = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
-    return {"first": first, "state": state, "losses": losses, "accuracy": trainer.validate()}
+    accuracy = trainer.validate()
+    return {
+        "first": first,
+        "state": state,
+        "losses": losses,
+        "accuracy": accuracy,
+        "statistics": trainer.statistics,
+        "own_after": {key: value.clone() for key, value in trainer.distiller.state_dict().items()},
+    }
 
 
 def main() -> None:
@@ -53,7 +62,9 @@ def main() -> None:
                 torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign, assignment]
             result = steps(folder, method)
             torch.Tensor.float = as_float  # type: ignore[method-assign]
-            states = distributed.all_gather(result["state"])
+            states = distributed.all_gather(
+                {**result["state"], **{f"precise {k}": v for k, v in result["statistics"].items()}}
+            )
             result["alike"] = all(torch.equal(states[0][key], state[key]) for state in states for key in state)
             if distributed.is_main_process():
                 torch.save(result, Path(folder) / f"{method}-{distributed.get_world_size()}.pth")

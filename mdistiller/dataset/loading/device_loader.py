@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Iterator, Tuple
+from typing import Iterable, Iterator, Tuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from ..info import DatasetInfo
 from ..options import Options
+from .epoch_plan import EpochPlan
 from .loader import Batch, Loader
 from .rotation import rotated_pixels, rotation_steps
 from .splits import ArraySplit
@@ -50,15 +51,14 @@ class DeviceLoader(Loader):
     def fingerprint(self) -> Tuple[str, str]:
         return "pixels", self.digest()
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        plan = self.plan()
+    def _batches(self, plan: EpochPlan, slices: Iterable[slice], seed: int) -> Iterator[Batch]:
         order, variant = plan.order.to(self.device), self.variants(plan).to(self.device)
         first = (order * self._width**2) + (plan.top * self._width + plan.left).to(self.device)
         flip = plan.flip.long().to(self.device)
         size = self.info.input_size
         if self.augment == "rotate_flip":
             steps = rotation_steps(plan.angle, plan.flip, size).to(self.device)
-        for part in self.slices(start_step):
+        for part in slices:
             index = order[part]
             if self.augment == "none":
                 images = self.images.index_select(0, index)

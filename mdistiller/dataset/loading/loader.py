@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Dict, Iterable, Iterator, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ... import distributed
 from ...errors import UserError
 from ..info import DatasetInfo
 from ..options import Options
-from .epoch_plan import EpochPlan, plan_epoch, plan_in_order
+from .epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_order
 
 Batch = Dict[str, Tensor]
 
@@ -105,13 +105,14 @@ class Loader:
         """Set the epoch, which determines order and augmentation of later passes."""
         self.epoch = epoch
 
-    def plan(self) -> EpochPlan:
-        """Return order, crops, flips and angles of this epoch, on the CPU."""
+    def plan(self, seed: Optional[int] = None) -> EpochPlan:
+        """Return order, crops, flips and angles of this epoch, on the CPU; with another `seed`, others."""
         if not self.train:
             return plan_in_order(self.num_images)
         augment = self.augment in ("pad_crop", "rotate_flip")  # resized_crop has random numbers per image
+        seed = self._seed if seed is None else seed
         return plan_epoch(
-            self.num_images, self.padding, self._seed, self.epoch, augment, flips=self.flip, rotation=self.rotation
+            self.num_images, self.padding, seed, self.epoch, augment, flips=self.flip, rotation=self.rotation
         )
 
     def variants(self, plan: EpochPlan) -> Tensor:
@@ -120,6 +121,20 @@ class Loader:
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of this epoch from step `start_step` (counted from 0) on, equal to those of a full pass."""
+        yield from self._batches(self.plan(), self.slices(start_step), self._seed)
+
+    def sample(self, num_batches: int) -> Iterator[Batch]:
+        """Yield full training batches of other random choices than those of `iterate`; reads only their images.
+
+        They follow from seed and epoch too. There are `num_batches`, but at most the full batches of a pass. A set
+        smaller than a batch gives one batch of all images.
+        """
+        seed = derive_seed("sample", self._seed)
+        steps = min(num_batches, max(1, self.num_images // self.batch_size))
+        yield from self._batches(self.plan(seed), self.slices(0, steps), seed)
+
+    def _batches(self, plan: EpochPlan, slices: Iterable[slice], seed: int) -> Iterator[Batch]:
+        """Yield a batch for each slice of a plan; `seed` and epoch determine what the plan leaves open."""
         raise NotImplementedError
 
     def digest(self) -> str:
@@ -137,11 +152,11 @@ class Loader:
         """Return the number of images in batch `step` (counted from 0) over all processes."""
         return min(self.batch_size, self.num_images - step * self.batch_size)
 
-    def slices(self, start_step: int) -> Iterator[slice]:
-        """Yield the slices of the epoch's order that are this process's batches, from `start_step` on."""
+    def slices(self, start_step: int, stop_step: Optional[int] = None) -> Iterator[slice]:
+        """Yield the slices of the epoch's order that are this process's batches, from `start_step` to `stop_step`."""
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step is {start_step}; an epoch has {len(self)} batches")
-        for step in range(start_step, len(self)):
+        for step in range(start_step, len(self) if stop_step is None else stop_step):
             start = step * self.batch_size
             part = slice(start, start + self.images_in(step))
             if self.train:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ...errors import UserError
 from ..info import DatasetInfo
 from ..options import Options
 from .decode import View, decode_region
-from .epoch_plan import derive_seed
+from .epoch_plan import EpochPlan, derive_seed
 from .image_check import unusable_error
 from .loader import Batch, Loader
 from .orientation import upright_size
@@ -61,11 +61,10 @@ class StreamLoader(Loader):
     def fingerprint(self) -> Tuple[str, str]:
         return self._reader.split.fingerprint()
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        seed = derive_seed("images", self._seed, self.epoch)
-        plan = self.plan()
+    def _batches(self, plan: EpochPlan, slices: Iterable[slice], seed: int) -> Iterator[Batch]:
+        seed = derive_seed("images", seed, self.epoch)
         variant = self.variants(plan)
-        slices = list(self.slices(start_step))  # a generator would refer to `self` and keep workers alive
+        slices = list(slices)  # a generator would refer to `self` and keep workers alive
         # A pass that starts during another one gets its own workers.
         workers: Optional[DataLoader] = self._workers(seed) if self._idle is None else self._idle
         self._idle = None

@@ -72,6 +72,13 @@ _C.SOLVER.DOT.DELTA = 0.075  # DOT: momentum of the distillation gradient plus t
 _C.SOLVER.AMP = "auto"
 # Mode of `torch.compile`: `off`, `default`, `reduce-overhead` (CUDA graphs) or `max-autotune`.
 _C.SOLVER.COMPILE = "off"
+# Training batches over which the student's BatchNorm statistics are re-estimated before each evaluation, at most one
+# pass; training does not change. 0: evaluate with the running statistics. See
+# [results.md](results.md#batchnorm-statistics).
+_C.SOLVER.PRECISE_BN = 0
+# With `PRECISE_BN`, also evaluate with the running statistics (`running_top1` in metrics.jsonl). An evaluation then
+# takes twice as long.
+_C.SOLVER.PRECISE_BN_COMPARE = False
 _C.SOLVER.SYNC_BN = True  # compute BatchNorm statistics over all processes; `False`: in each process on its own
 # Save the state within epochs too, every `500 steps` or `10 minutes` for example. If empty, only after each epoch.
 _C.SOLVER.CHECKPOINT_EVERY = ""

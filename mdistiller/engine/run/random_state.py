@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Dict, List
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List
 
 import numpy as np
 import torch
@@ -42,6 +43,16 @@ def set_random_state(state: Dict[str, Any], device: torch.device) -> None:
             torch.cuda.set_rng_state(state["cuda"][0])
         else:
             torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def keep_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the state of all generators after a `with` block."""
+    state = get_random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(state, device)
 
 
 def _cuda_states() -> List[torch.Tensor]:
