@@ -97,9 +97,9 @@ def test_a_full_convolution_can_be_a_separable_one():
     """With the product of both kernels, output and gradient are those of depthwise and pointwise convolution."""
     torch.manual_seed(0)
     separable, full = BottleneckProjector(6, 10).double(), BottleneckProjector(6, 10, "full").double()
-    layers = [layer for layer in separable if layer is not separable[4]]
-    for target, source in zip(full, layers):
-        target.load_state_dict(source.state_dict()) if target is not full[3] else None
+    others = [layer for layer in separable if layer not in (separable[3], separable[4])]
+    for target, source in zip([layer for layer in full if layer is not full[3]], others):
+        target.load_state_dict(source.state_dict())
     full[3].weight.data = separable[4].weight * separable[3].weight.transpose(0, 1)  # [m, m, 1, 1] · [1, m, 3, 3]
     feature, probe = torch.randn(2, 6, 5, 4).double().requires_grad_(), torch.randn(2, 10, 5, 4)
     outputs = [projector(feature) for projector in (separable, full)]
