@@ -297,6 +297,7 @@ def test_evaluation_rebuilds_the_student(image_folder):
     assert saved["head"]["state"]["projector.fusion.alpha"] == 0.5
     student = load_student(saved, "resnet8", 3, path).eval()
     assert not list(student.head.projector.fusion.parameters(recurse=False))
+    assert sum(isinstance(module, nn.Conv2d) for module in student.head.projector.bottleneck) == 3
     image = torch.randn(2, 3, 16, 16)
     trainer.distiller.eval()
     torch.testing.assert_close(student(image), trainer.distiller(image=image))
