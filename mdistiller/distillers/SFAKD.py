@@ -20,7 +20,7 @@ says nothing.
 - Paper and code learn the weights of the fusion; `FUSION: fixed` keeps them at 0.5.
 - Paper and code have a depthwise separable convolution in the projector. `PROJECTOR: full` replaces it by one full 3×3
   convolution.
-- The code applies weight decay to all parameters, and the paper does not mention it. `WEIGHT_DECAY: False` exempts the
+- The code applies weight decay to all parameters, and the paper does not mention it. `DECAY_FILTER: False` exempts the
   filter, a learnable σ and the weights of the fusion.
 - Neither paper nor code has a warm-up of the alignment (`WARMUP_EPOCHS`), or KD's loss on the logits (`KD_WEIGHT`).
 
@@ -101,7 +101,7 @@ class SFAKD(Distiller):
         "SPATIAL_BRANCH": True,  # use the spatial branch
         "FUSION": "learned",  # "learned" | "fixed": the weights of the branches stay 0.5
         "PROJECTOR": "separable",  # "separable" (depthwise 3×3, pointwise) | "full" (one 3×3 convolution)
-        "WEIGHT_DECAY": True,  # SOLVER.WEIGHT_DECAY applies to filter, learnable sigma and fusion weights as well
+        "DECAY_FILTER": True,  # SOLVER.WEIGHT_DECAY applies to filter, learnable sigma and fusion weights as well
         "ALIGN": "pooled",  # "pooled" | "map"
         "CLASSIFIER": "teacher",  # "teacher" | "student"
     }
@@ -127,7 +127,7 @@ class SFAKD(Distiller):
         self.ce_weight = options.CE_WEIGHT
         self.kd_weight = options.KD_WEIGHT
         self.temperature = options.TEMPERATURE
-        self.weight_decay = options.WEIGHT_DECAY
+        self.decay_filter = options.DECAY_FILTER
         self.align = options.ALIGN
         aligned = "maps" if self.align == "map" else "pooled"
         self.teacher_needs = ("logits", aligned) if self.kd_weight else (aligned,)
@@ -182,7 +182,7 @@ class SFAKD(Distiller):
         return super().get_learnable_parameters() + extra
 
     def get_no_decay_parameters(self) -> List[nn.Parameter]:
-        if self.weight_decay:
+        if self.decay_filter:
             return []
         fusion: Any = (self.head or self.aligner).projector.fusion
         filters = [] if fusion.frequency is None else list(fusion.frequency.parameters())

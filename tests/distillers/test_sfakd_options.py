@@ -27,7 +27,7 @@ from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.engine.test_trainer import settings
 
-ABLATED = "SFAKD.FUSION fixed SFAKD.PROJECTOR full SFAKD.WEIGHT_DECAY False SFAKD.WARMUP_EPOCHS 4 SFAKD.KD_WEIGHT 1"
+ABLATED = "SFAKD.FUSION fixed SFAKD.PROJECTOR full SFAKD.DECAY_FILTER False SFAKD.WARMUP_EPOCHS 4 SFAKD.KD_WEIGHT 1"
 
 
 def fusion_of(distiller):
@@ -133,7 +133,7 @@ def decayed(distiller):
     ],
 )
 def test_which_parameters_decay(overrides, exempt):
-    distiller = build("SFAKD", *overrides.split(), "SFAKD.WEIGHT_DECAY", "False")
+    distiller = build("SFAKD", *overrides.split(), "SFAKD.DECAY_FILTER", "False")
     prefix = "head" if distiller.head is not None else "aligner"
     with_decay, without = decayed(distiller)
     assert without == {f"{prefix}.projector.fusion.{name}" for name in exempt}
@@ -147,7 +147,7 @@ def test_weight_decay_in_a_step(trainer):
     common = ["SOLVER.WEIGHT_DECAY", "0.5", "SFAKD.CE_WEIGHT", "1"]
     start = build("SFAKD").state_dict()
     with_decay = stepped(*common, steps=1, trainer=trainer).state_dict()
-    without = stepped(*common, "SFAKD.WEIGHT_DECAY", "False", steps=1, trainer=trainer).state_dict()
+    without = stepped(*common, "SFAKD.DECAY_FILTER", "False", steps=1, trainer=trainer).state_dict()
     names = ("alpha", "beta", "frequency.filter.weight")
     exempt = {f"head.projector.fusion.{name}" for name in names}
     assert {key for key in start if not torch.equal(with_decay[key], without[key])} == exempt
@@ -270,7 +270,7 @@ def test_gradients_reach_every_learnable_parameter_and_no_teacher(teacher, stude
 
 def test_the_defaults_are_those_before_these_options():
     options = load_cfg(None).SFAKD
-    new = ("FUSION", "PROJECTOR", "WEIGHT_DECAY", "WARMUP_EPOCHS", "KD_WEIGHT")
+    new = ("FUSION", "PROJECTOR", "DECAY_FILTER", "WARMUP_EPOCHS", "KD_WEIGHT")
     assert [options[key] for key in new] == ["learned", "separable", True, 0.0, 0.0]
     assert SFAKD.loss_names(options) == ("loss_probe", "loss_feat")
 
@@ -312,7 +312,7 @@ def test_evaluation_rebuilds_the_student(image_folder):
         ("SFAKD.WARMUP_EPOCHS -1", "SFAKD.WARMUP_EPOCHS is -1.0; expected 0 epochs or more"),
         ("SFAKD.KD_WEIGHT -1", "SFAKD.KD_WEIGHT is -1.0; expected a weight of 0 or more"),
         ("SFAKD.TEMPERATURE 0", "SFAKD.TEMPERATURE is 0.0; expected a number above 0"),
-        ("SFAKD.WEIGHT_DECAY 0.1", "SFAKD.WEIGHT_DECAY"),
+        ("SFAKD.DECAY_FILTER 0.1", "SFAKD.DECAY_FILTER"),
         (
             "SFAKD.CLASSIFIER student",
             "CE_WEIGHT is 0, and so is SFAKD.KD_WEIGHT; set one, for example CE_WEIGHT to 1.0",

@@ -112,7 +112,7 @@ def test_within_an_epoch(folder, method, trainer):
 
 @pytest.mark.parametrize("trainer", ["base", "dot"])
 def test_with_parameters_that_take_no_weight_decay(folder, trainer):
-    options = {"WEIGHT_DECAY": "False", "FUSION": "fixed", "WARMUP_EPOCHS": "2.5", "CE_WEIGHT": "1", "KD_WEIGHT": "1"}
+    options = {"DECAY_FILTER": "False", "FUSION": "fixed", "WARMUP_EPOCHS": "2.5", "CE_WEIGHT": "1", "KD_WEIGHT": "1"}
     more = [word for key, value in options.items() for word in (f"SFAKD.{key}", value)]
 
     def make(name):

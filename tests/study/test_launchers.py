@@ -1,0 +1,114 @@
+"""Runs in processes of their own: on this machine, and as jobs of submitit."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mdistiller.errors import UserError
+from mdistiller.study.grid import read_study
+from mdistiller.study.launchers import ClusterLauncher, LocalLauncher, _visible_devices
+from mdistiller.study.runner import run_study
+from tests.processes import REPO
+from tests.study.test_runner import rows
+
+pytestmark = pytest.mark.timeout(900)  # seconds; a study starts several processes, one after the other
+
+
+@pytest.fixture
+def one_method(place):
+    """The study with KD alone and one seed: three runs."""
+    text = (place / "small.yaml").read_text().replace("  SFAKD: {DISTILLER: {TYPE: SFAKD}}\n", "")
+    (place / "small.yaml").write_text(text.replace("SEEDS: [0, 1]", "SEEDS: [0]"))
+    return place
+
+
+def test_the_demo_at_its_smallest(command):
+    """The shipped study, in two processes at a time, gives the figures of one at a time."""
+    tiny = ["studies/demo", "SOLVER.EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0.5", "DATASET.TRAIN_FRACTION", "0.02"]
+    for jobs, output in (("2", "two"), ("1", "one")):
+        status, out, err = command("study", *tiny, "--jobs", jobs, "--output", output)
+        assert (status, err) == (0, ""), out
+    assert "9 runs, 0 finished, 9 to do" in out
+    assert rows(Path("one")) == rows(Path("two"))
+    assert {row["state"] for row in rows(Path("one"))} == {"finished"}
+
+
+def test_a_killed_study_ends_like_an_undisturbed_one(one_method, command, started):
+    longer = ["small.yaml", "SOLVER.EPOCHS", "6", "SOLVER.CHECKPOINT_EVERY", "1 steps"]
+    for run, epoch in (("resnet14/seed0", 2), ("small/student_alone/seed0", 1), ("small/KD/seed0", 3)):
+        log = Path("killed/logs") / f"{run}.txt"
+        with started(sys.executable, REPO / "tools/study.py", *longer, "--output", "killed", "--jobs", "2") as study:
+            while not (log.is_file() and f"epoch   {epoch}/6" in log.read_text()) and study.process.poll() is None:
+                time.sleep(0.05)
+            study.send_signal(signal.SIGKILL)
+            assert study.process.wait() == -signal.SIGKILL
+    status, out, err = command("study", *longer, "--output", "killed")
+    assert (status, err) == (0, ""), out
+    assert command("study", *longer, "--output", "whole")[0] == 0
+    assert rows(Path("killed")) == rows(Path("whole"))
+    assert (Path("killed") / "results.md").read_text().count("student alone") == 4
+
+
+@pytest.mark.parametrize("cluster", ["debug", "local"])
+def test_submitit(one_method, command, cluster):
+    options = ["--cluster", cluster, "--cluster-option", "timeout_min=5"]
+    status, out, err = command("study", "small.yaml", *options, "--output", "jobs")
+    assert (status, err) == (0, ""), out
+    assert {row["state"] for row in rows(Path("jobs"))} == {"finished"}
+    assert any(Path("jobs/submitit").iterdir())
+
+
+def test_a_failed_process(one_method, command):
+    (one_method / "small.yaml").write_text((one_method / "small.yaml").read_text().replace("METHODS:", "X:\nMETHODS:"))
+    status, _, err = command("study", "small.yaml")
+    assert (status, err.count("\n")) == (2, 1) and "unknown key X" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["small.yaml", "--jobs", "0"], "--jobs is 0; expected at least 1"),
+        (["small.yaml", "--cluster-option", "a=1"], "--cluster-option needs --cluster"),
+        (["small.yaml", "--cluster", "debug", "--cluster-option", "a"], "--cluster-option is 'a'; expected KEY=VALUE"),
+        (["small.yaml", "--cluster", "debug", "--cluster-option", "a=["], "which is not valid YAML"),
+        (["small.yaml", "--cluster", "debug", "--cluster-option", "tme=3"], "--cluster debug: "),
+        (["small.yaml", "--cluster", "slurm"], "--cluster slurm: "),
+        (["gone.yaml"], "config gone.yaml cannot be read"),
+        (["small.yaml", "SOLVER.LR"], "override 'SOLVER.LR' has no value"),
+        (["small.yaml", "--output", "small.yaml"], "small.yaml"),
+    ],
+)
+def test_bad_command_lines(one_method, command, arguments, line):
+    status, _, err = command("study", *arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert line in err
+
+
+def test_each_process_gets_a_gpu_in_turn(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert _visible_devices() == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert _visible_devices() == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert _visible_devices() == [{}]
+
+
+def test_a_study_in_use(one_method):
+    from mdistiller.engine.run.lock import locked
+
+    with locked(Path("out")), pytest.raises(
+        UserError, match=r"\(this process\); wait for it, or give another --output"
+    ):
+        run_study(read_study("small.yaml"), Path("out"), LocalLauncher(1))
+
+
+def test_without_submitit(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(
+        UserError, match=r"--cluster needs submitit; install it with `pip install mdistiller\[cluster\]`"
+    ):
+        ClusterLauncher("slurm", tmp_path, {}, 1)
