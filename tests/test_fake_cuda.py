@@ -38,9 +38,7 @@ FAULTS = {
     "waits for a number": lambda self, logits, target: logits / logits.max().item(),
     "waits for a decision": lambda self, logits, target: logits if (logits > 0).any() else -logits,
     "waits for a size": lambda self, logits, target: logits[target > 2],
-    "generator": lambda self, logits, target: (
-        logits + torch.rand(7, generator=torch.Generator(), device=logits.device)
-    ),
+    "generator": lambda self, logits, target: logits + torch.rand(7, generator=torch.Generator(), device=logits.device),
 }
 
 
