@@ -29,9 +29,14 @@ VARIANTS = {
     "OFD, teacher in training mode": ("OFD", "OFD.TEACHER_TRAIN_MODE", "True"),
 }
 METHODS = {**{method: (method,) for method in distiller_dict}, **VARIANTS}
+# what reads only logits does not depend on the pair; KD stands for it
+DEPENDS_ON_PAIR = [
+    "KD",
+    *(name for name in distiller_dict if {"maps", "pooled"} & set(distiller_dict[name].teacher_needs)),
+]
 HALF_PRECISION = [
     *((name, pair) for name in METHODS for pair in PAIRS[:1]),
-    *((name, pair) for name in distiller_dict for pair in PAIRS[1:]),
+    *((name, pair) for name in DEPENDS_ON_PAIR for pair in PAIRS[1:]),
 ]
 OTHER_MODELS = [  # with data set and size of the images
     ("ShuffleV2", "cifar100", 32),
