@@ -25,18 +25,8 @@ def one_method(place):
     return place
 
 
-def test_the_demo_at_its_smallest(command):
-    """The shipped study, in two processes at a time, gives the figures of one at a time."""
-    tiny = ["studies/demo", "SOLVER.EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0.5", "DATASET.TRAIN_FRACTION", "0.02"]
-    for jobs, output in (("2", "two"), ("1", "one")):
-        status, out, err = command("study", *tiny, "--jobs", jobs, "--output", output)
-        assert (status, err) == (0, ""), out
-    assert "9 runs, 0 finished, 9 to do" in out
-    assert rows(Path("one")) == rows(Path("two"))
-    assert {row["state"] for row in rows(Path("one"))} == {"finished"}
-
-
 def test_a_killed_study_ends_like_an_undisturbed_one(one_method, command, started):
+    """Killed three times with two runs at a time, and undisturbed with one at a time."""
     longer = ["small.yaml", "SOLVER.EPOCHS", "6", "SOLVER.CHECKPOINT_EVERY", "1 steps"]
     for run, epoch in (("resnet14/seed0", 2), ("small/student_alone/seed0", 1), ("small/KD/seed0", 3)):
         log = Path("killed/logs") / f"{run}.txt"

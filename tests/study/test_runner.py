@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def test_a_study_from_start_to_end(place, launcher):
         "resnet14/seed0",
         *(f"small/{method}/seed2" for method in ("student_alone", "KD", "SFAKD")),
     ]
+
+
+def test_the_demo_at_its_smallest(launcher):
+    tiny = ["SOLVER.EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0.5", "DATASET.TRAIN_FRACTION", "0.02"]
+    study = read_study("studies/demo", tiny)
+    run_study(replace(study, cells=study.cells[:3]), OUT, launcher)  # one seed
+    assert list(states().values()) == ["finished"] * 3
+    assert {row["teacher_top1"] for row in rows() if row["method"] == "SFAKD"} == {"92.30"}
 
 
 def test_a_failed_run_does_not_stop_the_others(place, launcher):
