@@ -60,6 +60,8 @@ def run_job(
         if started is not None:
             started(process)
         status = process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
     if status == 0:
         return ""
     lines = [line for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
