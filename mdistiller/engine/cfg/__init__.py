@@ -3,6 +3,7 @@
 from .config import (
     CACHES,
     CFG,
+    PRETRAINED,
     Config,
     dump,
     experiment_name,
@@ -18,6 +19,7 @@ from .values import leaves, to_dict
 __all__ = [
     "CACHES",
     "CFG",
+    "PRETRAINED",
     "Config",
     "dump",
     "experiment_name",
