@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..errors import UserError
-from ..ranges import above, one_of, weights
+from ..ranges import YES_NO_OR_NONE, above, one_of, weights
 from ._base import Distiller, register
 from ._common import match_size, probe
 from ._spectral import FrequencyBranch
 from ._spectral import FrequencyFilter as FrequencyFilter
 from ._spectral import HighPass as HighPass
-from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
+from .heads import Head, HeadOutput, check_teacher_map, ends_in_relu, head_dict, own_logits, split_forward
 
 
 def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor) -> Tensor:
@@ -98,9 +98,12 @@ class Fusion(nn.Module):
 
 
 class BottleneckProjector(nn.Sequential):
-    """Adaptive bottleneck `C_s → m → C_t`, `m = ⌊(C_s + C_t) / 2⌋`, with a depthwise separable 3×3 convolution."""
+    """Adaptive bottleneck `C_s → m → C_t`, `m = ⌊(C_s + C_t) / 2⌋`, with a depthwise separable 3×3 convolution.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    `relu` is whether it ends in a ReLU, which keeps the output from being negative.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, relu: bool = True) -> None:
         mid = (in_channels + out_channels) // 2
         super().__init__(
             nn.Conv2d(in_channels, mid, 1, bias=False),
@@ -112,7 +115,7 @@ class BottleneckProjector(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(mid, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+            *([nn.ReLU(inplace=True)] if relu else []),
         )
 
 
@@ -126,6 +129,7 @@ class SFAKDHead(Head):
         sigma, learnable_sigma, mask: see `HighPass`; `mask` is its `kind`.
         frequency, spatial: whether to use each branch; at least one.
         filter_init: see `FrequencyFilter`.
+        relu: whether the projector ends in a ReLU.
     """
 
     kind = "SFAKD"
@@ -144,6 +148,7 @@ class SFAKDHead(Head):
         spatial: bool = True,
         mask: str = "gaussian",
         filter_init: str = "identity",
+        relu: bool = True,
     ) -> None:
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         fusion = Fusion(
@@ -154,7 +159,7 @@ class SFAKDHead(Head):
         )
         projector = nn.Sequential()
         projector.add_module("fusion", fusion)
-        projector.add_module("bottleneck", BottleneckProjector(in_channels, out_channels))
+        projector.add_module("bottleneck", BottleneckProjector(in_channels, out_channels, relu))
         super().__init__(projector, out_channels, num_classes, bias, options)
         self.map_size = (height, width)
 
@@ -188,6 +193,7 @@ class SFAKD(Distiller):
         "SPATIAL_BRANCH": True,  # use the spatial branch
         "ALIGN": "pooled",  # "pooled" | "map"
         "CLASSIFIER": "teacher",  # "teacher" | "student"
+        "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's feature can be negative
     }
     RANGES = {
         "MASK.TYPE": one_of("gaussian", "hard", "none"),
@@ -195,6 +201,7 @@ class SFAKD(Distiller):
         "FILTER_INIT": one_of("identity", "uniform"),
         "ALIGN": one_of("pooled", "map"),
         "CLASSIFIER": one_of("teacher", "student"),
+        "PROJECTOR_RELU": YES_NO_OR_NONE,
         **weights("FEAT_WEIGHT", "CE_WEIGHT"),
     }
     teacher_needs = ("pooled",)
@@ -213,6 +220,7 @@ class SFAKD(Distiller):
         _, in_channels, height, width = probe(student, input_size)[1]["final_map"].shape
         if self.align == "map":
             check_teacher_map("SFAKD.ALIGN map", teacher, input_size, remedy="use SFAKD.ALIGN pooled")
+        imitated = "final_map" if self.align == "map" else "pooled_feat"
         aligner = SFAKDHead.with_classifier(
             classifier,
             in_channels=in_channels,
@@ -224,6 +232,7 @@ class SFAKD(Distiller):
             spatial=options.SPATIAL_BRANCH,
             mask=options.MASK.TYPE,
             filter_init=options.FILTER_INIT,
+            relu=ends_in_relu(options.PROJECTOR_RELU, teacher, input_size, imitated),
         )
         if options.CLASSIFIER == "teacher":
             self.head = aligner

@@ -82,7 +82,8 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
     if given == SAME:
         return student
     if isinstance(given, dict):
-        return student._replace(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
+        entries: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return student._replace(**entries)
     if given == PRETRAINED or (library_of(arch) and cfg.DISTILLER.TEACHER_WEIGHTS == PRETRAINED):
         own = library_input(arch)
         if own is None:

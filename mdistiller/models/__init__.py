@@ -1,8 +1,8 @@
 """Models by name, and their weights.
 
-A name is one of the zoo, or `timm/<name>`, `torchvision/<name>`, `my_package.models:make_model` or
-`path/to/file.py:make_model`; see `adapters/`. The zoo has two of models: one for small images (`cifar_model_dict`) and one for
-large images (`imagenet_model_dict`). Both have a `ResNet18`, a `ResNet34` and a `ResNet50`. `tiny_imagenet_model_dict` has the
+A name is one of the zoo, or `timm/<name>`, `torchvision/<name>`, `my_package.models:make` or `path/to/file.py:make`;
+see `adapters/`. The zoo has two families of models: one for small images (`cifar_model_dict`) and one for large images
+(`imagenet_model_dict`). Both have a `ResNet18`, a `ResNet34` and a `ResNet50`. `tiny_imagenet_model_dict` has the
 models of `cifar_model_dict`, but another `MobileNetV2`.
 """
 

@@ -1,6 +1,6 @@
 """Models from elsewhere with the outputs and methods that distillers read.
 
-Such a model does not derive from `ClassifierModel`. `insert` adds the missing methods to it, and `examine` runs it on two
+Such a model does not derive from `ClassifierModel`. `insert` adds the missing methods to it. `examine` runs it on two
 images of noise, which shows which outputs it has. The modules of `adapters/` say how each kind of model gives them.
 
 Shapes: `B` batch, `H`/`W` pixels, `N` classes, `C` channels.

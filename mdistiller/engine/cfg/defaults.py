@@ -47,8 +47,8 @@ _C.DATASET.TEST.BATCH_SIZE = None
 
 _C.DISTILLER = CN()
 _C.DISTILLER.TYPE = "NONE"  # `NONE` (the student alone), or the section name of one of the methods below
-# Teacher model: a name of the zoo, `timm/NAME`, `torchvision/NAME`, or your own function, as `my_package.models:make` or
-# `path/to/file.py:make`. See [models.md](models.md#any-model-by-name).
+# Teacher model: a name of the zoo, `timm/NAME`, `torchvision/NAME`, or your own function, as `my_package.models:make`
+# or `path/to/file.py:make`. See [models.md](models.md#any-model-by-name).
 _C.DISTILLER.TEACHER = "ResNet50"
 _C.DISTILLER.STUDENT = "resnet32"  # student model, named in the same ways
 # Checkpoint of the teacher, or `pretrained` for the weights that its library releases. If empty: the released CIFAR-100

@@ -137,7 +137,8 @@ class _Shapes(fx.Interpreter):
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self.found: Dict[fx.Node, Sequence[int]] = {}
-        self._nodes = dict(zip(self.module.graph.nodes, graph.nodes))  # type: ignore[union-attr]
+        module: Any = self.module
+        self._nodes = dict(zip(module.graph.nodes, graph.nodes))
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -202,9 +203,7 @@ def _named(graph: fx.Graph, name: str, candidates: Sequence[Candidate]) -> Candi
     inside = [node for node in graph.nodes if name in _modules_around(node)]
     found = [candidate for candidate in candidates if inside and candidate.key is inside[-1]]
     if not found:
-        raise UserError(
-            f"{name!r} {'gives no map that all later layers pass through' if inside else 'is never called'}"
-        )
+        raise UserError(f"{name!r} {'gives no map on which all later layers depend' if inside else 'is never called'}")
     return found[0]
 
 

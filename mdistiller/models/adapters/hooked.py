@@ -46,7 +46,7 @@ class HookedModel(AdaptedModel):
         names = [self.classifier_path, *(name for name, _ in self.stages)]
         handles = [self.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
-            logits = logits_of(super(AdaptedModel, self).forward(*args, **kwargs))  # type: ignore[misc]
+            logits, _ = super().forward(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()

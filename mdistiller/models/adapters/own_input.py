@@ -49,7 +49,7 @@ class _OwnInput(nn.Module):
         image = image.float()
         if tuple(image.shape[-2:]) != (size, size):
             smooth = {} if kind == "nearest" else {"align_corners": False, "antialias": True}
-            image = F.interpolate(image, (size, size), mode=kind, **smooth)  # type: ignore[arg-type]
+            image = F.interpolate(image, (size, size), mode=kind, **smooth)
         return image * self.input_scale + self.input_shift
 
 
@@ -60,7 +60,7 @@ class _OwnInputContract(_OwnInput):
 
 class _OwnInputForward(_OwnInput):
     def forward(self, image: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(self.convert_input(image), *args, **kwargs)  # type: ignore[misc]
+        return super().forward(self.convert_input(image), *args, **kwargs)
 
 
 def give_own_input(model: nn.Module, own: InputSpec, given: InputSpec) -> nn.Module:

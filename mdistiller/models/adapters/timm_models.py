@@ -42,7 +42,7 @@ class TimmModel(AdaptedModel):
     num_prefix: int
     channels_last: bool
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, Dict[str, Any]]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tuple[Tensor, Dict[str, Any]]:
         model: Any = self
         last, maps = model.forward_intermediates(x, **self.intermediates)
         pooled = model.forward_head(last, pre_logits=True)

@@ -155,7 +155,7 @@ def _copy_inplace(source: nn.Module, target: nn.Module) -> None:
     """Copy the attribute `inplace` of all modules, which `before_activation` may have changed."""
     for mine, theirs in zip(target.modules(), source.modules()):
         if isinstance(getattr(mine, "inplace", None), bool):
-            mine.inplace = theirs.inplace  # type: ignore[assignment]
+            mine.inplace = theirs.inplace
 
 
 __all__ = ["NotTraceable", "TracedModel", "UserError", "trace_outputs"]
