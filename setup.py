@@ -14,6 +14,9 @@ assert version
 requirements = re.findall(r"^\w[^\s#]*", (here / "requirements.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+TIMM = "timm>=1.0.9"  # models of timm by name
+
+
 class BuildWithShippedFiles(build_py):
     """Copies the shipped files (see `mdistiller.paths`) into the package, as `mdistiller/shipped/`.
 
@@ -48,6 +51,7 @@ setup(
     python_requires=">=3.8",
     install_requires=requirements,
     extras_require={
+        "timm": [TIMM],
         "test": [
             "pytest>=7.4",
             "pytest-timeout>=2.2",
@@ -56,7 +60,8 @@ setup(
             "mypy>=1.8",
             "types-PyYAML",
             "setuptools>=70.1",  # tests build a wheel
-        ]
+            TIMM,
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

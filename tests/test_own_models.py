@@ -153,7 +153,9 @@ def test_what_cannot_work_is_one_line_before_the_run_begins(command, settings, c
 
 def test_a_file_that_fails_half_way_leaves_no_model(settings):
     before = [dict(family) for family in FAMILIES]
-    source = OWN_MODELS.read_text(encoding="utf-8").replace('"contract"', '"other"').replace("logits_alone", "alone").replace('"plain"', '"bare"')
+    source = OWN_MODELS.read_text(encoding="utf-8")
+    for name, new in (('"contract"', '"other"'), ("logits_alone", "alone"), ('"plain"', '"bare"')):
+        source = source.replace(name, new)
     torchvision = 'import torchvision\ncifar_model_dict["theirs"] = (torchvision.models.resnet18, None)\n'
     (settings / "other.py").write_text(f"{source}{torchvision}raise RuntimeError('half way')\n")
     with pytest.raises(UserError, match="other.py cannot be imported .RuntimeError: half way"):

@@ -16,6 +16,7 @@ from ..distillers import distiller_dict
 from ..distillers._common import probe
 from ..distillers._plugins import build_distiller
 from ..errors import UserError, memory_shortage, refuse
+from ..models._adapt import AdaptedModel, evaluation_mode, noise
 from .cfg import experiment_name, resolved
 from .networks import build_student, build_teacher
 from .run.origin import labels_digest
@@ -67,6 +68,10 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
         if model is not None:
             _check_input_size(name, model, info.input_size)
     distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
+    if distiller.channels_last:
+        for name, model in ((cfg.DISTILLER.STUDENT, student), (cfg.DISTILLER.TEACHER, teacher)):
+            if isinstance(model, AdaptedModel):
+                _check_memory_format(name, model, info.input_size)
     distiller.attach_data(train_loader)
     distiller.to(device)
     if not distributed.is_main_process():  # each process draws its own numbers within the steps
@@ -89,3 +94,18 @@ def _check_input_size(name: str, model: nn.Module, input_size: int) -> None:
         raise UserError(
             f"{name} cannot take images of {input_size} px ({reason}); set a larger DATASET.INPUT_SIZE"
         ) from None
+
+
+def _check_memory_format(name: str, model: nn.Module, input_size: int) -> None:
+    """Raise a UserError if a model cannot take images in the format channels_last, in which steps run."""
+    with evaluation_mode(model):
+        try:
+            model(noise(model, input_size).to(memory_format=torch.channels_last))
+        except RuntimeError as error:
+            if memory_shortage(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{name} cannot take images in the memory format channels_last ({reason}); write reshape for view in"
+                " its forward"
+            ) from None

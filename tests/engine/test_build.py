@@ -5,6 +5,7 @@ import pytest
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine import build, validate
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.networks import released_weights
 from mdistiller.errors import UserError
 
 

@@ -50,6 +50,12 @@ class HookedModel(AdaptedModel):
         finally:
             for handle in handles:
                 handle.remove()
+        missing = [name for name in names if name not in taken]
+        if missing:
+            raise UserError(
+                f"{self.adapted_name} does not call its module {missing[0]} each time; name modules that it always calls"
+                " in DISTILLER.STUDENT_FEATURES or TEACHER_FEATURES"
+            )
         feats = [layout.to_map(taken[name]) for name, layout in self.stages]
         return logits, {
             "feats": feats,

@@ -72,8 +72,11 @@ def find_layout(shape: Sequence[int], side: Optional[int]) -> Optional[Layout]:
         return Layout("NHWC", 0, shape[1]) if shape[1] == shape[2] else None
     if len(shape) != 3:
         return None
-    if side is not None and 0 <= shape[1] - side**2 <= MAX_PREFIX:
-        return Layout("tokens", shape[1] - side**2, side)
+    if side is not None:
+        if 0 <= shape[1] - side**2 <= MAX_PREFIX:
+            return Layout("tokens", shape[1] - side**2, side)
+        root = math.isqrt(shape[1])
+        return Layout("tokens", 0, root) if root**2 == shape[1] and root < side else None
     for num_prefix in range(min(MAX_PREFIX, shape[1] - 1) + 1):
         root = math.isqrt(shape[1] - num_prefix)
         if root**2 == shape[1] - num_prefix:
