@@ -26,7 +26,6 @@ POOLINGS = (
     *(F.adaptive_avg_pool2d, F.avg_pool2d, F.adaptive_max_pool2d, torch.mean, torch.amax),
     *("mean", "amax"),
 )
-WEIGHTED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
 
 class NotTraceable(Exception):
@@ -173,7 +172,9 @@ def _candidates(
     for node, following in zip(nodes, nodes[1:]):
         if order[node] >= order[pooled]:
             break
-        num_weighted += _is_one_of(model, node, WEIGHTED)
+        if node.op == "call_module":
+            parameters = model.get_submodule(str(node.target)).parameters()
+            num_weighted += any(parameter.dim() > 1 for parameter in parameters)  # a norm has one dimension
         is_only_value = needed_until <= order[node] and node.op != "placeholder"
         needed_until = max([needed_until, *(order[user] for user in node.users)])
         layout = find_layout(shapes[node], side) if is_only_value else None

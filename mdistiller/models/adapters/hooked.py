@@ -20,7 +20,6 @@ from .layout import Layout, find_layout
 from .stages import Candidate, choose_stages
 
 POOLINGS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
-WEIGHTED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
 
 class HookedModel(AdaptedModel):
@@ -53,8 +52,8 @@ class HookedModel(AdaptedModel):
         missing = [name for name in names if name not in taken]
         if missing:
             raise UserError(
-                f"{self.adapted_name} does not call its module {missing[0]} each time; name modules that it always calls"
-                " in DISTILLER.STUDENT_FEATURES or TEACHER_FEATURES"
+                f"{self.adapted_name} does not call its module {missing[0]} each time; name modules that it always"
+                " calls in DISTILLER.STUDENT_FEATURES or TEACHER_FEATURES"
             )
         feats = [layout.to_map(taken[name]) for name, layout in self.stages]
         return logits, {
@@ -157,7 +156,7 @@ def _candidates(calls: List[_Call], end: int) -> List[Candidate]:
     last_large = 0  # number of candidates up to the last one of more than one position before a pooling to one position
     num_weighted, side = 0, None
     for call in calls[:end]:
-        num_weighted += isinstance(call.module, WEIGHTED)
+        num_weighted += any(parameter.dim() > 1 for parameter in call.module.parameters(recurse=False))
         shape = call.output.shape if isinstance(call.output, Tensor) else ()
         layout = find_layout(shape, side)
         if layout is None or (len(shape) == 3 and side is None):

@@ -56,7 +56,9 @@ def find_constructor(name: str) -> Callable[..., Any]:
         found: Any = _import_file(place) if is_file else _import_module(place, name)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            defined = ", ".join(key for key, value in vars(found).items() if callable(value) and key[:1] != "_")
+            own = getattr(found, "__name__", "")
+            here = [key for key, value in vars(found).items() if getattr(value, "__module__", None) == own]
+            defined = ", ".join(key for key in here if callable(vars(found)[key]))
             raise UserError(
                 f"{place} has no {attribute!r}, which {name} names; it defines {defined[:200] or 'nothing'}"
             )
