@@ -14,6 +14,9 @@ assert version
 requirements = re.findall(r"^\w[^\s#]*", (here / "requirements.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+TIMM = "timm>=1.0.9"  # models of timm by name
+
+
 class BuildWithShippedFiles(build_py):
     """Copies the shipped files (see `mdistiller.paths`) into the package, as `mdistiller/shipped/`.
 
@@ -53,6 +56,7 @@ setup(
     extras_require={
         "study": STUDY,
         "cluster": ["submitit>=1.5"],  # SLURM jobs
+        "timm": [TIMM],
         "test": [
             *STUDY,
             "submitit>=1.5",
@@ -63,6 +67,7 @@ setup(
             "mypy>=1.8",
             "types-PyYAML",
             "setuptools>=70.1",  # tests build a wheel
+            TIMM,
         ],
     },
     classifiers=[

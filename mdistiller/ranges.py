@@ -56,6 +56,9 @@ def one_of(*choices: str) -> Range:
     return Range(lambda value: value in choices, words)
 
 
+YES_NO_OR_NONE = Range(lambda value: value is None or isinstance(value, bool), "True, False, or None to infer")
+
+
 def weights(*keys: str) -> Dict[str, Range]:
     """Return the range of a loss weight for each of `keys`."""
     return dict.fromkeys(keys, Range(lambda value: is_number(value) and value >= 0, "a weight of 0 or more"))

@@ -45,9 +45,9 @@ def train_a_step(method, student, teacher):
     return losses
 
 
-@pytest.mark.parametrize("pair", ["contract contract", "contract resnet8", "resnet8 contract"])
+@pytest.mark.parametrize("pair", ["contract contract", "contract resnet8", "resnet8 contract", "plain plain"])
 @pytest.mark.parametrize("method", METHODS)
-def test_mdistillers_forward_serves_every_method(method, pair):
+def test_mdistillers_forward_or_logits_whose_graph_is_known_serve_every_method(method, pair):
     student, teacher = pair.split()
     if method == "OFD" and teacher == "contract":
         message = r"stages, of \[16, 32\] channels; get_bn_before_relu\(\) of this Contract gives \[\]; give it that"
@@ -109,7 +109,7 @@ def test_trained_saved_and_evaluated(command, settings):
     # another process does not load the plug-in: code that a checkpoint names is not run without consent
     del cifar_model_dict["contract"], sys.modules["mdistiller.distillers.my_models"]
     for family in FAMILIES:
-        del family["logits_alone"]
+        del family["logits_alone"], family["plain"]
     evaluate = ("eval", "-m", "contract", "-c", "output/run/student_latest.pth")
     status, out, err = command(*evaluate)
     assert (status, out) == (2, "")
@@ -153,7 +153,9 @@ def test_what_cannot_work_is_one_line_before_the_run_begins(command, settings, c
 
 def test_a_file_that_fails_half_way_leaves_no_model(settings):
     before = [dict(family) for family in FAMILIES]
-    source = OWN_MODELS.read_text(encoding="utf-8").replace('"contract"', '"other"').replace("logits_alone", "alone")
+    source = OWN_MODELS.read_text(encoding="utf-8")
+    for name, new in (('"contract"', '"other"'), ("logits_alone", "alone"), ('"plain"', '"bare"')):
+        source = source.replace(name, new)
     torchvision = 'import torchvision\ncifar_model_dict["theirs"] = (torchvision.models.resnet18, None)\n'
     (settings / "other.py").write_text(f"{source}{torchvision}raise RuntimeError('half way')\n")
     with pytest.raises(UserError, match="other.py cannot be imported .RuntimeError: half way"):

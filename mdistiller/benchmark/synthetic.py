@@ -43,7 +43,9 @@ def save_random_teacher(cfg: CfgNode, folder: Path) -> str:
     """
     info = dataset_dict[cfg.DATASET.TYPE](cfg).info
     seed_everything(cfg.EXPERIMENT.SEED)
-    teacher = build_model(cfg.DISTILLER.TEACHER, info.num_classes, info.name, info.input_size).train()
+    options = cfg.DISTILLER
+    models = options.TEACHER, info.num_classes, info.name, info.input_size
+    teacher = build_model(*models, options.TEACHER_ARGS, options.TEACHER_FEATURES).train()
     for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..ranges import above, at_least, one_of, weights
+from ..ranges import YES_NO_OR_NONE, above, at_least, one_of, weights
 from ._base import Distiller, register
 from ._common import match_size, probe, warmup_factor
 from ._sfakd_head import BottleneckProjector as BottleneckProjector
@@ -49,7 +49,7 @@ from ._sfakd_head import SpatialBranch as SpatialBranch
 from ._spectral import FrequencyBranch as FrequencyBranch
 from ._spectral import FrequencyFilter as FrequencyFilter
 from ._spectral import HighPass as HighPass
-from .heads import HeadOutput, check_teacher_map, own_logits, split_forward
+from .heads import HeadOutput, check_teacher_map, ends_in_relu, own_logits, split_forward
 from .KD import kd_loss
 
 
@@ -104,6 +104,7 @@ class SFAKD(Distiller):
         "DECAY_FILTER": True,  # SOLVER.WEIGHT_DECAY applies to filter, learnable sigma and fusion weights as well
         "ALIGN": "pooled",  # "pooled" | "map"
         "CLASSIFIER": "teacher",  # "teacher" | "student"
+        "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's feature can be negative
     }
     RANGES = {
         "MASK.TYPE": one_of("gaussian", "hard", "none"),
@@ -113,6 +114,7 @@ class SFAKD(Distiller):
         "CLASSIFIER": one_of("teacher", "student"),
         "FUSION": one_of("learned", "fixed"),
         "PROJECTOR": one_of("separable", "full"),
+        "PROJECTOR_RELU": YES_NO_OR_NONE,
         "WARMUP_EPOCHS": at_least(0, "epochs"),
         "TEMPERATURE": above(0),
         **weights("FEAT_WEIGHT", "CE_WEIGHT", "KD_WEIGHT"),
@@ -137,6 +139,7 @@ class SFAKD(Distiller):
         _, in_channels, height, width = probe(student, input_size)[1]["final_map"].shape
         if self.align == "map":
             check_teacher_map("SFAKD.ALIGN map", teacher, input_size, remedy="use SFAKD.ALIGN pooled")
+        imitated = "final_map" if self.align == "map" else "pooled_feat"
         aligner = SFAKDHead.with_classifier(
             classifier,
             in_channels=in_channels,
@@ -150,6 +153,7 @@ class SFAKD(Distiller):
             filter_init=options.FILTER_INIT,
             fusion=options.FUSION,
             projector=options.PROJECTOR,
+            relu=ends_in_relu(options.PROJECTOR_RELU, teacher, input_size, imitated),
         )
         if options.CLASSIFIER == "teacher":
             self.head = aligner

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..errors import UserError
-from ..ranges import at_least, weights
+from ..ranges import YES_NO_OR_NONE, at_least, weights
 from ._base import Distiller, register
 from ._common import match_size, probe
-from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
+from .heads import Head, HeadOutput, check_teacher_map, ends_in_relu, head_dict, own_logits, split_forward
 
 
 def simkd_loss(projected: Tensor, map_teacher: Tensor) -> Tensor:
@@ -35,9 +35,12 @@ def simkd_loss(projected: Tensor, map_teacher: Tensor) -> Tensor:
 
 
 class Projector(nn.Sequential):
-    """Bottleneck `C_s → C_t / factor → C_t` of 1×1, 3×3 and 1×1 convolutions, each with BatchNorm and ReLU."""
+    """Bottleneck `C_s → C_t / factor → C_t` of 1×1, 3×3 and 1×1 convolutions, each with BatchNorm and ReLU.
 
-    def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
+    `relu` is whether the last ReLU is there, which keeps the output from being negative.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, factor: int, relu: bool = True) -> None:
         mid = out_channels // factor
         super().__init__(
             nn.Conv2d(in_channels, mid, 1, bias=False),
@@ -48,7 +51,7 @@ class Projector(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(mid, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+            *([nn.ReLU(inplace=True)] if relu else []),
         )
 
 
@@ -61,6 +64,7 @@ class SimKDHead(Head):
         height, width: size of the teacher's final map.
         out_channels, num_classes, bias: `C_t`, `N` and bias of the teacher's classifier.
         factor: the projector's inner width is `C_t / factor`.
+        relu: whether the projector ends in a ReLU.
     """
 
     kind = "SIMKD"
@@ -74,9 +78,11 @@ class SimKDHead(Head):
         num_classes: int,
         bias: bool = True,
         factor: int = 2,
+        relu: bool = True,
     ) -> None:
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        super().__init__(Projector(in_channels, out_channels, factor), out_channels, num_classes, bias, options)
+        projector = Projector(in_channels, out_channels, factor, relu)
+        super().__init__(projector, out_channels, num_classes, bias, options)
         self.max_size = (height, width)
 
     def forward(self, final_map: Tensor) -> HeadOutput:
@@ -91,8 +97,9 @@ class SimKD(Distiller):
     DEFAULTS = {
         "FEAT_WEIGHT": 1.0,
         "FACTOR": 2,  # the projector's inner width is the teacher's channels divided by FACTOR
+        "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's final map can be negative
     }
-    RANGES = {"FACTOR": at_least(1), **weights("FEAT_WEIGHT")}
+    RANGES = {"FACTOR": at_least(1), "PROJECTOR_RELU": YES_NO_OR_NONE, **weights("FEAT_WEIGHT")}
     teacher_needs = ("maps",)
 
     head: Head
@@ -112,6 +119,7 @@ class SimKD(Distiller):
             height=height,
             width=width,
             factor=factor,
+            relu=ends_in_relu(options.PROJECTOR_RELU, teacher, input_size, "final_map"),
         )
 
     @classmethod

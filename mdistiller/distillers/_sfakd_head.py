@@ -66,9 +66,10 @@ class BottleneckProjector(nn.Sequential):
     Args:
         in_channels, out_channels: `C_s`, `C_t`.
         kind: of the 3×3 convolution. "separable": depthwise 3×3, then pointwise. "full": one full 3×3 convolution.
+        relu: whether it ends in a ReLU, which keeps the output from being negative.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kind: str = "separable") -> None:
+    def __init__(self, in_channels: int, out_channels: int, kind: str = "separable", relu: bool = True) -> None:
         mid = (in_channels + out_channels) // 2
         super().__init__(
             nn.Conv2d(in_channels, mid, 1, bias=False),
@@ -79,7 +80,7 @@ class BottleneckProjector(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(mid, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+            *([nn.ReLU(inplace=True)] if relu else []),
         )
 
     @staticmethod
@@ -104,6 +105,7 @@ class SFAKDHead(Head):
         filter_init: see `FrequencyFilter`.
         fusion: "learned" or "fixed", the weights of the branches; see `Fusion`.
         projector: see `BottleneckProjector`; its `kind`.
+        relu: whether the projector ends in a ReLU.
     """
 
     kind = "SFAKD"
@@ -124,6 +126,7 @@ class SFAKDHead(Head):
         filter_init: str = "identity",
         fusion: str = "learned",
         projector: str = "separable",
+        relu: bool = True,
     ) -> None:
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         fused = Fusion(
@@ -135,7 +138,7 @@ class SFAKDHead(Head):
         )
         layers = nn.Sequential()
         layers.add_module("fusion", fused)
-        layers.add_module("bottleneck", BottleneckProjector(in_channels, out_channels, projector))
+        layers.add_module("bottleneck", BottleneckProjector(in_channels, out_channels, projector, relu))
         super().__init__(layers, out_channels, num_classes, bias, options)
         self.map_size = (height, width)
 

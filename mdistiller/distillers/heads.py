@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Type
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models._adapt import averages_final_map
+from ..models._adapt import averages_final_map, evaluation_mode
 from ..models._contract import ClassifierModel
 from ..registry import Registry
-from ._common import InputSize, probe
+from ._common import InputSize, probe, resolve_input_size
+
+PROBES = 8  # images that show whether the teacher's features can be negative
 
 head_dict: Registry[Type[Head]] = Registry("head")
 
@@ -75,6 +78,24 @@ class Head(nn.Module):
         return HeadOutput(self.classifier(pooled), pooled, projected)
 
 
+def ends_in_relu(choice: Optional[bool], teacher: nn.Module, input_size: InputSize, key: str) -> bool:
+    """Whether a projector into the teacher's feature space ends in a ReLU: only where no value there is negative.
+
+    Args:
+        choice: the configured value; `None` to look at the teacher's outputs for a few images of fixed noise.
+        teacher: with its weights.
+        input_size: of the images.
+        key: the output that the projector imitates, `pooled_feat` or `final_map`.
+    """
+    if choice is not None:
+        return choice
+    height, width = resolve_input_size(None, input_size, "DATASET.INPUT_SIZE")
+    images = torch.randn(PROBES, 3, height, width, generator=torch.Generator().manual_seed(0))
+    first = next(teacher.parameters())
+    with evaluation_mode(teacher):
+        return bool(teacher(images.to(first.device, first.dtype))[1][key].min() >= 0)
+
+
 def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: str) -> Tuple[int, int, int]:
     """Return the shape `[C, H, W]` of the teacher's final map.
 
@@ -100,17 +121,16 @@ def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: 
 def split_forward(student: nn.Module, image: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
     """Run the student up to its final map.
 
-    A `ClassifierModel` stops there and skips the layers that a head replaces. A model that has only MDistiller's
-    `forward` runs completely.
+    A `ClassifierModel` stops there and skips the layers that a head replaces. Any other model runs completely.
 
     Returns:
-        `(final_map [B, C_s, H, W], pooled)`; `pooled` is the pooled feature `[B, C]`, or `None` for a
-        `ClassifierModel`.
+        `(final_map [B, C_s, H, W], pooled)`; `pooled` is the pooled feature `[B, C]`, or `None` for a model with a
+        `forward_tail`.
     """
     if isinstance(student, ClassifierModel):
         return student.forward_stages(image).final_map, None
     _, feats = student(image)
-    return feats["final_map"], feats["pooled_feat"]
+    return feats["final_map"], None if getattr(student, "has_tail", False) else feats["pooled_feat"]
 
 
 def own_logits(student: Any, final_map: Tensor, pooled: Optional[Tensor]) -> Tensor:

@@ -11,11 +11,11 @@ from yacs.config import CfgNode
 
 from ..dataset import get_val_loader
 from ..paths import find_file
-from .build import check_classes, released_weights
 from .cfg import CFG, merge_known, merge_overrides
-from .checkpoint import check_known, is_described, load_student, read_checkpoint
+from .checkpoint import check_arch, check_known, is_described, load_student, read_checkpoint
 from .checkpoint.foreign_weights import weights_of
 from .evaluate import evaluate
+from .networks import check_classes, released_weights
 from .speed.precision import pick_device, prepare_device
 
 log = logging.getLogger("mdistiller")
@@ -39,6 +39,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     weights_of(checkpoint, source)  # fails before data are read if the file holds no model
     described = is_described(checkpoint)
     if described:
+        check_arch(checkpoint, arch, source)  # before code of the user's own is imported
         _use_described_dataset(cfg, checkpoint, overrides, str(source))
     check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     device = pick_device()
@@ -48,7 +49,8 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     if described:
         check_classes(checkpoint["classes"], info, source)
 
-    student = load_student(checkpoint, arch, info.num_classes, source, info.name, info.input_size).eval()
+    options = cfg.DISTILLER.STUDENT_ARGS, cfg.DISTILLER.STUDENT_FEATURES
+    student = load_student(checkpoint, arch, info.num_classes, source, info.name, info.input_size, *options).eval()
     # the memory format of training, so that rounding is the same
     student.to(device).to(memory_format=torch.channels_last)
     accuracy = evaluate(student.forward_eval, loader)

@@ -23,7 +23,10 @@ log = logging.getLogger("mdistiller")
 
 SCHEDULE = ("EPOCHS", "LR_DECAY_STAGES")  # keys of SOLVER that may change
 # SOLVER.TRAINER has aliases; the optimizer's state tells one update rule from another.
-FREE_ON_RESUME = (*FREE, "SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER")
+FREE_ON_RESUME = (
+    *FREE,
+    *("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER", "DISTILLER.STUDENT_WEIGHTS"),
+)
 
 
 class SavedRun(NamedTuple):

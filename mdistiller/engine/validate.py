@@ -16,10 +16,11 @@ from ..dataset.options import option_errors
 from ..distillers import distiller_dict
 from ..distillers._base import knows
 from ..errors import UserError, refuse
-from ..models import find_model
+from ..models import check_model
 from ..paths import expanded, find_file, validate_path
 from ..ranges import MAX_NUMBER
-from .cfg import CACHES, experiment_name, leaves, read_cfg, to_dict
+from .cfg import CACHES, PRETRAINED, experiment_name, leaves, read_cfg, to_dict
+from .networks import input_errors
 from .optim import OPTIMIZERS, SCHEDULES
 from .resume import check_settings_unchanged, keep_schedule, saved_run
 from .run.report import read_references
@@ -76,11 +77,8 @@ def _name_errors(cfg: CfgNode) -> Iterator[str]:
         yield from _error_of(registry.__getitem__, name)
     distiller = distiller_dict.get(cfg.DISTILLER.TYPE)
     needs_teacher = distiller is not None and distiller.needs_teacher
-    for name in (cfg.DISTILLER.STUDENT, *([cfg.DISTILLER.TEACHER] if needs_teacher else [])):
-        yield from _error_of(find_model, name, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
-    weights = cfg.DISTILLER.TEACHER_WEIGHTS
-    if needs_teacher and weights and not find_file(weights).is_file():
-        yield f"DISTILLER.TEACHER_WEIGHTS: no checkpoint at {weights}; give the path of a .pth file"
+    for role in ("STUDENT", *(["TEACHER"] if needs_teacher else [])):
+        yield from _model_errors(cfg, role)
     yield from _error_of(read_references, cfg.EXPERIMENT.REFERENCE)
     if cfg.SOLVER.TRAINER in trainer_dict:
         section = cfg.get(cfg.DISTILLER.TYPE, {})
@@ -88,6 +86,21 @@ def _name_errors(cfg: CfgNode) -> Iterator[str]:
         if distiller is not None and knows(distiller, "loss_names", section):
             names = distiller.loss_names(section)
         yield from trainer_dict[cfg.SOLVER.TRAINER].update_rule.config_errors(cfg, names)
+
+
+def _model_errors(cfg: CfgNode, role: str) -> Iterator[str]:
+    """Yield a line for each error in the name, weights and arguments of the `STUDENT` or the `TEACHER`."""
+    options = cfg.DISTILLER
+    yield from _error_of(check_model, options[role], cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    weights = options[f"{role}_WEIGHTS"]
+    if weights not in ("", PRETRAINED) and not find_file(weights).is_file():
+        yield f"DISTILLER.{role}_WEIGHTS: no checkpoint at {weights}; give the path of a .pth file"
+    for key, example in (("ARGS", "{img_size: 64}"), ("FEATURES", "{classifier: fc, final_map: layer4}")):
+        given = options[f"{role}_{key}"]
+        if given is not None and not (isinstance(given, dict) and all(isinstance(name, str) for name in given)):
+            yield f"DISTILLER.{role}_{key} is {given!r}; expected names and values, as in '{example}'"
+    if role == "TEACHER":
+        yield from filter(None, [input_errors(options.TEACHER_INPUT)])
 
 
 def _error_of(call: Callable[..., Any], *arguments: Any) -> Iterator[str]:
@@ -240,7 +253,7 @@ def _is_interval(text: str) -> bool:
 # Keys that may differ between processes: paths, which depend on the machine, and what only the main process does.
 FREE_IN_PROCESSES = (
     *("LOG.", "PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS"),
-    "DISTILLER.TEACHER_WEIGHTS",
+    *("DISTILLER.TEACHER_WEIGHTS", "DISTILLER.STUDENT_WEIGHTS"),
 )
 
 

@@ -1,6 +1,7 @@
 """Models by name, and their weights.
 
-There are two families of models: one for small images (`cifar_model_dict`) and one for large images
+A name is one of the zoo, or `timm/<name>`, `torchvision/<name>`, `my_package.models:make` or `path/to/file.py:make`;
+see `adapters/`. The zoo has two families of models: one for small images (`cifar_model_dict`) and one for large images
 (`imagenet_model_dict`). Both have a `ResNet18`, a `ResNet34` and a `ResNet50`. `tiny_imagenet_model_dict` has the
 models of `cifar_model_dict`, but another `MobileNetV2`.
 """
@@ -14,9 +15,13 @@ from torch import nn
 
 from ..errors import UserError, did_you_mean
 from ..registry import Registry
-from ._adapt import adapt, user_code_errors
+from . import adapters
+from ._adapt import user_code_errors
 from ._contract import ClassifierModel, Stages
 from ._weights import load_weights
+from .adapters import library_input, library_of, library_weights
+from .adapters.own_input import InputSpec, give_own_input, own_input_of
+from .adapters.user_models import adapt
 from .cifar import TeacherCheckpoint, cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict, released_file
 
@@ -50,26 +55,57 @@ def register_model(name: str) -> Callable[[Constructor], Constructor]:
     return add
 
 
-def build_model(name: str, num_classes: int, dataset: str = "cifar100", input_size: Optional[int] = None) -> nn.Module:
+def build_model(
+    name: str,
+    num_classes: int,
+    dataset: str = "cifar100",
+    input_size: Optional[int] = None,
+    arguments: Optional[Mapping[str, Any]] = None,
+    features: Optional[Mapping[str, Any]] = None,
+) -> nn.Module:
     """Build the model `name` with fresh weights.
 
-    A model that is not a `ClassifierModel` gets the missing methods and outputs, as far as possible; see `adapt`.
+    A model that is not a `ClassifierModel` gets the missing methods and outputs, as far as possible; see `adapters/`.
 
     Args:
         name, dataset, input_size: see `find_model`.
         num_classes: outputs of the classifier.
+        arguments: further keyword arguments of the constructor.
+        features: names of modules by what they give (`classifier`, `final_map`, `feats`), for a model that returns
+            logits alone; by default they are found.
 
     Raises:
-        UserError: the model is unknown (the message lists the nearest names), or it returns something unexpected.
+        UserError: the model is unknown (the message lists the nearest names), its constructor fails, or it returns
+            something unexpected.
     """
+    arguments, size = dict(arguments or {}), input_size or IMAGE_SIZES.get(dataset, 32)
+    if "num_classes" in arguments:
+        raise UserError(f"num_classes is no argument to give for {name}; it is the number of classes of the data set")
+    if library_of(name):
+        return adapters.build(name, num_classes, size, arguments, features)
     constructor = find_model(name, dataset, input_size)
-    with user_code_errors(f"the constructor of {name} fails with num_classes={num_classes}", "or name another model"):
-        model = constructor(num_classes=num_classes)
-    return adapt(model, name, num_classes, input_size or IMAGE_SIZES.get(dataset, 32))
+    words = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    what = f"the constructor of {name} fails with num_classes={num_classes}{words}"
+    with user_code_errors(what, "or name another model"):
+        model = constructor(num_classes=num_classes, **arguments)
+    return adapt(model, name, num_classes, size, features)
+
+
+def check_model(name: str, dataset: str = "cifar100", input_size: Optional[int] = None) -> None:
+    """Raise a UserError if there is no model `name` for a data set; a user's own module or file is imported.
+
+    Args:
+        name: of any kind.
+        dataset, input_size: see `find_model`.
+    """
+    if library_of(name):
+        adapters.check_name(name)
+    else:
+        find_model(name, dataset, input_size)
 
 
 def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] = None) -> Callable[..., nn.Module]:
-    """Return the constructor `(num_classes=…)` of the model `name` for a data set.
+    """Return the constructor `(num_classes=…)` of the zoo's model `name` for a data set.
 
     "imagenet" uses the ImageNet family. "cifar10", "cifar100" and "tiny_imagenet" use the CIFAR family; "tiny_imagenet"
     has its own MobileNetV2. All other data may use both families. If both have a model of this name, images of more
@@ -118,7 +154,7 @@ def _families(dataset: str, input_size: Optional[int]) -> Tuple[Mapping[str, Any
 def released_teacher(
     name: str, dataset: str = "cifar100", input_size: Optional[int] = None
 ) -> Union[str, os.PathLike, None]:
-    """Return the path of the released weights of the model `name`, or `None` if none are released.
+    """Return the path of the released weights of the zoo's model `name`, or `None` if none are released.
 
     The weights for ImageNet are torchvision's; missing files are downloaded. The others are for CIFAR-100; get them
     with mdistiller-fetch-ckpts.
@@ -129,6 +165,8 @@ def released_teacher(
     Raises:
         UserError: the model is unknown, or the ImageNet weights are not released or cannot be downloaded.
     """
+    if library_of(name):
+        return None
     _, teacher = _entry(name, dataset, input_size)
     if teacher is None and dataset == "imagenet":
         return released_file(name)
@@ -137,12 +175,19 @@ def released_teacher(
 
 __all__ = [
     "ClassifierModel",
+    "InputSpec",
     "Stages",
     "build_model",
+    "check_model",
     "cifar_model_dict",
     "find_model",
+    "give_own_input",
     "imagenet_model_dict",
+    "library_input",
+    "library_of",
+    "library_weights",
     "load_weights",
+    "own_input_of",
     "register_model",
     "released_teacher",
     "tiny_imagenet_model_dict",

@@ -1,7 +1,7 @@
-"""Adapt a user's own model to the outputs and methods that distillers read.
+"""Models from elsewhere with the outputs and methods that distillers read.
 
-Such a model need not derive from `ClassifierModel`. Its `forward` returns `(logits, feats)`, as in MDistiller, or only
-logits. When the model is built, it runs on two images of noise, which shows which outputs it lacks.
+Such a model does not derive from `ClassifierModel`. `insert` adds the missing methods to it. `examine` runs it on two
+images of noise, which shows which outputs it has. The modules of `adapters/` say how each kind of model gives them.
 
 Shapes: `B` batch, `H`/`W` pixels, `N` classes, `C` channels.
 """
@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import traceback
 from contextlib import contextmanager
-from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, ContextManager, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, memory_shortage
-from ._contract import ClassifierModel
 from ._outputs import LOGITS_ONLY_METHODS, OUTPUTS, check_outputs, missing_output, standardise_output
 
 TOLERANCE = 1e-4  # relative to a tensor's largest value
@@ -52,15 +51,31 @@ class Findings(NamedTuple):
     averages_final_map: bool
 
 
+Mixin = TypeVar("Mixin", bound="AdaptedModel")
+
+
 class AdaptedModel(nn.Module):
-    """The methods of `ClassifierModel` for another model; `adapt` inserts this class before the model's own class."""
+    """The methods of `ClassifierModel` for another model; `insert` puts this class before the model's own class.
+
+    Attributes:
+        adapted_name: the name that the user gave.
+        findings: what `examine` found.
+        why_incomplete: why outputs are missing, for messages; empty if the model's own `forward` returns them.
+        has_tail: whether `forward_tail` exists.
+    """
 
     adapted_name: str
     findings: Findings
+    why_incomplete = ""
+    has_tail = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict[str, Any]]:
         """Return `(logits [B, N], feats)`; see `OUTPUTS`."""
-        return standardise_output(super().forward(*args, **kwargs), self.adapted_name)
+        return standardise_output(super().forward(*args, **kwargs), self.adapted_name, self.why_incomplete)
+
+    def forward_tail(self, final_map: Tensor) -> Tuple[Tensor, Tensor]:
+        """Return `(logits [B, N], pooled_feat [B, C])` of a final map `[B, C', H, W]`, if `has_tail`."""
+        raise NotImplementedError
 
     def get_stage_channels(self) -> List[int]:
         """Return the channels of each map in `feats`, stem first."""
@@ -95,52 +110,65 @@ class AdaptedModel(nn.Module):
         return own()
 
 
-def adapt(model: Any, name: str, num_classes: int, input_size: int) -> nn.Module:
-    """Add the methods and outputs of `ClassifierModel` to `model` in place, as far as possible, and return it.
+def insert(model: nn.Module, mixin: Type[Mixin], name: str, **attributes: Any) -> Mixin:
+    """Put `mixin` before the class of `model`, in place, and return the model.
 
-    A `ClassifierModel` is returned unchanged. The class of another model is replaced by a subclass of it, as in
-    `torch.nn.utils.parametrize`. Layers, weights and their names do not change, nor does the global random state.
+    The class is replaced by a subclass of it, as in `torch.nn.utils.parametrize`. Layers, weights and their names do
+    not change.
 
     Args:
         model: the model.
-        name: its name, for messages.
+        mixin: the class whose methods come first.
+        name: of the model, for messages.
+        attributes: of the new class.
+    """
+    inserted: Any = model
+    own = type(model)
+    shown = {"__module__": own.__module__, "__qualname__": own.__qualname__}
+    inserted.__class__ = type(own.__name__, (mixin, own), {**attributes, **shown, "adapted_name": name})
+    return inserted
+
+
+def noise(model: nn.Module, input_size: int, num_images: int = 2) -> Tensor:
+    """Return images `[num_images, 3, input_size, input_size]` of fixed noise, on the device of `model`."""
+    first = next(model.parameters(), torch.zeros(()))
+    images = torch.randn(num_images, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    return images.to(first.device, first.dtype)
+
+
+def examine(model: AdaptedModel, num_classes: int, input_size: int, classifier: Optional[str] = None) -> None:
+    """Run `model` on noise and set its `findings`; modes and the global random state do not change.
+
+    Args:
+        model: the model.
         num_classes: `N`.
         input_size: side in pixels of the images to run it on.
+        classifier: name of its classifier; `None` to find it.
 
     Raises:
         UserError: the model cannot run on these images, or returns something other than `OUTPUTS` describes.
     """
-    if isinstance(model, (ClassifierModel, AdaptedModel)):
-        return model
-    if not isinstance(model, nn.Module):
-        raise UserError(f"the constructor of {name} returns a {type(model).__name__}; expected a torch.nn.Module")
-    adapted: Any = model
-    own = type(model)
-    names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
-    adapted.__class__ = type(own.__name__, (AdaptedModel, own), names)
-    adapted.adapted_name = name
-    first = next(adapted.parameters(), torch.zeros(()))
-    noise = torch.randn(2, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
-    image = noise.to(first.device, first.dtype)
-    with evaluation_mode(adapted), torch.random.fork_rng(devices=[]):
-        with user_code_errors(f"{name} cannot take two images of {input_size} px", "or set another DATASET.INPUT_SIZE"):
-            logits, feats = adapted(image)
+    name, image = model.adapted_name, noise(model, input_size)
+    with evaluation_mode(model), torch.random.fork_rng(devices=[]):
+        with running_on(name, input_size):
+            logits, feats = model(image)
         check_outputs(name, logits, feats, num_classes)
-        adapted.findings = Findings(
+        if classifier is None and "pooled_feat" in feats:
+            classifier = _find_classifier(model, image)
+        model.findings = Findings(
             outputs=frozenset(OUTPUTS) & frozenset(feats),
             stage_channels=[feat.shape[1] for feat in feats.get("feats", ())],
-            classifier=_find_classifier(adapted, image) if "pooled_feat" in feats else None,
+            classifier=classifier,
             averages_final_map={"final_map", "pooled_feat"} <= set(feats)
-            and _equal(feats["final_map"].mean((2, 3)), feats["pooled_feat"]),
+            and is_equal(feats["final_map"].mean((2, 3)), feats["pooled_feat"]),
         )
-    return adapted
 
 
 def require_output(key: str, *models: nn.Module) -> None:
     """Raise a UserError if a model does not return `key`, one of `OUTPUTS`; every `ClassifierModel` returns it."""
     for model in models:
         if isinstance(model, AdaptedModel) and key not in model.findings.outputs:
-            raise UserError(missing_output(model.adapted_name, key))
+            raise UserError(missing_output(model.adapted_name, key, model.why_incomplete))
 
 
 def averages_final_map(model: nn.Module) -> bool:
@@ -172,6 +200,11 @@ def user_code_errors(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what} ({type(error).__name__}: {reason}{place}); correct it, {remedy}") from error
 
 
+def running_on(name: str, input_size: int) -> ContextManager[None]:
+    """Turn an error of the model `name` into a UserError that it cannot take images of `input_size` pixels."""
+    return user_code_errors(f"{name} cannot take two images of {input_size} px", "or set another DATASET.INPUT_SIZE")
+
+
 def _find_classifier(model: Any, image: Tensor) -> Optional[str]:
     """Return the name of the last linear layer that maps the pooled feature of `image` to its logits.
 
@@ -200,13 +233,14 @@ def _classifies(model: nn.Module, linear: nn.Linear, image: Tensor) -> bool:
         for parameter in linear.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         logits, feats = model(image)
-        return _equal(linear(feats["pooled_feat"]), logits)
+        return is_equal(linear(feats["pooled_feat"]), logits)
     finally:
         for parameter, value in zip(linear.parameters(), before):
             parameter.copy_(value)
 
 
-def _equal(given: Tensor, expected: Tensor) -> bool:
+def is_equal(given: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding."""
     return given.shape == expected.shape and bool(
         (given - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp_min(1e-6)
     )

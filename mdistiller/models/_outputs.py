@@ -25,32 +25,44 @@ LOGITS_ONLY_METHODS = "CTKD, DIST, DKD, KD, MLKD, RLD, WTTM"
 class _Incomplete(Dict[str, Any]):
     """The outputs of a model that lacks some of `OUTPUTS`; reading a missing one raises a UserError."""
 
-    def __init__(self, feats: Dict[str, Any], name: str) -> None:
+    def __init__(self, feats: Dict[str, Any], name: str, why: str) -> None:
         super().__init__(feats)
         self.name = name
+        self.why = why
 
     def __missing__(self, key: str) -> Any:
         if key not in OUTPUTS:
             raise KeyError(key)
-        raise UserError(missing_output(self.name, key))
+        raise UserError(missing_output(self.name, key, self.why))
 
 
-def missing_output(name: str, key: str) -> str:
-    """Return the error message for a model `name` that does not return `key`, one of `OUTPUTS`."""
+def missing_output(name: str, key: str, why: str = "") -> str:
+    """Return the error message for a model `name` that does not return `key`, one of `OUTPUTS`.
+
+    Args:
+        why: why it does not, if that is known.
+    """
+    reason = f" ({why})" if why else ""
     return (
-        f"{name} gives no {key!r}, {OUTPUTS[key]}; have its forward return (logits, {{{key!r}: ...}}),"
+        f"{name} gives no {key!r}, {OUTPUTS[key]}{reason}; have its forward return (logits, {{{key!r}: ...}}),"
         f" or use a method that reads only logits: {LOGITS_ONLY_METHODS}"
     )
 
 
-def standardise_output(output: Any, name: str) -> Tuple[Tensor, Dict[str, Any]]:
+def standardise_output(output: Any, name: str, why: str = "") -> Tuple[Tensor, Dict[str, Any]]:
     """Return the output of the model `name` as `(logits, feats)`, with `final_map` added if `feats` has maps.
+
+    Args:
+        output: what `forward` returned; an object with `logits`, such as one of Hugging Face, counts as logits.
+        name: of the model, for messages.
+        why: why it gives no more than logits, for messages.
 
     Raises:
         UserError: the output is not in the form `EXPECTED`.
     """
+    output = logits_of(output)
     if isinstance(output, Tensor):
-        return output, _Incomplete({}, name)
+        return output, _Incomplete({}, name, why)
     pair = isinstance(output, (tuple, list)) and len(output) == 2
     if not (pair and isinstance(output[0], Tensor) and isinstance(output[1], dict)):
         raise UserError(f"{name} returns {_in_words(output)}; expected {EXPECTED}")
@@ -58,7 +70,13 @@ def standardise_output(output: Any, name: str) -> Tuple[Tensor, Dict[str, Any]]:
     maps = feats.get("feats")
     if "final_map" not in feats and isinstance(maps, (list, tuple)) and maps:
         feats = {**feats, "final_map": maps[-1]}
-    return logits, feats if OUTPUTS.keys() <= feats.keys() else _Incomplete(feats, name)
+    return logits, feats if OUTPUTS.keys() <= feats.keys() else _Incomplete(feats, name, why)
+
+
+def logits_of(output: Any) -> Any:
+    """Return the attribute `logits` of an output that has one, such as Hugging Face's; any other output unchanged."""
+    logits = getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else output
 
 
 def check_outputs(name: str, logits: Tensor, feats: Dict[str, Any], num_classes: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, List, Mapping, Set
+from typing import Any, Dict, List, Mapping, Optional, Set
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ MAX_NAMED_KEYS = 3  # in a message
 log = logging.getLogger("mdistiller")
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -> None:
+def load_weights(
+    model: nn.Module, state_dict: Mapping[str, Any], source: str, fresh_classifier: Optional[str] = None
+) -> None:
     """Load `state_dict` into `model` completely, or raise.
 
     Keys may have a prefix of any `WRAPPERS`, such as `module.student.`; entries without the prefix are ignored with a
@@ -29,6 +31,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
         model: the model.
         state_dict: its weights.
         source: the origin of the weights, such as a path, for messages.
+        fresh_classifier: name of a linear layer that keeps its initial weights, with a note, if `state_dict` has it for
+            another number of classes or not at all.
 
     Raises:
         UserError: keys are missing or unexpected, shapes differ, or values are not finite numbers. The message names
@@ -39,6 +43,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
     prefix = _prefix(state, expected, source)
     given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     given = {key: value for key, value in given.items() if key in expected or not _is_counter(key)}
+    if fresh_classifier is not None:
+        given = _keep_classifier(given, expected, fresh_classifier, source)
     missing = [key for key in expected if key not in given and not _is_counter(key)]
     unexpected = [key for key in given if key not in expected]
     misshapen = [
@@ -63,6 +69,20 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: str) -
     if beside:
         log.info(f"note: of {source}, the weights below {prefix!r} are read; left out: {_first_few(beside)}")
     model.load_state_dict(given)
+
+
+def _keep_classifier(
+    given: Mapping[str, Any], expected: Mapping[str, Tensor], name: str, source: str
+) -> Dict[str, Any]:
+    """Return `given` with the initial weights of the layer `name` if the number of its outputs differs."""
+    own = {key: value for key, value in expected.items() if key.rpartition(".")[0] == name}
+    weight = given.get(f"{name}.weight")
+    num_outputs = len(own[f"{name}.weight"])
+    if isinstance(weight, Tensor) and weight.dim() and len(weight) == num_outputs:
+        return dict(given)
+    had = f"has {len(weight)} outputs" if isinstance(weight, Tensor) and weight.dim() else "is missing"
+    log.info(f"note: the classifier {name} {had} in {source}; the student starts with a new one of {num_outputs}")
+    return {**{key: value for key, value in given.items() if key.rpartition(".")[0] != name}, **own}
 
 
 def _prefix(state: Mapping[str, Any], expected: Mapping[str, Tensor], source: str) -> str:

@@ -105,7 +105,7 @@ def test_the_deployed_student_is_built_again_from_what_is_saved():
     torch.testing.assert_close(distiller(image=image), expected["deployed"])
     head = distiller.head
     options = {"in_channels": 64, "height": 4, "width": 4, "out_channels": 512, "num_classes": 7}
-    assert (head.kind, head.options) == ("SIMKD", {**options, "bias": True, "factor": 4})
+    assert (head.kind, head.options) == ("SIMKD", {**options, "bias": True, "factor": 4, "relu": True})
     saved = {"kind": head.kind, "options": head.options, "state": head.state_dict()}
     again = DeployedStudent(distiller.student, head_dict[saved["kind"]](**saved["options"])).eval()
     again.head.load_state_dict(saved["state"])

@@ -5,6 +5,7 @@ import pytest
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine import build, validate
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.networks import released_weights
 from mdistiller.errors import UserError
 
 
@@ -63,7 +64,7 @@ def test_losses_that_dot_cannot_part_show_before_anything_is_built(method):
 
 
 def test_nothing_is_read_or_built_first(monkeypatch):
-    for name in ("get_dataset", "build_model", "build_teacher", "build_distiller"):
+    for name in ("get_dataset", "build_student", "build_teacher", "build_distiller"):
         monkeypatch.setattr(build, name, lambda *args, name=name: pytest.fail(f"{name} was called"))
     for method in distiller_dict:
         with pytest.raises(UserError) as error:
@@ -82,4 +83,4 @@ def test_a_method_without_ranges_is_left_alone(registries_as_before, tmp_path):
 
 def test_a_released_teacher_that_is_not_there_yet():
     with pytest.raises(UserError, match=r"no checkpoint at .*resnet56_vanilla.*; get cifar_teachers.tar with"):
-        build.released_weights("resnet56", "cifar100", None)
+        released_weights("resnet56", "cifar100", None)

@@ -1,4 +1,4 @@
-"""A plug-in file with two models: one has only MDistiller's `forward`, the other returns only logits."""
+"""A plug-in file with models that have only MDistiller's `forward`, or return only logits."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -30,10 +30,20 @@ class Contract(nn.Module):
         return self.linear(pooled), {"feats": feats[1:], "preact_feats": preacts, "pooled_feat": pooled}
 
 
-class LogitsAlone(Contract):
+class Plain(Contract):
+    """It returns only logits; its graph shows the rest."""
+
     def forward(self, x):
         return super().forward(x)[0]
 
 
+class LogitsAlone(Contract):
+    """Its logits are not those of a linear layer, so no feature can be found."""
+
+    def forward(self, x):
+        return super().forward(x)[0].log_softmax(1)
+
+
 cifar_model_dict["contract"] = (Contract, None)
+register_model("plain")(Plain)
 register_model("logits_alone")(LogitsAlone)

@@ -15,7 +15,7 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.speed.fold_batchnorm import fold_batchnorm
 from mdistiller.errors import UserError
 from mdistiller.models import ClassifierModel, build_model, register_model
-from mdistiller.models._adapt import adapt
+from mdistiller.models.adapters.user_models import adapt
 from mdistiller.models.cifar import cifar_model_dict
 from tests.conftest import REPO
 

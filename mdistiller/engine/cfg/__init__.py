@@ -3,6 +3,7 @@
 from .config import (
     CACHES,
     CFG,
+    PRETRAINED,
     Config,
     cfg_from,
     dump,
@@ -22,6 +23,7 @@ __all__ = [
     "CFG",
     "FREE",
     "FROM_DATA",
+    "PRETRAINED",
     "Config",
     "cfg_from",
     "dump",

@@ -37,6 +37,7 @@ class Config(CN):
 
 CFG = Config()
 CFG.update(DEFAULTS)
+PRETRAINED = "pretrained"  # value of TEACHER_WEIGHTS, STUDENT_WEIGHTS and TEACHER_INPUT: what the library releases
 CACHES = ("off", "memory")  # values of TEACHER_CACHE that are not a folder
 
 UNKNOWN = "unknown config key"
@@ -177,8 +178,10 @@ def resolved(cfg: CN, **dataset: Any) -> CN:
     cfg = cfg.clone()
     for key, value in dataset.items():
         cfg.DATASET[key] = list(value) if isinstance(value, tuple) else value
-    for section, key in ((cfg.DATASET, "ROOT"), (cfg.DISTILLER, "TEACHER_WEIGHTS")):
-        section[key] = section[key] and portable_path(section[key])
+    cfg.DATASET.ROOT = cfg.DATASET.ROOT and portable_path(cfg.DATASET.ROOT)
+    for role in ("TEACHER", "STUDENT"):
+        weights = cfg.DISTILLER[f"{role}_WEIGHTS"]
+        cfg.DISTILLER[f"{role}_WEIGHTS"] = portable_path(weights) if weights not in ("", PRETRAINED) else weights
     if cfg.TEACHER_CACHE not in CACHES:
         cfg.TEACHER_CACHE = portable_path(cfg.TEACHER_CACHE)
     cfg.EXPERIMENT.REFERENCE = [portable_path(path) for path in cfg.EXPERIMENT.REFERENCE]

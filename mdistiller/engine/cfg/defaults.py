@@ -48,10 +48,26 @@ _C.DATASET.TEST.BATCH_SIZE = None
 
 _C.DISTILLER = CN()
 _C.DISTILLER.TYPE = "NONE"  # `NONE` (the student alone), or the section name of one of the methods below
-_C.DISTILLER.TEACHER = "ResNet50"  # name of the teacher model
-_C.DISTILLER.STUDENT = "resnet32"  # name of the student model
-# Checkpoint of the teacher. If empty: the released CIFAR-100 teacher of that name, for ImageNet torchvision's weights.
+# Teacher model: a name of the zoo, `timm/NAME`, `torchvision/NAME`, or your own function, as `my_package.models:make`
+# or `path/to/file.py:make`. See [models.md](models.md#any-model-by-name).
+_C.DISTILLER.TEACHER = "ResNet50"
+_C.DISTILLER.STUDENT = "resnet32"  # student model, named in the same ways
+# Checkpoint of the teacher, or `pretrained` for the weights that its library releases. If empty: the released CIFAR-100
+# teacher of that name, for ImageNet torchvision's weights; your own function is expected to load its weights.
 _C.DISTILLER.TEACHER_WEIGHTS = ""
+# Weights that the student starts from: a checkpoint, or `pretrained`. If empty: random ones.
+_C.DISTILLER.STUDENT_WEIGHTS = ""
+_C.DISTILLER.TEACHER_ARGS = None  # keyword arguments of the teacher's constructor, such as `{img_size: 96}`
+_C.DISTILLER.STUDENT_ARGS = None  # keyword arguments of the student's constructor
+# For a teacher that returns logits alone: names of its modules, as `{classifier: fc, final_map: layer4, feats: [stem,
+# layer1, layer4]}`. `None`: found.
+_C.DISTILLER.TEACHER_FEATURES = None
+_C.DISTILLER.STUDENT_FEATURES = None  # the same for the student
+# The images that the teacher sees, as `{size: 224, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], interpolation:
+# bicubic}`; entries that are left out are the student's. `same`: as the student. `pretrained`: those of its library's
+# weights. `None`: those that its checkpoint records, with `TEACHER_WEIGHTS pretrained` those of its library, else as
+# the student.
+_C.DISTILLER.TEACHER_INPUT = None
 
 _C.SOLVER = CN()
 _C.SOLVER.TRAINER = "base"  # `base`, or `dot` for DOT's update rule; `crd` and `crd_dot` are MDistiller's aliases

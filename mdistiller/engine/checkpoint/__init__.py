@@ -2,11 +2,13 @@
 
 from .file import read_checkpoint, save
 from .foreign_weights import load_checkpoint, weights_of
-from .student import FORMAT, check_known, describe_student, is_described, load_student
+from .student import FORMAT, check_arch, check_known, constructor_of, describe_student, is_described, load_student
 
 __all__ = [
     "FORMAT",
+    "check_arch",
     "check_known",
+    "constructor_of",
     "describe_student",
     "is_described",
     "load_checkpoint",

@@ -11,7 +11,7 @@ import os
 import pickle
 import posixpath
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 from torch import nn
@@ -82,8 +82,17 @@ def weights_of(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Dict
     return _find(checkpoint, path)[1]
 
 
-def load_checkpoint(model: nn.Module, checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> None:
+def load_checkpoint(
+    model: nn.Module,
+    checkpoint: Dict[str, Any],
+    path: str | os.PathLike[str],
+    fresh_classifier: Optional[str] = None,
+) -> None:
     """Load the weights of a checkpoint into `model`; a note says if they are averaged ones.
+
+    Args:
+        model, checkpoint, path: what to load into, what `read_checkpoint` returned, and from where, for messages.
+        fresh_classifier: see `load_weights`.
 
     Raises:
         UserError: see `weights_of` and `load_weights`.
@@ -93,7 +102,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Dict[str, Any], path: str | os
     if others:
         rest = ", ".join(map(repr, others))
         log.info(f"note: {path} has weights below {key!r} and {rest}; {key!r}, the average, is used")
-    load_weights(model, state, str(path))
+    load_weights(model, state, str(path), fresh_classifier)
 
 
 def _find(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Tuple[str, Dict[str, torch.Tensor]]:

@@ -2,18 +2,19 @@
 
 It is a dictionary of tensors and plain values: `format`, `version`, `model` (the bare student's state_dict), `head`
 (`kind`, `options`, `state`; `None` without one), `arch`, `dataset`, `classes`, `input_size`, `mean`, `std`, `epoch`,
-`accuracy` (percent, by name), `config`.
+`accuracy` (percent, by name), `config`. A model of a library or of the user's own also has `arguments` (of its
+constructor) and `features` (names of modules, if they were given).
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ...dataset.info import DatasetInfo
 from ...distillers import DeployedStudent, head_dict
 from ...errors import UserError
-from ...models import build_model, find_model
+from ...models import build_model, check_model, library_of
 from ...registry import UnknownName
 from .foreign_weights import load_checkpoint
 
@@ -31,6 +32,8 @@ def describe_student(
 ) -> Dict[str, Any]:
     """Return the dictionary described in the docstring of this module."""
     head = student.head
+    distiller = config.get("DISTILLER", {})
+    given = {"arguments": distiller.get("STUDENT_ARGS") or {}, "features": distiller.get("STUDENT_FEATURES") or {}}
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -45,6 +48,7 @@ def describe_student(
         "epoch": epoch,
         "accuracy": accuracy,
         "config": config,
+        **(given if library_of(arch) or any(given.values()) else {}),
     }
 
 
@@ -86,6 +90,7 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
         and checkpoint["input_size"] >= 1
         and (head is None or (isinstance(head, dict) and {"kind", "options", "state"} <= set(head)))
         and (head is None or isinstance(head["kind"], str))
+        and all(isinstance(checkpoint.get(key, {}), dict) for key in ("arguments", "features"))
     )
     if not whole:
         parts = ", ".join(lacking or ["config, accuracy or head"])
@@ -100,13 +105,13 @@ def plugins_of(checkpoint: Dict[str, Any]) -> List[Any]:
 
 
 def check_known(checkpoint: Dict[str, Any], arch: str, dataset: str, input_size: Optional[int]) -> None:
-    """Check that the model `arch` is registered for a data set; see `find_model`.
+    """Check that there is a model `arch` for a data set; see `check_model`.
 
     Raises:
-        UserError: it is not. The message names the plug-ins that the checkpoint was trained with.
+        UserError: there is none. The message names the plug-ins that the checkpoint was trained with.
     """
     try:
-        find_model(arch, dataset, input_size)
+        check_model(arch, dataset, input_size)
     except UnknownName as error:
         remedy = _plugins_to_load(checkpoint) if is_described(checkpoint) and checkpoint["arch"] == arch else ""
         if not remedy:
@@ -120,6 +125,29 @@ def _plugins_to_load(checkpoint: Dict[str, Any]) -> str:
     return f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else ""
 
 
+def check_arch(checkpoint: Dict[str, Any], arch: str, path: str | os.PathLike[str]) -> None:
+    """Check that the model `arch` is the one that a described checkpoint holds.
+
+    Two names of the user's own code may be names of one model, because files move. The user vouches for it.
+
+    Raises:
+        UserError: it is another model. Code of the user's own is only run if the user names it.
+    """
+    held = checkpoint["arch"]
+    if held == arch or library_of(held) == library_of(arch) == "user":
+        return
+    code = "" if library_of(held) != "user" else f", or the name under which {held} can be imported here"
+    raise UserError(f"checkpoint {path} holds a {held}, not a {arch}; give -m {held}{code}")
+
+
+def constructor_of(
+    checkpoint: Dict[str, Any], arguments: Optional[Mapping[str, Any]], features: Optional[Mapping[str, Any]]
+) -> Tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the arguments and features that a model is built with: those given, or those that a checkpoint records."""
+    recorded = checkpoint if is_described(checkpoint) else {}
+    return arguments or recorded.get("arguments", {}), features or recorded.get("features", {})
+
+
 def load_student(
     checkpoint: Dict[str, Any],
     arch: str,
@@ -127,6 +155,8 @@ def load_student(
     path: str | os.PathLike[str],
     dataset: str = "cifar100",
     input_size: Optional[int] = None,
+    arguments: Optional[Mapping[str, Any]] = None,
+    features: Optional[Mapping[str, Any]] = None,
 ) -> DeployedStudent:
     """Build the deployed student of a checkpoint, or the bare model `arch` if the checkpoint does not describe itself.
 
@@ -136,17 +166,18 @@ def load_student(
         num_classes: outputs of the classifier.
         path: for messages.
         dataset, input_size: select among models of the same name if the checkpoint does not describe itself.
+        arguments, features: see `build_model`; by default those that the checkpoint records.
 
     Raises:
         UserError: the checkpoint holds another model or a damaged head, or needs a plug-in.
     """
     described = is_described(checkpoint)
-    if described and checkpoint["arch"] != arch:
-        raise UserError(f"checkpoint {path} holds a {checkpoint['arch']}, not a {arch}; give -m {checkpoint['arch']}")
     if described:
+        check_arch(checkpoint, arch, path)
         dataset, input_size = checkpoint["dataset"], checkpoint["input_size"]
     check_known(checkpoint, arch, dataset, input_size)
-    backbone = build_model(arch, num_classes, dataset, input_size)
+    constructor = constructor_of(checkpoint, arguments, features)
+    backbone = build_model(arch, num_classes, dataset, input_size, *constructor)
     load_checkpoint(backbone, checkpoint, path)
     saved = checkpoint.get("head") if described else None
     if saved is None:

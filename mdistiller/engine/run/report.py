@@ -13,9 +13,9 @@ from ... import distributed
 from ...dataset import Loader
 from ...distillers import Distiller
 from ...errors import UserError
-from ...models import released_teacher
+from ...models import InputSpec, library_of, released_teacher
 from ...paths import find_file, read_text
-from ..cfg import settings_of
+from ..cfg import PRETRAINED, settings_of
 from ..speed.memory import memory_figures
 from ..speed.precision import Precision
 from .cost import Cost
@@ -37,9 +37,17 @@ def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> I
     if info.root:
         yield f"data {info.root.absolute()}"
     if distiller.teacher is not None:
-        weights = cfg.DISTILLER.TEACHER_WEIGHTS or released_teacher(cfg.DISTILLER.TEACHER, info.name, info.input_size)
-        if weights:
-            yield f"teacher {cfg.DISTILLER.TEACHER} from {find_file(weights).absolute()}"
+        arch, weights = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_WEIGHTS
+        if weights == PRETRAINED and library_of(arch):
+            yield f"teacher {arch} with the weights that its library releases"
+        else:
+            file = (weights if weights != PRETRAINED else "") or released_teacher(arch, info.name, info.input_size)
+            yield f"teacher {arch} {f'from {find_file(file).absolute()}' if file else 'as its constructor gives it'}"
+        own = getattr(distiller.teacher, "own_input", None)
+        if own is not None:
+            student = InputSpec(info.input_size, info.mean, info.std)
+            resized = f", resized ({own.interpolation})" if own.size != info.input_size else ""
+            yield f"input: the student sees {student.in_words()}; the teacher sees {own.in_words()}{resized}"
     if distiller.tests_otherwise:
         yield (
             f"note: {cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare one, whose"

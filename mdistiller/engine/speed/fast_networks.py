@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -11,7 +12,7 @@ from yacs.config import CfgNode
 
 from ...dataset.loading.loader import Batch, Loader
 from ...distillers import Distiller
-from ...models import ClassifierModel
+from ...models import ClassifierModel, own_input_of
 from .fold_batchnorm import fold_batchnorm
 from .precision import Precision
 from .teacher_cache import CachedTeacher, open_cache, weights_digest
@@ -87,7 +88,7 @@ class FastNetworks:
         vectors = {"logits": logits, "pooled": feats.get("pooled_feat")}
         widths = {need: vector.shape[1] for need, vector in vectors.items() if need in needs}
         about: Dict[str, Any] = {
-            "name": cfg.DISTILLER.TEACHER,
+            "name": re.sub(r"[^\w.-]+", "_", cfg.DISTILLER.TEACHER),
             "weights": weights_digest(teacher),
             "images": loader.digest(),
             "input_size": info.input_size,
@@ -96,6 +97,12 @@ class FastNetworks:
             "augmentation": f"{loader.augment} {loader.padding}{'' if loader.flip else ' no flip'}",
             "precision": f"{precision} on {loader.device.type}",  # on a GPU, float32 convolutions may use TF32
         }
+        given = {
+            "arguments": cfg.DISTILLER.TEACHER_ARGS,
+            "features": cfg.DISTILLER.TEACHER_FEATURES,
+            "input": own_input_of(teacher),
+        }
+        about.update({f"teacher_{key}": value for key, value in given.items() if value})
         return open_cache(cfg.TEACHER_CACHE, self._teacher, widths, loader, precision, about, say)
 
     @contextmanager

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from mdistiller.dataset import get_val_loader
-from mdistiller.engine.build import build_teacher
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.networks import build_teacher
 from mdistiller.engine.speed.fold_batchnorm import fold_batchnorm
 from mdistiller.models import build_model, cifar_model_dict
 

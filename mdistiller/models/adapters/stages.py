@@ -1,0 +1,63 @@
+"""Choose stage maps among the maps that a model computes one after the other."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, NamedTuple, Sequence
+
+from .layout import Layout
+
+NUM_STAGES = 4  # of a model whose maps all have one size
+
+
+class Candidate(NamedTuple):
+    """A map that may represent a stage.
+
+    Attributes:
+        key: identifies the map: a node of a graph, or the name of a module.
+        layout: of the tensor.
+        depth: nested modules that contain both the end of this map's part of the model and the start of the next part;
+            0 at the end of a part of the outermost module.
+        in_stem: whether at most one layer with weights was applied before.
+    """
+
+    key: Any
+    layout: Layout
+    depth: int
+    in_stem: bool
+
+
+def choose_stages(candidates: Sequence[Candidate]) -> List[Candidate]:
+    """Return the stem's map and, for each size of maps, the last one at the end of an outermost part.
+
+    A model whose maps all have the same size, such as a vision transformer, gets `NUM_STAGES` evenly spaced maps. The
+    last entry is the last candidate.
+
+    Args:
+        candidates: in the order of computation, at least one.
+    """
+    by_side: Dict[int, List[Candidate]] = {}
+    for candidate in candidates:
+        by_side.setdefault(candidate.layout.side, []).append(candidate)
+    chosen = [_outermost(group, 1)[-1] for group in by_side.values()]
+    if len(chosen) < 3:
+        group = max(by_side.values(), key=len)
+        parts = _outermost([candidate for candidate in group if not candidate.in_stem] or group, NUM_STAGES)
+        spaced = [parts[(i + 1) * len(parts) // NUM_STAGES - 1] for i in range(min(NUM_STAGES, len(parts)))]
+        chosen = [c for c in chosen if c.layout.side != group[0].layout.side] + spaced
+    stem = [candidate for candidate in candidates if candidate.in_stem]
+    final = candidates[-1]
+    if chosen[-1].layout.side == final.layout.side:
+        chosen = chosen[:-1]
+    chosen = [candidate for candidate in candidates if candidate is final or any(candidate is c for c in chosen)]
+    if stem and candidates.index(stem[-1]) < candidates.index(chosen[0]):
+        chosen = [stem[-1], *chosen]
+    return chosen
+
+
+def _outermost(group: List[Candidate], count: int) -> List[Candidate]:
+    """Return the members of the least depth that has at least `count` of them, or else all."""
+    for depth in sorted({candidate.depth for candidate in group}):
+        found = [candidate for candidate in group if candidate.depth == depth]
+        if len(found) >= count:
+            return found
+    return group
