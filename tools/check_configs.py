@@ -111,12 +111,12 @@ def print_comparison(folder: Path, entries: Dict[str, Entry], every_value: bool)
     """Print a line for each configuration and each difference; return whether there are no differences.
 
     Args:
-        folder: of the configurations. Files in its folder `_base_` are parts of others.
+        folder: of the configurations. Its folder `_base_` has parts of others, `studies` has grids of runs.
         entries: from `read_table`.
         every_value: whether to print values that do not differ, too.
     """
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")}
-    names = {name for name in names if not name.startswith("_base_/")}
+    names = {name for name in names if not name.startswith(("_base_/", "studies/"))}
     faults = compared = 0
     for name in sorted(names | set(entries)):
         if name not in entries:
