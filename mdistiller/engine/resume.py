@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..errors import UserError
+from ..models import same_model
 from .cfg import CFG, experiment_name, leaves, merge_known, to_dict
 from .optim import learning_rate
 from .run.folder import RunFolder
@@ -31,6 +32,11 @@ FREE_ON_RESUME = (
     *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
     *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
     *("SOLVER.CHECKPOINT_EVERY", "DISTILLER.STUDENT_WEIGHTS"),
+)
+MODELS = ("DISTILLER.TEACHER", "DISTILLER.STUDENT")
+MAPPINGS = (
+    *(f"{model}_{kind}" for model in MODELS for kind in ("ARGS", "FEATURES")),
+    "DISTILLER.TEACHER_INPUT",
 )
 
 
@@ -172,10 +178,16 @@ def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: S
     # An earlier version lacks newer keys; it behaved as their present defaults do.
     before = {**dict(leaves(to_dict(CFG))), **dict(leaves(saved))} if saved else {}
     now = dict(leaves(given))
+    for name in MODELS:  # the file of a model may have moved
+        if same_model(str(before.get(name)), str(now.get(name))):
+            before[name] = now.get(name)
+    for name in MAPPINGS:  # values of one key each, not sections
+        for config, leaf in ((saved, before), (given, now)):
+            leaf[name] = (config or {}).get("DISTILLER", {}).get(name.partition(".")[2]) or None
     changed = [
         f"{key} was {before[key]!r}, now {now[key]!r}"
         for key in before
-        if key in now and before[key] != now[key] and not key.startswith(free)
+        if key in now and before[key] != now[key] and not key.startswith((*free, *(f"{name}." for name in MAPPINGS)))
     ]
     if changed:
         raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")

@@ -163,9 +163,11 @@ def test_pretrained_weights_come_from_the_library(settings, monkeypatch):
         for key in (" torchvision/mobilenet_v3_small", "_WEIGHTS pretrained")
     ]
     cfg, info = settings(*" ".join(overrides).split())
-    for model in (build_student(cfg, info), build_teacher(cfg, info)):
+    monkeypatch.setattr("mdistiller.engine.networks.library_input", lambda name: OWN)
+    teacher = build_teacher(cfg, info)
+    for model in (build_student(cfg, info), teacher):
         assert torch.equal(model.classifier[3].weight, released.classifier[3].weight)
-    assert own_input_of(build_teacher(cfg, info))[0] == 224
+    assert own_input_of(teacher)[0] == 24
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_model_of_the_users_file(command, settings):
     # a file names no code to run
     status, out, err = command("eval", "-m", "resnet8", "-c", "output/run/student_best.pth")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "holds a mine.py:Net, not a resnet8; give -m mine.py:Net, or the name under which" in err
+    assert f"holds a {settings}/mine.py:Net, not a resnet8; give -m {settings}/mine.py:Net, or the name under" in err
     (settings / "mine.py").rename(settings / "moved.py")
     sys.modules.pop(next(name for name in sys.modules if name.startswith("mdistiller_user_mine")))
     status, _, err = command("eval", "-m", "mine.py:Net", "-c", "output/run/student_best.pth")
@@ -54,12 +54,21 @@ def test_a_model_of_the_users_file(command, settings):
 def test_a_resumed_run_finds_its_models(command, settings):
     assert command("train", "--cfg", "x.yaml")[0] == 0
     assert command("train", "--cfg", "x.yaml", "--resume")[0] == 0
+    status, _, err = command("train", "--cfg", "x.yaml", "--resume", "DISTILLER.STUDENT_ARGS", "{width: 4}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "DISTILLER.STUDENT_ARGS was None, now {'width': 4}" in err
+    assert command("train", "--cfg", "output/run/config.yaml", "--resume")[0] == 0
 
 
 def test_a_model_of_timm(command, settings):
     pytest.importorskip("timm")
     name = "timm/vit_tiny_patch16_224"
-    student = ("DISTILLER.STUDENT", name, "DISTILLER.STUDENT_ARGS", "{patch_size: 4, depth: 4}")
+    student = (
+        "DISTILLER.STUDENT",
+        name,
+        "DISTILLER.STUDENT_ARGS",
+        "{patch_size: 4, depth: 4, embed_dim: 32, num_heads: 2}",
+    )
     status, _, err = command("train", "--cfg", "x.yaml", *student)
     assert (status, err) == (0, "")
     status, out, err = command("eval", "-m", name, "-c", "output/run/student_best.pth")
@@ -81,7 +90,7 @@ BAD = [
     (("DISTILLER.STUDENT_ARGS", "{depth: 3}"), "'depth'"),
     (("DISTILLER.STUDENT_ARGS", "[3]"), "DISTILLER.STUDENT_ARGS is [3]; expected names and values"),
     (("DISTILLER.STUDENT_ARGS", "{num_classes: 3}"), "num_classes is no argument to give"),
-    (("DISTILLER.STUDENT_FEATURES", "{final_map: gone}"), "the features of mine.py:Net: 'gone'"),
+    (("DISTILLER.STUDENT_FEATURES", "{final_map: gone}"), "mine.py:Net: 'gone' is never called"),
     (("DISTILLER.STUDENT_FEATURES", "fc"), "DISTILLER.STUDENT_FEATURES is 'fc'; expected names and values"),
     (("DISTILLER.STUDENT_WEIGHTS", "gone.pth"), "DISTILLER.STUDENT_WEIGHTS: no checkpoint at gone.pth"),
     (("DISTILLER.STUDENT_WEIGHTS", "pretrained"), "no library that releases weights"),
