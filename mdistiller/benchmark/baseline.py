@@ -27,10 +27,10 @@ from yacs.config import CfgNode
 
 from ..dataset import DatasetInfo, DeviceLoader, get_dataset
 from ..distillers import distiller_dict
-from ..engine.build import build_teacher, seed_everything
+from ..engine.build import seed_everything
+from ..engine.networks import build_student, build_teacher
 from ..engine.speed.precision import pick_device
 from ..errors import UserError
-from ..models import build_model
 
 NUM_WORKERS = 2
 
@@ -110,7 +110,7 @@ class BaselineLoop:
 
     def __init__(self, cfg: CfgNode) -> None:
         self.device = pick_device()
-        source, _, _, num_classes = get_dataset(cfg, "cpu")
+        source, *_ = get_dataset(cfg, "cpu")
         if not isinstance(source, DeviceLoader) or source.augment != "pad_crop":
             raise UserError(
                 f"the baseline loop takes images in memory with DATASET.AUGMENT pad_crop, these are"
@@ -131,7 +131,7 @@ class BaselineLoop:
         self.teacher: Optional[nn.Module] = None
         if distiller_dict[cfg.DISTILLER.TYPE].needs_teacher:
             self.teacher = build_teacher(cfg, info).to(self.device).requires_grad_(False).eval()
-        self.student = build_model(cfg.DISTILLER.STUDENT, num_classes, info.name, info.input_size).to(self.device)
+        self.student = build_student(cfg, info).to(self.device)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), cfg.SOLVER.LR, cfg.SOLVER.MOMENTUM, weight_decay=cfg.SOLVER.WEIGHT_DECAY
         )

@@ -84,13 +84,11 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
     if isinstance(given, dict):
         entries: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         return student._replace(**entries)
-    if given == PRETRAINED or (library_of(arch) and cfg.DISTILLER.TEACHER_WEIGHTS == PRETRAINED):
-        own = library_input(arch)
-        if own is None:
-            raise UserError(
-                f"DISTILLER.TEACHER_INPUT pretrained needs a model of a library, given {arch}; give a mapping"
-            )
+    own = library_input(arch) if PRETRAINED in (given, cfg.DISTILLER.TEACHER_WEIGHTS) else None
+    if own is not None:
         return own
+    if given == PRETRAINED:
+        raise UserError(f"DISTILLER.TEACHER_INPUT pretrained needs a model of a library, given {arch}; give a mapping")
     if checkpoint:
         return InputSpec(checkpoint["input_size"], tuple(checkpoint["mean"]), tuple(checkpoint["std"]))
     return student

@@ -14,7 +14,8 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..errors import UserError
-from .cfg import FREE, FROM_DATA, experiment_name, leaves, merge_known, setting_changes, to_dict
+from ..models import same_model
+from .cfg import CFG, FREE, FROM_DATA, experiment_name, leaves, merge_known, setting_changes, to_dict
 from .optim import learning_rate
 from .run.folder import RunFolder
 from .run.saved_state import find_latest
@@ -26,6 +27,11 @@ SCHEDULE = ("EPOCHS", "LR_DECAY_STAGES")  # keys of SOLVER that may change
 FREE_ON_RESUME = (
     *FREE,
     *("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER", "DISTILLER.STUDENT_WEIGHTS"),
+)
+MODELS = ("DISTILLER.TEACHER", "DISTILLER.STUDENT")
+MAPPINGS = (
+    *(f"{model}_{kind}" for model in MODELS for kind in ("ARGS", "FEATURES")),
+    "DISTILLER.TEACHER_INPUT",
 )
 
 
@@ -164,6 +170,15 @@ def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: S
         UserError: settings differ.
     """
     free = (*FREE_ON_RESUME, *leave_out)
-    changed = setting_changes(dict(leaves(saved)), dict(leaves(given)), free) if saved else []
+    if not saved:
+        return
+    before, now = {**dict(leaves(to_dict(CFG))), **dict(leaves(saved))}, dict(leaves(given))
+    for name in MODELS:  # the file of a model may have moved
+        if same_model(str(before.get(name)), str(now.get(name))):
+            before[name] = now.get(name)
+    for name in MAPPINGS:  # values of one key each, not sections
+        for config, leaf in ((saved, before), (given, now)):
+            leaf[name] = config.get("DISTILLER", {}).get(name.partition(".")[2]) or None
+    changed = setting_changes(before, now, (*free, *(f"{name}." for name in MAPPINGS)))
     if changed:
         raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")

@@ -261,10 +261,10 @@ def check_same_settings(cfg: CfgNode) -> None:
     """Raise a UserError if the processes of a group were given different settings."""
     of_all = distributed.all_gather(dict(leaves(to_dict(cfg))))
     differing = [
-        f"{key} is {value!r} for process 0, {other.get(key)!r} for process {number}"
+        f"{key} is {of_all[0].get(key)!r} for process 0, {other.get(key)!r} for process {number}"
         for number, other in enumerate(of_all)
-        for key, value in of_all[0].items()
-        if other.get(key) != value and not key.startswith(FREE_IN_PROCESSES)
+        for key in {**of_all[0], **other}
+        if other.get(key) != of_all[0].get(key) and not key.startswith(FREE_IN_PROCESSES)
     ]
     if differing:
         raise UserError(f"the processes have different settings ({'; '.join(differing[:3])}); give all the same")

@@ -193,7 +193,7 @@ def user_code_errors(what: str, remedy: str) -> Iterator[None]:
         frames = [
             frame
             for frame in traceback.extract_tb(error.__traceback__)
-            if os.path.dirname(frame.filename) != ours and not frame.filename.startswith(library)
+            if not frame.filename.startswith(ours) and not frame.filename.startswith(library)
         ]
         place = f", {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
         reason = str(error).strip().split("\n")[0]

@@ -14,6 +14,7 @@ from yacs.config import CfgNode as CN
 from ...distillers import distiller_dict
 from ...distillers._plugins import is_file, load, plugin_list
 from ...errors import UserError, did_you_mean, refuse
+from ...models import portable_name
 from ...paths import find_config, portable_path
 from .defaults import DEFAULTS
 from .method_defaults import add_sections, complete
@@ -180,6 +181,7 @@ def resolved(cfg: CN, **dataset: Any) -> CN:
         cfg.DATASET[key] = list(value) if isinstance(value, tuple) else value
     cfg.DATASET.ROOT = cfg.DATASET.ROOT and portable_path(cfg.DATASET.ROOT)
     for role in ("TEACHER", "STUDENT"):
+        cfg.DISTILLER[role] = portable_name(cfg.DISTILLER[role])
         weights = cfg.DISTILLER[f"{role}_WEIGHTS"]
         cfg.DISTILLER[f"{role}_WEIGHTS"] = portable_path(weights) if weights not in ("", PRETRAINED) else weights
     if cfg.TEACHER_CACHE not in CACHES:

@@ -225,7 +225,7 @@ def _is_complete(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> 
 def _compare_with_others(folder: Path, about: Dict[str, Any]) -> str:
     """Return for the user how a new table differs from the most similar one beside it."""
     others = [_read_about(path) for path in sorted(folder.parent.glob(f"[!.]*/{ABOUT}"))]
-    differing = [[key for key in sorted(about) if other.get(key) != about[key]] for other in others]
+    differing = [[key for key in sorted({*about, *other}) if other.get(key) != about.get(key)] for other in others]
     nearest = min(differing, key=len, default=[])
     return f"new ({len(others)} beside it of other {', '.join(nearest)}, not used)" if others else "new"
 

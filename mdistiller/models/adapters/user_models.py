@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...paths import user_path
+from ...paths import portable_path, user_path
 from .._adapt import AdaptedModel, evaluation_mode, examine, insert, noise, running_on, user_code_errors
 from .._contract import ClassifierModel
 from .._outputs import logits_of
@@ -41,6 +41,20 @@ def parts_of(name: str) -> Optional[Tuple[str, str, bool]]:
         if found:
             return found["place"], found["attribute"], pattern is FILE
     return None
+
+
+def portable_name(name: str) -> str:
+    """Return a name with the full path of its file, if it has one; any other name unchanged."""
+    parts = parts_of(name)
+    return f"{portable_path(parts[0])}:{parts[1]}" if parts is not None and parts[2] else name
+
+
+def same_model(name: str, other: str) -> bool:
+    """Whether two names are equal, except for the folder of a file, which may have moved."""
+    parts, others = parts_of(name), parts_of(other)
+    if parts is None or others is None or not (parts[2] and others[2]):
+        return name == other
+    return (Path(parts[0]).name, parts[1]) == (Path(others[0]).name, others[1])
 
 
 def find_constructor(name: str) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ TORCHVISION = [
 TIMM = [
     ("resnet10t", {}, [64, 64, 128, 256, 512], True),
     ("efficientnet_lite0", {}, [16, 24, 40, 112, 320], True),
-    ("vit_tiny_patch16_224", {"patch_size": 4, "depth": 6}, [192] * 5, False),
+    ("vit_tiny_patch16_224", {"patch_size": 4, "depth": 8}, [192] * 5, False),
     ("convnext_atto", {}, [40, 80, 160, 320], False),
     ("swin_tiny_patch4_window7_224", SMALL_SWIN, [24, 48, 96, 192], True),
 ]
@@ -105,7 +105,7 @@ def test_the_input_of_the_weights():
     [
         ("torchvision/resnet19", {}, "torchvision has no classification model 'resnet19'; did you mean resnet1"),
         ("torchvision/fcn_resnet50", {}, "torchvision has no classification model"),
-        ("torchvision/resnet18", {"depth": 3}, "torchvision/resnet18 refuses images of 32 px .*'depth'"),
+        ("torchvision/resnet18", {"depth": 3}, "torchvision/resnet18 refuses .*'depth'"),
         ("torchvision/vit_b_16", {"image_size": 30}, "vit_b_16 (refuses|cannot)"),
         ("timm/resnet19", {}, "timm has no model 'resnet19'; did you mean"),
         ("timm/resnet10t", {"depth": 3}, "timm/resnet10t refuses images of 32 px .*'depth'"),

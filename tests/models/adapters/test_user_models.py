@@ -75,7 +75,7 @@ def test_a_graph_shows_the_maps_before_and_after_their_activation():
 
 def test_tokens_become_a_map_without_the_class_token():
     model = build("Tokens").eval()
-    logits, feats = model(images())
+    _, feats = model(images())
     normed = model.norm(model.layers(torch.cat([model.token.expand(2, -1, -1), _embedded(model)], 1)))
     torch.testing.assert_close(feats["final_map"], normed[:, 1:].transpose(1, 2).unflatten(2, (8, 8)))
     torch.testing.assert_close(feats["pooled_feat"], normed[:, 0])
@@ -155,7 +155,7 @@ def test_arguments():
     ("name", "message"),
     [
         ("gone.py:make", "no file at gone.py; a model of your own is named path/to/file.py:make_model"),
-        (f"{FILE}:gone", "has no 'gone', which .* names; it has Block, Net"),
+        (f"{FILE}:gone", "has no 'gone', which .* names; it defines Block, Net"),
         (f"{FILE}:number", "is a int; expected a function or class"),
         (
             f"{FILE}:fails",

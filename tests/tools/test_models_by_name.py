@@ -1,0 +1,112 @@
+"""Models by name on the command line: trained, saved and evaluated; bad input is one line with status 2."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+import torch
+
+from mdistiller.models import build_model
+from tests.conftest import REPO
+
+FILE = REPO / "tests/models/adapters/made_models.py"
+DEIT = ("DISTILLER.TEACHER", "timm/deit_tiny_distilled_patch16_224", "DISTILLER.TEACHER_ARGS", "{depth: 1}")
+
+
+@pytest.fixture
+def settings(image_folder, tmp_path, registries_as_before):
+    """`x.yaml`: from a teacher to a student, both of a user's own file in the working directory."""
+    shutil.copy(FILE, tmp_path / "mine.py")
+    torch.save(build_model("mine.py:Net", 3, "imagefolder", 16).state_dict(), tmp_path / "teacher.pth")
+    (tmp_path / "x.yaml").write_text(
+        f"DATASET: {{TYPE: imagefolder, ROOT: '{image_folder}', INPUT_SIZE: 16, NUM_WORKERS: 0, MEAN: [0.4, 0.4, 0.4],"
+        " STD: [0.2, 0.2, 0.2]}\n"
+        "DISTILLER: {TYPE: SFAKD, TEACHER: 'mine.py:Net', STUDENT: 'mine.py:Net', TEACHER_WEIGHTS: teacher.pth}\n"
+        "SOLVER: {EPOCHS: 1, BATCH_SIZE: 8, LR: 0.02, LR_DECAY_STAGES: []}\nLOG: {WANDB: False}\n"
+        "EXPERIMENT: {NAME: run}\n"
+    )
+    return tmp_path
+
+
+def test_a_model_of_the_users_file(command, settings):
+    student = ("DISTILLER.STUDENT_ARGS", "{width: 4}", "DISTILLER.TEACHER_INPUT", "{size: 24}")
+    status, out, err = command("train", "--cfg", "x.yaml", *student)
+    assert (status, err) == (0, "")
+    assert "the student sees 16 px" in out
+    assert "the teacher sees 24 px" in out
+    status, out, err = command("eval", "-m", "mine.py:Net", "-c", "output/run/student_best.pth")
+    assert (status, err) == (0, "")
+    assert "deployed  top-1" in out
+    # a file names no code to run
+    status, out, err = command("eval", "-m", "resnet8", "-c", "output/run/student_best.pth")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"holds a {settings}/mine.py:Net, not a resnet8; give -m {settings}/mine.py:Net, or the name under" in err
+    (settings / "mine.py").rename(settings / "moved.py")
+    sys.modules.pop(next(name for name in sys.modules if name.startswith("mdistiller_user_mine")))
+    status, _, err = command("eval", "-m", "mine.py:Net", "-c", "output/run/student_best.pth")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "no file at mine.py" in err
+    assert command("eval", "-m", "moved.py:Net", "-c", "output/run/student_best.pth")[0] == 0
+
+
+def test_a_resumed_run_finds_its_models(command, settings):
+    assert command("train", "--cfg", "x.yaml")[0] == 0
+    assert command("train", "--cfg", "x.yaml", "--resume")[0] == 0
+    status, _, err = command("train", "--cfg", "x.yaml", "--resume", "DISTILLER.STUDENT_ARGS", "{width: 4}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "DISTILLER.STUDENT_ARGS was None, now {'width': 4}" in err
+    assert command("train", "--cfg", "output/run/config.yaml", "--resume")[0] == 0
+
+
+def test_a_model_of_timm(command, settings):
+    pytest.importorskip("timm")
+    name = "timm/vit_tiny_patch16_224"
+    student = (
+        "DISTILLER.STUDENT",
+        name,
+        "DISTILLER.STUDENT_ARGS",
+        "{patch_size: 4, depth: 4, embed_dim: 32, num_heads: 2}",
+    )
+    status, _, err = command("train", "--cfg", "x.yaml", *student)
+    assert (status, err) == (0, "")
+    status, out, err = command("eval", "-m", name, "-c", "output/run/student_best.pth")
+    assert (status, err) == (0, "")
+    assert "deployed  top-1" in out
+
+
+BAD = [
+    (("DISTILLER.STUDENT", "timm/resnet19"), "timm has no model 'resnet19'; did you mean"),
+    (("DISTILLER.STUDENT", "torchvision/resnet19"), "torchvision has no classification model 'resnet19'; did you"),
+    (("DISTILLER.STUDENT", "gone.py:Net"), "no file at gone.py"),
+    (("DISTILLER.STUDENT", "mine.py:Gone"), "mine.py has no 'Gone'"),
+    (("DISTILLER.STUDENT", "mine.py:number"), "is a int; expected a function or class"),
+    (("DISTILLER.STUDENT", "gone_package:make"), "needs the module gone_package, which cannot be imported here"),
+    (("DISTILLER.STUDENT", "mine.py:fails"), "RuntimeError: no such weights"),
+    (("DISTILLER.STUDENT", "mine.py:ten_classes"), "gives logits [2, 10] for two images; expected [2, 3]"),
+    (("DISTILLER.STUDENT", "mine.py:Hidden"), "gives no 'final_map'"),
+    (("DISTILLER.STUDENT", "mine.py:Viewing"), "cannot take"),
+    (("DISTILLER.STUDENT_ARGS", "{depth: 3}"), "'depth'"),
+    (("DISTILLER.STUDENT_ARGS", "[3]"), "DISTILLER.STUDENT_ARGS is [3]; expected names and values"),
+    (("DISTILLER.STUDENT_ARGS", "{num_classes: 3}"), "num_classes is no argument to give"),
+    (("DISTILLER.STUDENT_FEATURES", "{final_map: gone}"), "mine.py:Net: 'gone' is never called"),
+    (("DISTILLER.STUDENT_FEATURES", "fc"), "DISTILLER.STUDENT_FEATURES is 'fc'; expected names and values"),
+    (("DISTILLER.STUDENT_WEIGHTS", "gone.pth"), "DISTILLER.STUDENT_WEIGHTS: no checkpoint at gone.pth"),
+    (("DISTILLER.STUDENT_WEIGHTS", "pretrained"), "no library that releases weights"),
+    (("DISTILLER.TEACHER", "mine.py:Tokens"), "do not fit Tokens"),
+    (("DISTILLER.TEACHER_INPUT", "{size: -3}"), "DISTILLER.TEACHER_INPUT is {'size': -3}; expected None, same"),
+    (("DISTILLER.TEACHER_INPUT", "{size: 2}", "DISTILLER.TEACHER", "timm/vit_tiny_patch16_224"), "of 2 px"),
+    (("DISTILLER.TYPE", "SIMKD", "SIMKD.PROJECTOR_RELU", "3"), "SIMKD.PROJECTOR_RELU is 3; expected True, False"),
+    ((*DEIT, "DISTILLER.TEACHER_WEIGHTS", ""), "which weights of timm/deit_tiny_distilled_patch16_224"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_one_line(command, settings, changes, message):
+    if "timm/" in str(changes):
+        pytest.importorskip("timm")
+    status, _, err = command("train", "--cfg", "x.yaml", *changes)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not (settings / "output").exists()
