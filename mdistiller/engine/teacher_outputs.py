@@ -34,6 +34,11 @@ def find_outputs(
     """
     if not given and recorded.get("classes", list(info.classes)) == list(info.classes):
         return info.num_classes, None
+    if given == IMAGENET_CLASSES and any(map(WNID.fullmatch, info.classes)) and not has_wnids():
+        # words alone would take the bird for the machine: torchvision calls n02012849, crane, a "crane bird"
+        raise UserError(
+            f"{KEY} {given} needs timm for the classes of {info.name}, which are wnids; run: pip install timm"
+        )
     outputs: List[Names] = read_outputs(given) if given else [(str(name),) for name in recorded["classes"]]
     rows, missing = find_rows(info, outputs, given or str(path))
     if given and missing:
@@ -63,12 +68,9 @@ def check_classes(classes: Any, info: DatasetInfo, path: str | os.PathLike[str])
 
 def _lacking(missing: Sequence[str], info: DatasetInfo, given: str) -> UserError:
     """Return the error that classes are missing in what `DISTILLER.TEACHER_CLASSES` names."""
-    remedy = "name the outputs as the classes, or give a teacher that knows them"
-    if given == IMAGENET_CLASSES and any(map(WNID.fullmatch, missing)) and not has_wnids():
-        remedy = "their wnids are known to timm: pip install timm"
     return UserError(
         f"{KEY} {given} lacks {len(missing)} of the {info.num_classes} classes of the data set {info.name}:"
-        f" {listed(missing)}; {remedy}"
+        f" {listed(missing)}; name the outputs as the classes, or give a teacher that knows them"
     )
 
 
