@@ -114,7 +114,7 @@ def prepare(case: Case, folder: Path) -> Tuple[Case, Cost]:
     own = ["LOG.PREFIX", str(folder), "LOG.WANDB", "False", "EXPERIMENT.NAME", "run", "EXPERIMENT.REFERENCE", "[]"]
     cfg = case.cfg()
     if distiller_dict[cfg.DISTILLER.TYPE].needs_teacher and not cfg.DISTILLER.TEACHER_WEIGHTS:
-        own += ["DISTILLER.TEACHER_WEIGHTS", save_random_teacher(cfg, folder)]
+        own += ["DISTILLER.TEACHER_WEIGHTS", save_random_teacher(cfg, folder), "DISTILLER.TEACHER_CLASSES", ""]
     case = case._replace(overrides=(*case.overrides, *own))
     return case, _step_cost(case)
 

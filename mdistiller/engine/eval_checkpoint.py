@@ -15,8 +15,9 @@ from .cfg import CFG, merge_known, merge_overrides
 from .checkpoint import check_arch, check_known, is_described, load_student, read_checkpoint
 from .checkpoint.foreign_weights import weights_of
 from .evaluate import evaluate
-from .networks import check_classes, released_weights
+from .networks import released_weights
 from .speed.precision import pick_device, prepare_device
+from .teacher_outputs import check_classes
 
 log = logging.getLogger("mdistiller")
 

@@ -23,7 +23,8 @@ from ..models import (
 )
 from ..models.adapters.own_input import INTERPOLATIONS
 from .cfg import PRETRAINED
-from .checkpoint import constructor_of, is_described, load_checkpoint, read_checkpoint
+from .checkpoint import constructor_of, is_described, load_checkpoint, read_checkpoint, weights_of
+from .teacher_outputs import check_num_outputs, find_outputs, keep_outputs
 
 SAME = "same"  # value of TEACHER_INPUT: as the student
 INPUT_EXAMPLE = "{size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], interpolation: bicubic}"
@@ -97,6 +98,9 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
 def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     """Build the teacher, load its weights, and let it see the images that it was trained on.
 
+    If the names of its outputs are known, from `DISTILLER.TEACHER_CLASSES` or a checkpoint that describes itself, those
+    of the data set's classes are chosen.
+
     Raises:
         UserError: the weights do not fit the model or the data set.
     """
@@ -106,17 +110,26 @@ def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     recorded: Dict[str, Any] = checkpoint if described and checkpoint else {}
     if recorded:
         _check_described_teacher(cfg, info, recorded, path)
+    num_outputs, rows = find_outputs(info, options.TEACHER_CLASSES, recorded, path)
     own = teacher_input(cfg, info, recorded)
     given = InputSpec(info.input_size, tuple(info.mean), tuple(info.std))
     arguments, features = constructor_of(recorded, options.TEACHER_ARGS, options.TEACHER_FEATURES)
     dataset, size = (recorded["dataset"], recorded["input_size"]) if recorded else (info.name, own.size)
     if not library_of(arch) and not recorded:
         size = info.input_size  # selects the family, as for the student
-    teacher = build_model(arch, info.num_classes, dataset, own.size if library_of(arch) else size, arguments, features)
+    teacher = build_model(arch, num_outputs, dataset, own.size if library_of(arch) else size, arguments, features)
+    given_outputs = info, options.TEACHER_CLASSES
     if checkpoint is not None:
+        state = weights_of(checkpoint, path)
+        check_num_outputs(teacher, _classifier_name(teacher), state, str(path), *given_outputs)
         load_checkpoint(teacher, checkpoint, path)
     elif options.TEACHER_WEIGHTS == PRETRAINED:
-        load_weights(teacher, library_weights(arch, own.size, arguments), f"the pretrained {arch}")
+        state, source = library_weights(arch, own.size, arguments), f"the pretrained {arch}"
+        check_num_outputs(teacher, _classifier_name(teacher), state, source, *given_outputs)
+        load_weights(teacher, state, source)
+    if rows is not None:
+        keep_outputs(teacher, rows)
+        log.info(f"note: of the teacher's {num_outputs} outputs, the {len(rows)} of the data set's classes are used")
     return give_own_input(teacher, own, given)
 
 
@@ -142,28 +155,12 @@ def _check_described_teacher(
         raise UserError(
             f"{path} is a student that needs its {checkpoint['head']['kind']} head; a teacher must be a bare model"
         )
-    check_classes(checkpoint["classes"], info, path)
     fraction = checkpoint["config"]["DATASET"].get("VAL_FRACTION", 0.0)
     if checkpoint["dataset"] == info.name and fraction != cfg.DATASET.VAL_FRACTION:
         log.info(
             f"note: the teacher was trained with DATASET.VAL_FRACTION {fraction}, this run has"
             f" {cfg.DATASET.VAL_FRACTION}: some images to validate on may be ones that the teacher was trained on"
         )
-
-
-def check_classes(classes: Any, info: DatasetInfo, path: str | os.PathLike[str]) -> None:
-    """Raise a UserError if the classes of a checkpoint are not those of the data set, in the same order."""
-    if len(classes) != info.num_classes:
-        raise UserError(
-            f"checkpoint {path} was trained on {len(classes)} classes, the data set {info.name} has {info.num_classes};"
-            " give the data set that it was trained on, or another checkpoint"
-        )
-    for label, (theirs, ours) in enumerate(zip(classes, info.classes)):
-        if theirs != ours:
-            raise UserError(
-                f"checkpoint {path} knows class {label} as {theirs!r}, in the data set {info.name} it is {ours!r};"
-                " give the data set that it was trained on, or another checkpoint"
-            )
 
 
 def build_student(cfg: CfgNode, info: DatasetInfo) -> nn.Module:

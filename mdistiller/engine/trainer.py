@@ -23,6 +23,7 @@ from .meter import EpochMeter
 from .optim import learning_rate
 from .precise_bn import Statistics, estimate_statistics, eval_with, replaced_buffers
 from .run import report
+from .run.chance import chance_warning
 from .run.cost import deployed_cost
 from .run.folder import RunFolder
 from .run.logger import RunLogger, SilentLogger, open_logger
@@ -207,6 +208,9 @@ class Trainer:
             )
             top1 = self.teacher_accuracy["deployed_top1"]
             self.logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {top1:.2f}")
+            warning = chance_warning(top1, self.train_loader.info.num_classes, self.val_loader.num_images)
+            if warning:
+                self.logger.say(warning)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the epoch in the distiller's memory format, with cached teacher outputs."""

@@ -26,6 +26,7 @@ from .resume import check_settings_unchanged, keep_schedule, saved_run
 from .run.report import read_references
 from .run.save_interval import SaveInterval
 from .speed.precision import pick_device, pick_precision
+from .teacher_classes import read_outputs
 from .trainer import trainer_dict
 
 MAX_EPOCHS_OR_IMAGES = 10**6  # epochs, or images in a batch
@@ -101,6 +102,8 @@ def _model_errors(cfg: CfgNode, role: str) -> Iterator[str]:
             yield f"DISTILLER.{role}_{key} is {given!r}; expected names and values, as in '{example}'"
     if role == "TEACHER":
         yield from filter(None, [input_errors(options.TEACHER_INPUT)])
+        if options.TEACHER_CLASSES:
+            yield from _error_of(read_outputs, options.TEACHER_CLASSES)
 
 
 def _error_of(call: Callable[..., Any], *arguments: Any) -> Iterator[str]:
@@ -253,7 +256,7 @@ def _is_interval(text: str) -> bool:
 # Keys that may differ between processes: paths, which depend on the machine, and what only the main process does.
 FREE_IN_PROCESSES = (
     *("LOG.", "PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS"),
-    *("DISTILLER.TEACHER_WEIGHTS", "DISTILLER.STUDENT_WEIGHTS"),
+    *("DISTILLER.TEACHER_WEIGHTS", "DISTILLER.STUDENT_WEIGHTS", "DISTILLER.TEACHER_CLASSES"),
 )
 
 

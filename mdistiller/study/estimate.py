@@ -60,6 +60,7 @@ def _seconds_per_epoch(cell: Cell) -> float:
         cfg.LOG.PREFIX, cfg.EXPERIMENT.REFERENCE = folder, []
         if distiller_dict[cfg.DISTILLER.TYPE].needs_teacher and not cfg.DISTILLER.TEACHER_WEIGHTS:
             cfg.DISTILLER.TEACHER_WEIGHTS = save_random_teacher(cfg, Path(folder))
+            cfg.DISTILLER.TEACHER_CLASSES = ""
         trainer = build_trainer(cfg)
         trainer.prepare()
         trainer.distiller.train()

@@ -3,6 +3,7 @@
 from .config import (
     CACHES,
     CFG,
+    IMAGENET_CLASSES,
     PRETRAINED,
     Config,
     cfg_from,
@@ -23,6 +24,7 @@ __all__ = [
     "CFG",
     "FREE",
     "FROM_DATA",
+    "IMAGENET_CLASSES",
     "PRETRAINED",
     "Config",
     "cfg_from",

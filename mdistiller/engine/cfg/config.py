@@ -39,6 +39,7 @@ class Config(CN):
 CFG = Config()
 CFG.update(DEFAULTS)
 PRETRAINED = "pretrained"  # value of TEACHER_WEIGHTS, STUDENT_WEIGHTS and TEACHER_INPUT: what the library releases
+IMAGENET_CLASSES = "imagenet"  # value of TEACHER_CLASSES: those of ImageNet-1k
 CACHES = ("off", "memory")  # values of TEACHER_CACHE that are not a folder
 
 UNKNOWN = "unknown config key"
@@ -184,6 +185,8 @@ def resolved(cfg: CN, **dataset: Any) -> CN:
         cfg.DISTILLER[role] = portable_name(cfg.DISTILLER[role])
         weights = cfg.DISTILLER[f"{role}_WEIGHTS"]
         cfg.DISTILLER[f"{role}_WEIGHTS"] = portable_path(weights) if weights not in ("", PRETRAINED) else weights
+    if cfg.DISTILLER.TEACHER_CLASSES not in ("", IMAGENET_CLASSES):
+        cfg.DISTILLER.TEACHER_CLASSES = portable_path(cfg.DISTILLER.TEACHER_CLASSES)
     if cfg.TEACHER_CACHE not in CACHES:
         cfg.TEACHER_CACHE = portable_path(cfg.TEACHER_CACHE)
     cfg.EXPERIMENT.REFERENCE = [portable_path(path) for path in cfg.EXPERIMENT.REFERENCE]

@@ -68,6 +68,11 @@ _C.DISTILLER.STUDENT_FEATURES = None  # the same for the student
 # weights. `None`: those that its checkpoint records, with `TEACHER_WEIGHTS pretrained` those of its library, else as
 # the student.
 _C.DISTILLER.TEACHER_INPUT = None
+# Names of the teacher's outputs, if it has other classes than the data set: a text file with one name a line, or
+# `imagenet` for the 1000 classes of ImageNet-1k. Those of the data set's classes are chosen by class name, wnid or
+# word. If empty: what its checkpoint records, else the classes of the data set in their order. See
+# [models.md](models.md#a-teacher-with-other-classes).
+_C.DISTILLER.TEACHER_CLASSES = ""
 
 _C.SOLVER = CN()
 _C.SOLVER.TRAINER = "base"  # `base`, or `dot` for DOT's update rule; `crd` and `crd_dot` are MDistiller's aliases

@@ -12,12 +12,13 @@ from ...distillers import distiller_dict
 from .config import CFG
 from .values import leaves, to_dict
 
-# Keys that do not change a result. The data and the teacher's weights are compared by their content; see `run.origin`.
+# Keys that do not change a result. The data and the teacher's weights, after the choice of its outputs, are compared by
+# their content; see `run.origin`.
 FREE = (
     *("LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
     *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
     *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
-    "SOLVER.CHECKPOINT_EVERY",
+    *("SOLVER.CHECKPOINT_EVERY", "DISTILLER.TEACHER_CLASSES"),
 )
 FROM_DATA = ("INPUT_SIZE", "MEAN", "STD")  # keys of DATASET that the data set determines where they are None
 DIGEST_LENGTH = 12  # characters
