@@ -14,6 +14,16 @@ of `configs/cifar100/sfakd_code/`, follow the code, which produced the published
 - For a WRN the code uses the last block's raw output as the final map. Here it is always the activated map, which the
   classifier pools.
 
+Further options are for ablations. Their defaults are what both paper and code do, or what the code does where the paper
+says nothing.
+
+- Paper and code learn the weights of the fusion; `FUSION: fixed` keeps them at 0.5.
+- Paper and code have a depthwise separable convolution in the projector. `PROJECTOR: full` replaces it by one full 3×3
+  convolution.
+- The code applies weight decay to all parameters, and the paper does not mention it. `WEIGHT_DECAY: False` exempts the
+  filter, a learnable σ and the weights of the fusion.
+- Neither paper nor code has a warm-up of the alignment (`WARMUP_EPOCHS`), or KD's loss on the logits (`KD_WEIGHT`).
+
 Here shapes are inferred, and the head is saved with the student.
 
 Shapes: `B` batch, `C_s`/`C_t` channels of the student's final map / of the teacher's pooled feature, `H`/`W` height and
@@ -22,21 +32,25 @@ width of the student's final map, `N` classes.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..errors import UserError
-from ..ranges import above, one_of, weights
+from ..ranges import above, at_least, one_of, weights
 from ._base import Distiller, register
-from ._common import match_size, probe
-from ._spectral import FrequencyBranch
+from ._common import match_size, probe, warmup_factor
+from ._sfakd_head import BottleneckProjector as BottleneckProjector
+from ._sfakd_head import Fusion as Fusion
+from ._sfakd_head import SFAKDHead
+from ._sfakd_head import SpatialBranch as SpatialBranch
+from ._spectral import FrequencyBranch as FrequencyBranch
 from ._spectral import FrequencyFilter as FrequencyFilter
 from ._spectral import HighPass as HighPass
-from .heads import Head, HeadOutput, check_teacher_map, head_dict, own_logits, split_forward
+from .heads import HeadOutput, check_teacher_map, own_logits, split_forward
+from .KD import kd_loss
 
 
 def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor) -> Tensor:
@@ -62,130 +76,32 @@ def map_alignment_loss(map_student: Tensor, map_teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum(1).mean()
 
 
-class SpatialBranch(nn.Conv2d):
-    """`F_spat = Conv1×1(F)`, `C_s → C_s`, with bias."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, kernel_size=1)
-
-    def forward(self, feature: Tensor, weight: Union[float, Tensor] = 1.0) -> Tensor:
-        """Return `weight · F_spat` of `feature [B, C_s, H, W]`, of the same shape."""
-        assert self.bias is not None
-        return F.conv2d(feature, weight * self.weight, weight * self.bias)
-
-
-class Fusion(nn.Module):
-    """`A = α · F_freq + β · F_spat` with learnable weights, both initialised to 0.5.
-
-    Args:
-        frequency: the branch that computes `F_freq`; `None` to omit it.
-        spatial: the branch that computes `F_spat`; `None` to omit it.
-    """
-
-    def __init__(self, frequency: Optional[nn.Module], spatial: Optional[nn.Module]) -> None:
-        super().__init__()
-        self.frequency = frequency
-        self.spatial = spatial
-        self.alpha = None if frequency is None else nn.Parameter(torch.tensor(0.5))
-        self.beta = None if spatial is None else nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Return `A` for `feature [B, C_s, H, W]`, of the same shape."""
-        # each branch applies its weight to its parameters, which are smaller than the maps
-        branches = ((self.spatial, self.beta), (self.frequency, self.alpha))
-        parts = [branch(feature, weight) for branch, weight in branches if branch is not None]
-        return sum(parts[1:], parts[0])
-
-
-class BottleneckProjector(nn.Sequential):
-    """Adaptive bottleneck `C_s → m → C_t`, `m = ⌊(C_s + C_t) / 2⌋`, with a depthwise separable 3×3 convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        mid = (in_channels + out_channels) // 2
-        super().__init__(
-            nn.Conv2d(in_channels, mid, 1, bias=False),
-            nn.BatchNorm2d(mid),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(mid, mid, 3, padding=1, groups=mid, bias=False),
-            nn.Conv2d(mid, mid, 1, bias=False),
-            nn.BatchNorm2d(mid),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(mid, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
-
-
-@head_dict.register("SFAKD")
-class SFAKDHead(Head):
-    """Fusion of the two branches, bottleneck projector, pooling and the teacher's classifier.
-
-    Args:
-        in_channels, height, width: `C_s`, `H`, `W` of the student's final map.
-        out_channels, num_classes, bias: `C_t`, `N` and bias of the teacher's classifier.
-        sigma, learnable_sigma, mask: see `HighPass`; `mask` is its `kind`.
-        frequency, spatial: whether to use each branch; at least one.
-        filter_init: see `FrequencyFilter`.
-    """
-
-    kind = "SFAKD"
-
-    def __init__(
-        self,
-        in_channels: int,
-        height: int,
-        width: int,
-        out_channels: int,
-        num_classes: int,
-        bias: bool = True,
-        sigma: float = 0.1,
-        learnable_sigma: bool = False,
-        frequency: bool = True,
-        spatial: bool = True,
-        mask: str = "gaussian",
-        filter_init: str = "identity",
-    ) -> None:
-        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        fusion = Fusion(
-            FrequencyBranch(in_channels, height, width, sigma, learnable_sigma, mask, filter_init)
-            if frequency
-            else None,
-            SpatialBranch(in_channels) if spatial else None,
-        )
-        projector = nn.Sequential()
-        projector.add_module("fusion", fusion)
-        projector.add_module("bottleneck", BottleneckProjector(in_channels, out_channels))
-        super().__init__(projector, out_channels, num_classes, bias, options)
-        self.map_size = (height, width)
-
-    def forward(self, final_map: Tensor) -> HeadOutput:
-        if tuple(final_map.shape[-2:]) != self.map_size:
-            raise UserError(
-                f"the student's final map is {tuple(final_map.shape[-2:])}, this SFAKD head was built for"
-                f" {self.map_size}: its filter has one weight per frequency; give images of the size it was trained on"
-            )
-        return super().forward(final_map)
-
-
 @register("SFAKD")
 class SFAKD(Distiller):
     """L2 alignment of the student's projected, frequency-augmented feature with the teacher's.
 
     With `CLASSIFIER: teacher` (the default, as published) the deployed student consists of backbone, head and the
     teacher's classifier. The student's own classifier is trained as a probe on detached features. With
-    `CLASSIFIER: student` the bare student is deployed. Its own classifier is trained by cross-entropy, the alignment
-    regularises the backbone, and the head is dropped after training.
+    `CLASSIFIER: student` the bare student is deployed. Its own classifier is trained by cross-entropy or KD's loss, the
+    alignment regularises the backbone, and the head is dropped after training. `forward_train` needs `epoch`, counted
+    from 1, if there is a warm-up.
     """
 
     DEFAULTS = {
         "FEAT_WEIGHT": 0.1,  # weight of the alignment loss
+        "WARMUP_EPOCHS": 0.0,  # epochs over which the weight of the alignment loss rises linearly to FEAT_WEIGHT
         "CE_WEIGHT": 0.0,  # weight of the cross-entropy on the deployed logits
+        "KD_WEIGHT": 0.0,  # weight of KD's loss between the deployed logits and the teacher's
+        "TEMPERATURE": 4.0,  # of KD's loss
         "MASK": {"TYPE": "gaussian"},  # "gaussian" | "hard" | "none"
         "SIGMA": 0.1,  # the Gaussian's σ, or the hard cut's radius, relative to the smaller side of the map
         "LEARNABLE_SIGMA": False,  # train SIGMA
         "FILTER_INIT": "identity",  # "identity" | "uniform", as in the authors' code
         "FREQUENCY_BRANCH": True,  # use the frequency branch
         "SPATIAL_BRANCH": True,  # use the spatial branch
+        "FUSION": "learned",  # "learned" | "fixed": the weights of the branches stay 0.5
+        "PROJECTOR": "separable",  # "separable" (depthwise 3×3, pointwise) | "full" (one 3×3 convolution)
+        "WEIGHT_DECAY": True,  # SOLVER.WEIGHT_DECAY applies to filter, learnable sigma and fusion weights as well
         "ALIGN": "pooled",  # "pooled" | "map"
         "CLASSIFIER": "teacher",  # "teacher" | "student"
     }
@@ -195,18 +111,26 @@ class SFAKD(Distiller):
         "FILTER_INIT": one_of("identity", "uniform"),
         "ALIGN": one_of("pooled", "map"),
         "CLASSIFIER": one_of("teacher", "student"),
-        **weights("FEAT_WEIGHT", "CE_WEIGHT"),
+        "FUSION": one_of("learned", "fixed"),
+        "PROJECTOR": one_of("separable", "full"),
+        "WARMUP_EPOCHS": at_least(0, "epochs"),
+        "TEMPERATURE": above(0),
+        **weights("FEAT_WEIGHT", "CE_WEIGHT", "KD_WEIGHT"),
     }
-    teacher_needs = ("pooled",)
+    teacher_needs: Tuple[str, ...] = ("pooled",)
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.SFAKD
         self.feat_weight = options.FEAT_WEIGHT
+        self.warmup_epochs = options.WARMUP_EPOCHS
         self.ce_weight = options.CE_WEIGHT
+        self.kd_weight = options.KD_WEIGHT
+        self.temperature = options.TEMPERATURE
+        self.weight_decay = options.WEIGHT_DECAY
         self.align = options.ALIGN
-        if self.align == "map":
-            self.teacher_needs = ("maps",)
+        aligned = "maps" if self.align == "map" else "pooled"
+        self.teacher_needs = ("logits", aligned) if self.kd_weight else (aligned,)
 
         input_size = cfg.DATASET.INPUT_SIZE
         classifier = teacher.get_classifier()
@@ -224,6 +148,8 @@ class SFAKD(Distiller):
             spatial=options.SPATIAL_BRANCH,
             mask=options.MASK.TYPE,
             filter_init=options.FILTER_INIT,
+            fusion=options.FUSION,
+            projector=options.PROJECTOR,
         )
         if options.CLASSIFIER == "teacher":
             self.head = aligner
@@ -239,27 +165,35 @@ class SFAKD(Distiller):
             )
         if not (options.FREQUENCY_BRANCH or options.SPATIAL_BRANCH):
             yield f"{section}.FREQUENCY_BRANCH and {section}.SPATIAL_BRANCH are both off; switch at least one on"
-        if options.CLASSIFIER == "student" and options.CE_WEIGHT == 0:
+        if options.CLASSIFIER == "student" and options.CE_WEIGHT == options.KD_WEIGHT == 0:
             yield (
-                f"{section}.CLASSIFIER student trains the student's own classifier by cross-entropy, but"
-                f" {section}.CE_WEIGHT is 0; set it, for example to 1.0"
+                f"{section}.CLASSIFIER student trains the student's own classifier by cross-entropy or KD's loss, but"
+                f" {section}.CE_WEIGHT is 0, and so is {section}.KD_WEIGHT; set one, for example CE_WEIGHT to 1.0"
             )
 
     @classmethod
     def loss_names(cls, options: Any) -> Tuple[str, ...]:
         probe = ("loss_probe",) if options.CLASSIFIER == "teacher" else ()
-        return (*probe, "loss_feat", *(("loss_ce",) if options.CE_WEIGHT else ()))
+        optional = {"loss_ce": options.CE_WEIGHT, "loss_kd": options.KD_WEIGHT}
+        return (*probe, "loss_feat", *(name for name, weight in optional.items() if weight))
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         extra = [] if self.head is not None else [p for p in self.aligner.parameters() if p.requires_grad]
         return super().get_learnable_parameters() + extra
+
+    def get_no_decay_parameters(self) -> List[nn.Parameter]:
+        if self.weight_decay:
+            return []
+        fusion: Any = (self.head or self.aligner).projector.fusion
+        filters = [] if fusion.frequency is None else list(fusion.frequency.parameters())
+        return [*fusion.parameters(recurse=False), *filters]
 
     def get_extra_parameters(self) -> int:
         return sum(p.numel() for p in (self.head or self.aligner).parameters())
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         with torch.no_grad():
-            _, feats_teacher = self.teacher(image)
+            logits_teacher, feats_teacher = self.teacher(image)
         losses = {}
         if self.head is None:
             logits, feats = self.student(image)
@@ -269,9 +203,12 @@ class SFAKD(Distiller):
             output = self.head(final_map)
             logits = output.logits
             losses["loss_probe"] = F.cross_entropy(own_logits(self.student, final_map, pooled).float(), target)
-        losses["loss_feat"] = self.feat_weight * self._alignment_loss(output, feats_teacher)
+        warmup = warmup_factor(kwargs["epoch"], self.warmup_epochs) if self.warmup_epochs else 1.0
+        losses["loss_feat"] = warmup * self.feat_weight * self._alignment_loss(output, feats_teacher)
         if self.ce_weight:
             losses["loss_ce"] = self.ce_weight * F.cross_entropy(logits.float(), target)
+        if self.kd_weight:
+            losses["loss_kd"] = self.kd_weight * kd_loss(logits, logits_teacher, self.temperature)
         return logits, losses
 
     def _alignment_loss(self, output: HeadOutput, feats_teacher: Dict[str, Any]) -> Tensor:

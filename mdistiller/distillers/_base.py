@@ -110,6 +110,10 @@ class Distiller(nn.Module):
             parameters += self.head.parameters()
         return [p for p in parameters if p.requires_grad]
 
+    def get_no_decay_parameters(self) -> List[nn.Parameter]:
+        """Return those of the learnable parameters that take no weight decay; by default none."""
+        return []
+
     def get_extra_parameters(self) -> int:
         """Return the number of parameters that the method adds to the student."""
         return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())

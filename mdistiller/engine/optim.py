@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Callable, Dict, List
+from typing import Any, Callable, Dict, Iterable, List
 
 import torch
 from torch import nn
@@ -12,12 +12,28 @@ from yacs.config import CfgNode
 OPTIMIZERS = ("SGD",)
 
 
-def build_optimizer(cfg: CfgNode, parameters: List[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the optimizer of the section `SOLVER`."""
+def parameter_groups(parameters: List[nn.Parameter], no_decay: Iterable[nn.Parameter]) -> List[Dict[str, Any]]:
+    """Return one group with all parameters; if some take no weight decay, two groups, of which theirs is the last.
+
+    Args:
+        parameters: all of them.
+        no_decay: those that take no weight decay. Others than `parameters` are ignored.
+    """
+    exempt = {id(parameter) for parameter in no_decay}
+    decayed = [parameter for parameter in parameters if id(parameter) not in exempt]
+    if len(decayed) == len(parameters):
+        return [{"params": parameters}]
+    return [{"params": decayed}, {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0}]
+
+
+def build_optimizer(
+    cfg: CfgNode, parameters: List[nn.Parameter], no_decay: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Build the optimizer of the section `SOLVER`; arguments as in `parameter_groups`."""
     solver = cfg.SOLVER
     options = {"momentum": solver.MOMENTUM, "weight_decay": solver.WEIGHT_DECAY, "nesterov": solver.NESTEROV}
     # fused=True fails if the first gradient of a parameter comes after the first step
-    return torch.optim.SGD(parameters, lr=solver.LR, foreach=True, **options)
+    return torch.optim.SGD(parameter_groups(parameters, no_decay), lr=solver.LR, foreach=True, **options)
 
 
 def _step_decay(cfg: CfgNode, progress: float) -> float:

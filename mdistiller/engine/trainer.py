@@ -80,7 +80,9 @@ class Trainer:
         self.device = next(distiller.parameters()).device
         self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
-        self.update = self.update_rule(cfg, distiller.get_learnable_parameters(), self.scaler)
+        self.update = self.update_rule(
+            cfg, distiller.get_learnable_parameters(), self.scaler, distiller.get_no_decay_parameters()
+        )
         self.optimizer = self.update.optimizer
         self.state = TrainingState(distiller, self.optimizer, self.scaler, cfg, train_loader, self.origin)
         self.teacher_accuracy: Dict[str, float] = {}  # percent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import reduce
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..distillers import Distiller
 from ..errors import refuse
-from .optim import build_optimizer
+from .optim import build_optimizer, parameter_groups
 
 Losses = Dict[str, Tensor]  # named scalars
 
@@ -25,10 +25,17 @@ class UpdateRule:
         cfg: the resolved configuration.
         parameters: the trained ones, on their final device and in their final memory format.
         scaler: scales the losses; disabled where gradients cannot underflow.
+        no_decay: those of `parameters` that take no weight decay.
     """
 
-    def __init__(self, cfg: CfgNode, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
-        self.optimizer = build_optimizer(cfg, parameters)
+    def __init__(
+        self,
+        cfg: CfgNode,
+        parameters: List[nn.Parameter],
+        scaler: torch.amp.GradScaler,
+        no_decay: Sequence[nn.Parameter] = (),
+    ) -> None:
+        self.optimizer = build_optimizer(cfg, parameters, no_decay)
         self.scaler = scaler
 
     def __call__(self, losses: Losses) -> None:
@@ -84,15 +91,21 @@ class DistillationOriented(UpdateRule):
 
     The paper's algorithm has no weight decay and does not mention parameters that one loss alone reaches. Both follow
     the authors' code, down to one detail: what the distillation losses alone reach does not decay in its first step.
-    Apart from that step, `Δ = 0` is SGD on the sum of the losses.
+    Apart from that step, `Δ = 0` is SGD on the sum of the losses. For parameters without weight decay, `λ` is 0.
 
     The constructor trusts the settings; `config_errors` validates them.
 
     Source: "DOT: A Distillation-Oriented Trainer" (2023).
     """
 
-    def __init__(self, cfg: CfgNode, parameters: List[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
-        super().__init__(cfg, parameters, scaler)
+    def __init__(
+        self,
+        cfg: CfgNode,
+        parameters: List[nn.Parameter],
+        scaler: torch.amp.GradScaler,
+        no_decay: Sequence[nn.Parameter] = (),
+    ) -> None:
+        super().__init__(cfg, parameters, scaler, no_decay)
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
         self.task = parameters
         # Aliases of the weights, so that the optimizer keeps a separate gradient and momentum for each.
@@ -101,9 +114,12 @@ class DistillationOriented(UpdateRule):
         for group in self.optimizer.param_groups:
             group["momentum"] = momentum - delta
         self.optimizer.add_param_group({"params": self.distillation, "momentum": momentum + delta, "weight_decay": 0.0})
-        self.optimizer.add_param_group({"params": self.task_alone, "momentum": momentum})
+        exempt = {id(parameter) for parameter in no_decay}
+        alone_no_decay = [alone for alone, p in zip(self.task_alone, parameters) if id(p) in exempt]
+        for group in parameter_groups(self.task_alone, alone_no_decay):
+            self.optimizer.add_param_group({**group, "momentum": momentum})
         self.optimizer.add_param_group({"params": self.distillation_alone, "momentum": momentum, "weight_decay": 0.0})
-        self.weight_decay = cfg.SOLVER.WEIGHT_DECAY
+        self.weight_decays = [0.0 if id(p) in exempt else cfg.SOLVER.WEIGHT_DECAY for p in parameters]
 
     @classmethod
     def config_errors(cls, cfg: CfgNode, losses: Optional[Iterable[str]] = None) -> Iterator[str]:
@@ -138,8 +154,8 @@ class DistillationOriented(UpdateRule):
         for task, distillation in zip(self.task, self.distillation):
             distillation.grad, task.grad = task.grad, None
         self.scaler.scale(losses["loss_ce"]).backward()
-        for task, distillation, task_alone, distillation_alone in zip(
-            self.task, self.distillation, self.task_alone, self.distillation_alone
+        for task, distillation, task_alone, distillation_alone, weight_decay in zip(
+            self.task, self.distillation, self.task_alone, self.distillation_alone, self.weight_decays
         ):
             if task.grad is not None and distillation.grad is not None:
                 self._pass_momentum(task_alone, task)
@@ -151,7 +167,7 @@ class DistillationOriented(UpdateRule):
                 self._pass_momentum(distillation, distillation_alone)
                 distillation_alone.grad, distillation.grad = distillation.grad, None
                 if distillation_alone in self.optimizer.state:  # not in its first step
-                    decay = self.weight_decay * distillation_alone.detach()
+                    decay = weight_decay * distillation_alone.detach()
                     distillation_alone.grad.add_(self.scaler.scale(decay))
 
     def _pass_momentum(self, source: nn.Parameter, target: nn.Parameter) -> None:

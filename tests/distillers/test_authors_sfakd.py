@@ -113,9 +113,8 @@ def test_a_preset_averages_the_error_over_all_elements():
 def test_all_parameters_decay():
     """Including the filter and the weights of the fusion, as in the authors' code."""
     distiller = build("SFAKD")
-    optimizer = build_optimizer(
-        load_cfg("configs/cifar100/sfakd_code/res56_res20.yaml"), distiller.get_learnable_parameters()
-    )
+    cfg = load_cfg("configs/cifar100/sfakd_code/res56_res20.yaml")
+    optimizer = build_optimizer(cfg, distiller.get_learnable_parameters(), distiller.get_no_decay_parameters())
     (group,) = optimizer.param_groups
     decayed = {id(parameter) for parameter in group["params"]}
     assert group["weight_decay"] == 0.0005

@@ -19,6 +19,9 @@ METHODS = list(distiller_dict)
 VARIANTS = [
     methods.Method("SFAKD on maps", "", "SFAKD", ("SFAKD.ALIGN", "map")),
     methods.Method("SFAKD, own classifier", "", "SFAKD", ("SFAKD.CLASSIFIER", "student", "SFAKD.CE_WEIGHT", "1")),
+    methods.Method("SFAKD and KD", "", "SFAKD", ("SFAKD.KD_WEIGHT", "1")),
+    methods.Method("SFAKD on maps and KD", "", "SFAKD", ("SFAKD.ALIGN", "map", "SFAKD.KD_WEIGHT", "1")),
+    methods.Method("SFAKD and KD, own", "", "SFAKD", ("SFAKD.CLASSIFIER", "student", "SFAKD.KD_WEIGHT", "1")),
 ]
 TRAINING_SET = SimpleNamespace(targets=torch.arange(60) % 7)
 

@@ -33,10 +33,10 @@ class Toy(nn.Module):
         }
 
 
-def rule(model, *overrides, of=DistillationOriented, scale=None):
+def rule(model, *overrides, of=DistillationOriented, scale=None, no_decay=()):
     cfg = load_cfg(None, ["SOLVER.LR", "0.1", "SOLVER.WEIGHT_DECAY", "0.01", *overrides])
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
-    return of(cfg, list(model.parameters()), scaler)
+    return of(cfg, list(model.parameters()), scaler, no_decay)
 
 
 def run(update, model, steps, first=0):
@@ -101,6 +101,28 @@ def test_several_steps_equal_the_definition(delta):
     by_hand(reference, 6, delta)
     check_equal(model, reference)
     assert not torch.equal(model.shared, Toy().shared)
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_without_weight_decay_for_all_parameters(scale):
+    model, reference = Toy(), Toy()
+    run(rule(model, scale=scale, no_decay=list(model.parameters())), model, 6)
+    by_hand(reference, 6, decay=0)
+    check_equal(model, reference)
+
+
+@pytest.mark.parametrize("exempt", ["shared", "task", "distillation"])
+def test_a_parameter_that_takes_no_weight_decay(exempt):
+    model = Toy()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    update = rule(model, no_decay=[getattr(model, exempt)])
+    for _ in range(2):  # what the distillation losses alone reach does not decay in its first step
+        # gradients of zero, so that the weight decay alone moves a parameter
+        update(
+            {"loss_ce": 0 * (model.shared + model.task).sum(), "loss_kd": 0 * (model.shared + model.distillation).sum()}
+        )
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"shared", "task", "distillation"} - {exempt}
 
 
 @pytest.mark.parametrize("decay", ["0", "0.01"])

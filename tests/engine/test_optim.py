@@ -52,6 +52,34 @@ def test_optimizer_settings():
     assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.3, 0.9, True, 0.002)
 
 
+def test_one_group_without_exempt_parameters():
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    (group,) = build_optimizer(load_cfg(None), parameters, []).param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in parameters]
+
+
+def test_exempt_parameters_take_no_weight_decay():
+    kept, exempt, last, other = (nn.Parameter(torch.full((2,), 4.0)) for _ in range(4))
+    settings = ["SOLVER.LR", "0.5", "SOLVER.WEIGHT_DECAY", "0.25", "SOLVER.MOMENTUM", "0.5"]
+    optimizer = build_optimizer(load_cfg(None, settings), [kept, exempt, last], [exempt, other])
+    assert [[id(p) for p in g["params"]] for g in optimizer.param_groups] == [[id(kept), id(last)], [id(exempt)]]
+    for parameter in (kept, exempt, last):
+        parameter.grad = torch.full((2,), 2.0)
+    optimizer.step()
+    assert kept.tolist() == last.tolist() == [4 - 0.5 * (2 + 0.25 * 4)] * 2
+    assert exempt.tolist() == [4 - 0.5 * 2] * 2
+    optimizer.step()  # momentum and learning rate are those of the others
+    assert exempt.tolist() == [3 - 0.5 * (0.5 * 2 + 2)] * 2
+
+
+def test_all_parameters_may_be_exempt():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer(load_cfg(None, ["SOLVER.LR", "0.5"]), [weight], [weight])
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    assert weight.tolist() == [0.5, 0.5]
+
+
 def test_unknown_optimizer():
     with pytest.raises(UserError, match="SOLVER.TYPE is 'Adam'; expected SGD"):
         check_settings(load_cfg(None, ["SOLVER.TYPE", "Adam"]))

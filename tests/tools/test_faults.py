@@ -113,7 +113,7 @@ CONFIGURATIONS = [
             "SFAKD.SIGMA is 0.0; expected a number above 0",
             "SFAKD.ALIGN is 'both'; expected pooled or map",
             "SFAKD.FREQUENCY_BRANCH and SFAKD.SPATIAL_BRANCH are both off",
-            "SFAKD.CLASSIFIER student trains the student's own classifier by cross-entropy, but SFAKD.CE_WEIGHT is 0",
+            "SFAKD.CLASSIFIER student trains the student's own classifier by cross-entropy or KD's loss, but",
         ],
     ),
 ]

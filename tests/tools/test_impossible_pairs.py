@@ -37,7 +37,7 @@ IMPOSSIBLE = [
     ("RKD", ["RKD.PDIST.EPSILON", "0"], "RKD.PDIST.EPSILON is 0.0; expected a number above 0"),
     ("RLD", ["RLD.TEMPERATURE", "0"], "RLD.TEMPERATURE is 0.0; expected a number above 0"),
     ("REVIEWKD", ["REVIEWKD.MAX_MID_CHANNEL", "0"], "REVIEWKD.MAX_MID_CHANNEL is 0; expected 1 or more"),
-    ("SFAKD", ["SFAKD.CLASSIFIER", "student"], "SFAKD.CLASSIFIER student .* but SFAKD.CE_WEIGHT is 0; set it"),
+    ("SFAKD", ["SFAKD.CLASSIFIER", "student"], "SFAKD.CLASSIFIER student .* but SFAKD.CE_WEIGHT is 0, and so is"),
     ("SFAKD", ["SFAKD.MASK.TYPE", "hard", "SFAKD.SIGMA", "9"], "cuts all 8×8 frequencies; set it lower"),
     ("SIMKD", ["SIMKD.FACTOR", "65"], "SIMKD.FACTOR is 65; expected 1 to 64, the teacher's channels"),
     ("SP", ["SP.LOSS", "3"], "SP.LOSS in the command line is a section, given 3"),

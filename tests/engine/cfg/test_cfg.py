@@ -93,4 +93,4 @@ def test_show_cfg_shows_one_method(capsys):
     show_cfg(load_cfg("configs/demo/sfakd.yaml"))
     out = capsys.readouterr().out
     assert "SIGMA" in out
-    assert "TEMPERATURE" not in out
+    assert "LOGIT_STAND" not in out

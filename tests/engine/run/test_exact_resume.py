@@ -110,6 +110,21 @@ def test_within_an_epoch(folder, method, trainer):
     )
 
 
+@pytest.mark.parametrize("trainer", ["base", "dot"])
+def test_with_parameters_that_take_no_weight_decay(folder, trainer):
+    options = {"WEIGHT_DECAY": "False", "FUSION": "fixed", "WARMUP_EPOCHS": "2.5", "CE_WEIGHT": "1", "KD_WEIGHT": "1"}
+    more = [word for key, value in options.items() for word in (f"SFAKD.{key}", value)]
+
+    def make(name):
+        return built(folder, name, "SFAKD", trainer, more=more)
+
+    whole = make("whole")
+    assert {group["weight_decay"] for group in whole.optimizer.param_groups[:2]} == {1e-4, 0.0}
+    whole.train()
+    resumed = crashed_and_resumed(STEPS + 5, make)
+    assert differences(whole.folder.path, resumed.folder.path) == []
+
+
 def test_differences_are_seen(folder):
     runs = [built(folder, name, epochs=1) for name in ("one", "two")]
     for run in runs:
