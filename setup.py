@@ -53,9 +53,11 @@ setup(
     extras_require={
         "study": STUDY,
         "cluster": ["submitit>=1.5"],  # SLURM jobs
+        "timm": ["timm>=1.0.12"],  # optimizers
         "test": [
             *STUDY,
             "submitit>=1.5",
+            "timm>=1.0.12",
             "pytest>=7.4",
             "pytest-timeout>=2.2",
             "pytest-xdist>=3.5",

@@ -136,15 +136,16 @@ class TrainingState:
             raise ValueError(f"its weights differ, first {differing[0]}")
 
     def _load_optimizer(self, saved: Dict[str, Any]) -> None:
-        """Load momenta and learning rates; other options follow from the configuration, which is known to be the same.
+        """Load momenta, counters and learning rates; the options follow from the configuration, which is the same.
 
-        The rate is logged after the last step of an epoch, which may be done already.
+        The counters are values of a group that a new optimizer lacks, such as LAMB's number of steps. The rate is
+        logged after the last step of an epoch, which may be done already.
         """
         own, groups = self.optimizer.state_dict()["param_groups"], saved["param_groups"]
         if [group["params"] for group in groups] != [group["params"] for group in own]:
             raise ValueError("its optimizer has other parameters, as of another SOLVER.TRAINER")
-        merged = [{**mine, "lr": theirs["lr"]} for mine, theirs in zip(own, groups)]
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": merged})
+        merged = [{**theirs, **mine, "lr": theirs["lr"]} for mine, theirs in zip(own, groups)]
+        self.optimizer.load_state_dict({**saved, "param_groups": merged})
 
     def _schedule_notes(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
         if self.num_steps is None:

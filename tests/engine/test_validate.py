@@ -61,7 +61,7 @@ def test_the_defaults_pass():
 @pytest.mark.parametrize(
     ("overrides", "lines"),
     [
-        (["SOLVER.TYPE", "Adam"], ["SOLVER.TYPE is 'Adam'; expected SGD"]),
+        (["SOLVER.TYPE", "sgd"], ["SOLVER.TYPE is 'sgd'"]),
         (["SOLVER.AMP", "half"], ["SOLVER.AMP is 'half'; expected one of off, bf16, fp16, auto"]),
         (
             ["DATASET.AUGMENT", "crop", "DATASET.PADDING", "-1", "DATASET.TRAIN_FRACTION", ".nan"],

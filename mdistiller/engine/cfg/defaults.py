@@ -63,9 +63,21 @@ _C.SOLVER.LR_DECAY_STAGES = [150, 180, 210]  # epochs after which `SCHEDULE step
 _C.SOLVER.LR_DECAY_RATE = 0.1  # … by this factor
 _C.SOLVER.WARMUP_EPOCHS = 0.0  # epochs over which the learning rate rises linearly to the value of the schedule
 _C.SOLVER.WEIGHT_DECAY = 0.0001  # weight decay
-_C.SOLVER.MOMENTUM = 0.9  # momentum of SGD
-_C.SOLVER.NESTEROV = False  # use Nesterov momentum
-_C.SOLVER.TYPE = "SGD"  # optimizer; `SGD` is the only one
+_C.SOLVER.DECAY_NORMS = True  # weight decay of normalization layers and biases too; `False`: of all other weights only
+_C.SOLVER.MOMENTUM = 0.9  # momentum of SGD, and of optimizers of timm that have one
+_C.SOLVER.NESTEROV = False  # use Nesterov momentum; for `TYPE SGD`
+# Optimizer: `SGD`, `AdamW`, or an optimizer of `timm.optim` by its name, such as `lamb`, if timm is installed
+# (`pip install mdistiller[timm]`).
+_C.SOLVER.TYPE = "SGD"
+_C.SOLVER.BETAS = None  # coefficients of AdamW's averages, and of timm's optimizers; `None`: the optimizer's default
+_C.SOLVER.EPS = 0.0  # constant in the denominator of the same optimizers; 0: the optimizer's default
+_C.SOLVER.CLIP_GRAD_NORM = 0.0  # scale gradients down to this norm, taken over all parameters together; 0: never
+# Compute the gradients of a step in this many parts, one after the other, to save memory. A step still has `BATCH_SIZE`
+# images. BatchNorm, and losses that relate images, see one part at a time.
+_C.SOLVER.ACCUMULATE = 1
+# Factor of the learning rate from each layer of the student to the layer before it, in (0, 1], for fine-tuning. See
+# [recipe.md](recipe.md#fine-tuning).
+_C.SOLVER.LAYER_DECAY = 1.0
 _C.SOLVER.DOT = CN()
 _C.SOLVER.DOT.DELTA = 0.075  # DOT: momentum of the distillation gradient plus this, of the task gradient minus this
 # Mixed precision: `off`, `bf16`, `fp16` or `auto`. `auto` is bfloat16 where the hardware is fast at it, else `off`.

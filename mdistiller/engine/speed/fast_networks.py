@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
@@ -111,6 +111,15 @@ class FastNetworks:
             self._distiller.teacher = teacher_as_built
             for module, name, _ in self._compiled:
                 delattr(module, name)
+
+    def part_in_use(self, part: Batch, rows: slice) -> ContextManager[None]:
+        """Look up the teacher's outputs for a part of the batch in use, within a `with` block.
+
+        Args:
+            part: the entries of some images of the batch.
+            rows: which images they are.
+        """
+        return nullcontext() if self._cache is None else self._cache.part_in_use(part["image"], rows)
 
     def serve(self, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
         """Yield this epoch's batches from step `start_step` (from 0) on, after looking up their teacher outputs."""
