@@ -20,6 +20,7 @@ from ..registry import Registry
 from . import checkpoint
 from .cfg import to_dict
 from .data_parallel import average_statistics, in_parallel
+from .ema import StudentAverage
 from .evaluate import evaluate
 from .gradients import Part, join_outputs, split_batch
 from .meter import EpochMeter
@@ -62,6 +63,7 @@ class Trainer:
 
     Attributes:
         update_rule: how the losses of a step change the parameters.
+        average: of the student's weights, which is evaluated and deployed; `None` without `SOLVER.EMA`.
         state: what is saved and restored: weights, optimizer, progress, random numbers.
         networks: the student and the teacher in their fastest form; set by `prepare`.
     """
@@ -92,7 +94,8 @@ class Trainer:
             lr_scales(distiller, cfg),
         )
         self.optimizer = self.update.optimizer
-        self.state = TrainingState(distiller, self.optimizer, self.scaler, cfg, train_loader, self.origin)
+        self.average = StudentAverage(self.distiller, cfg.SOLVER.EMA) if cfg.SOLVER.EMA > 0 else None
+        self.state = TrainingState(distiller, self.optimizer, self.scaler, cfg, train_loader, self.origin, self.average)
         self.teacher_accuracy: Dict[str, float] = {}  # percent
         self.statistics: Statistics = {}  # BatchNorm's, of the last evaluation, where they were re-estimated
         self.stop = StopSignals()
@@ -189,6 +192,8 @@ class Trainer:
         self.distiller.train()
         if distributed.get_world_size() > 1:
             self._parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
+            if self.average is not None:
+                self.average.start_parallel(self.cfg.SOLVER.SYNC_BN)
 
     def check_losses(self) -> None:
         """Raise a UserError if the update rule cannot use the losses of this distiller; nothing is written."""
@@ -291,6 +296,8 @@ class Trainer:
             with self._part_in_use(part, is_last=number == len(parts)):
                 outputs.append((part, *self._add_gradients(part.batch, epoch, num_images)))
         self.update.step()
+        if self.average is not None:
+            self.average.update()
         return join_outputs(outputs)
 
     def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:
@@ -315,15 +322,26 @@ class Trainer:
             yield
 
     def validate(self) -> Dict[str, float]:
-        """Evaluate on the validation set; return top-1 and top-5 in percent by name."""
+        """Evaluate on the validation set; return top-1 and top-5 in percent by name.
+
+        With an average of the weights, the accuracies are those of the average, and `plain` is the trained student's.
+        """
+        accuracy = self._evaluate()
+        if self.average is not None:
+            plain = {f"plain_top{k}": accuracy[f"deployed_top{k}"] for k in (1, 5)}
+            with self.average.in_place():
+                accuracy = {**self._evaluate(), **plain}
+        self.progress.last = accuracy
+        return accuracy
+
+    def _evaluate(self) -> Dict[str, float]:
         average_statistics(self.distiller)
         if self.cfg.SOLVER.PRECISE_BN:
             batches = map(self.in_memory_format, self.train_loader.sample(self.cfg.SOLVER.PRECISE_BN))
             self.statistics = estimate_statistics(self.distiller, batches, self.precision, self.stop.check)
         self.distiller.eval()
         forward = partial(eval_with, self.distiller, self.statistics, self.cfg.SOLVER.PRECISE_BN_COMPARE)
-        self.progress.last = evaluate(forward, self.val_loader, self.stop.check)
-        return self.progress.last
+        return evaluate(forward, self.val_loader, self.stop.check)
 
     def start_epoch(self, epoch: int) -> None:
         """Reset what is counted within an epoch; `epoch` counts from 1. Timing goes on."""
@@ -377,10 +395,13 @@ class Trainer:
     def deployed_student(self) -> Dict[str, Any]:
         """Return the checkpoint of the student as it was in the last evaluation, with the accuracies of that."""
         last = self.progress.last
-        accuracy = {name: value for name, value in last.items() if not name.startswith("running_")}
+        accuracy = {name: value for name, value in last.items() if not name.startswith(("running_", "plain_"))}
         if self.distiller.tests_otherwise:
             accuracy = {f"deployed_top{k}": last[f"bare_top{k}"] for k in (1, 5)}
-        with replaced_buffers(self.distiller, self.statistics):
+        with ExitStack() as stack:
+            if self.average is not None:
+                stack.enter_context(self.average.in_place())
+            stack.enter_context(replaced_buffers(self.distiller, self.statistics))
             return checkpoint.describe_student(
                 DeployedStudent(self.distiller.student, self.distiller.head),
                 self.cfg.DISTILLER.STUDENT,

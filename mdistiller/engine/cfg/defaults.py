@@ -80,6 +80,9 @@ _C.SOLVER.ACCUMULATE = 1
 _C.SOLVER.LAYER_DECAY = 1.0
 _C.SOLVER.DOT = CN()
 _C.SOLVER.DOT.DELTA = 0.075  # DOT: momentum of the distillation gradient plus this, of the task gradient minus this
+# Decay of an exponential moving average of the student's weights, in (0, 1), for example 0.999; in the first steps it is
+# smaller. The average is evaluated and deployed. 0: none. See [recipe.md](recipe.md#average-of-the-weights).
+_C.SOLVER.EMA = 0.0
 # Mixed precision: `off`, `bf16`, `fp16` or `auto`. `auto` is bfloat16 where the hardware is fast at it, else `off`.
 _C.SOLVER.AMP = "auto"
 # Mode of `torch.compile`: `off`, `default`, `reduce-overhead` (CUDA graphs) or `max-autotune`.

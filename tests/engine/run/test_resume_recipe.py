@@ -13,6 +13,7 @@ OPTIMIZER = ["SOLVER.TYPE", "AdamW", "SOLVER.LR", "0.002", "SOLVER.WEIGHT_DECAY"
 PARTS = ["SOLVER.ACCUMULATE", "2", "SOLVER.CLIP_GRAD_NORM", "0.5", "SOLVER.LAYER_DECAY", "0.8"]
 RECIPES = {
     "optimizer": ("KD", [*OPTIMIZER, *PARTS, "SOLVER.SCHEDULE", "cosine"]),
+    "ema": ("SFAKD", ["SOLVER.EMA", "0.9", "SOLVER.PRECISE_BN", "2"]),
     "parts": ("SFAKD", [*PARTS, "TEACHER_CACHE", "memory"]),
 }
 
