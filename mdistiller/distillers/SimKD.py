@@ -94,6 +94,7 @@ class SimKD(Distiller):
     }
     RANGES = {"FACTOR": at_least(1), **weights("FEAT_WEIGHT")}
     teacher_needs = ("maps",)
+    soft_labels = True
 
     head: Head
 

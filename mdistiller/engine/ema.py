@@ -76,7 +76,8 @@ class StudentAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Use the average as the distiller's student and head within a `with` block."""
-        distiller, model = self._distiller, self.averaged.module
+        distiller: Any = self._distiller
+        model: Any = self.averaged.module
         trained = distiller.student, distiller.head
         distiller.student, distiller.head = model.backbone, model.head
         try:

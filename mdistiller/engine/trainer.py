@@ -37,6 +37,7 @@ from .run.progress import Progress
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
+from .soft_labels import with_soft_labels
 from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
 from .speed.precision import pick_precision
@@ -302,6 +303,9 @@ class Trainer:
 
     def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:
         """Compute the gradients of a part of a step; return its losses and logits. The step has `num_images`."""
+        if "soft_target" in batch or self.cfg.SOLVER.LABEL_SMOOTHING:
+            num_classes = self.train_loader.info.num_classes
+            batch = with_soft_labels(batch, self.cfg.SOLVER.LABEL_SMOOTHING, num_classes)
         with self.precision.autocast():
             logits, losses = (self._parallel or self.distiller)(**batch, epoch=epoch)
         # Distillers written for MDistiller may return a loss for each image; MDistiller averages them too.

@@ -19,6 +19,7 @@ from ..paths import expanded, find_file, validate_path
 from .cfg import CACHES, experiment_name, leaves, read_cfg, to_dict
 from .resume import check_settings_unchanged, keep_schedule, saved_run
 from .run.report import read_references
+from .soft_labels import soft_label_errors
 from .trainer import trainer_dict
 from .validate_solver import error_of, solver_errors, unmet
 
@@ -74,6 +75,8 @@ def _name_errors(cfg: CfgNode) -> Iterator[str]:
     weights = cfg.DISTILLER.TEACHER_WEIGHTS
     if needs_teacher and weights and not find_file(weights).is_file():
         yield f"DISTILLER.TEACHER_WEIGHTS: no checkpoint at {weights}; give the path of a .pth file"
+    if distiller is not None:
+        yield from soft_label_errors(cfg, distiller)
     yield from error_of(read_references, cfg.EXPERIMENT.REFERENCE)
     if cfg.SOLVER.TRAINER in trainer_dict:
         section = cfg.get(cfg.DISTILLER.TYPE, {})

@@ -91,6 +91,7 @@ def _optimizer_errors(cfg: CfgNode) -> Iterator[str]:
                 "SOLVER.NESTEROV",
                 "False where SOLVER.MOMENTUM is 0",
             ),
+            (0 <= solver.LABEL_SMOOTHING < 1, "SOLVER.LABEL_SMOOTHING", "a number from 0 (hard labels) to below 1"),
             (0 <= solver.EMA < 1, "SOLVER.EMA", "a decay from 0 (no average) to below 1, for example 0.999"),
             (0 <= solver.CLIP_GRAD_NORM <= MAX_NUMBER, "SOLVER.CLIP_GRAD_NORM", "a norm above 0, or 0 for no limit"),
             (0 < solver.LAYER_DECAY <= 1, "SOLVER.LAYER_DECAY", "a number above 0 and up to 1 (1 = one rate for all)"),

@@ -76,7 +76,7 @@ class FastNetworks:
     def _open_cache(self, cfg: CfgNode, precision: Precision, say: Say) -> Optional[CachedTeacher]:
         teacher, loader, needs = self._distiller.teacher, self._loader, self._distiller.teacher_needs
         if loader.num_variants is None:
-            say(f"teacher cache: none, DATASET.AUGMENT {loader.augment} makes countless forms of an image")
+            say(f"teacher cache: none, {loader.unlimited_by} makes countless forms of an image")
             return None
         if not set(needs) <= {"logits", "pooled"}:
             say(f"teacher cache: none, {cfg.DISTILLER.TYPE} reads the teacher's maps; the teacher runs in each step")

@@ -14,6 +14,8 @@ PARTS = ["SOLVER.ACCUMULATE", "2", "SOLVER.CLIP_GRAD_NORM", "0.5", "SOLVER.LAYER
 RECIPES = {
     "optimizer": ("KD", [*OPTIMIZER, *PARTS, "SOLVER.SCHEDULE", "cosine"]),
     "ema": ("SFAKD", ["SOLVER.EMA", "0.9", "SOLVER.PRECISE_BN", "2"]),
+    "mixing": ("KD", ["DATASET.MIXUP", "0.4", "DATASET.CUTMIX", "1", "SOLVER.LABEL_SMOOTHING", "0.1", *PARTS]),
+    "policy": ("SFAKD", ["DATASET.POLICY", "rand_augment", "DATASET.ERASING", "0.5", "DATASET.MIXUP", "1"]),
     "parts": ("SFAKD", [*PARTS, "TEACHER_CACHE", "memory"]),
 }
 
