@@ -128,9 +128,8 @@ def schedule_changes(cfg: CfgNode, saved: Any, epoch: int, step: int, steps: int
             f"--resume: SOLVER.LR_DECAY_STAGES was {old.SOLVER.LR_DECAY_STAGES}, is now {cfg.SOLVER.LR_DECAY_STAGES},"
             f" but {path} has {done:.4g} epochs done; only later stages can change, keep {passed} up to there"
         )
-        at = epoch * steps + step
+    at = epoch * steps + step
     return [f"note: {'; '.join(changes)}; {_rates(old, cfg, at, steps)}{_difference(old, cfg, at, steps)}"]
-
 
 
 def _check_length(cfg: CfgNode, before: Any, done: float, path: str) -> None:
@@ -153,12 +152,11 @@ def _rates(old: CfgNode, new: CfgNode, step: int, steps: int) -> str:
 
 def _difference(old: CfgNode, new: CfgNode, step: int, steps: int) -> str:
     """Return what to say if completed steps had other rates than the new settings would have given them."""
-        if step >= new.SOLVER.EPOCHS * steps:
+    if step >= new.SOLVER.EPOCHS * steps:
         return ""
     done = range(0, step, max(1, steps // 2))  # a rate changes in each step, or between epochs
     if all(learning_rate(old, number, steps) == learning_rate(new, number, steps) for number in done):
         return ""
-
     return (
         "; the completed epochs had the rates of the earlier settings, so the result is not that of a run with the new"
         " ones from its start"
