@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from mdistiller import distributed
 from mdistiller.distillers import Distiller
+from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.gradients import join_outputs, split_batch
+from mdistiller.engine.speed.teacher_cache import CachedTeacher
 from mdistiller.engine.trainer import Trainer
 from mdistiller.engine.update_rules import SummedLosses
+from mdistiller.models import build_model
+from tests.engine.test_trainer import rows, settings
 
 
 def batch_of(size: int) -> dict[str, torch.Tensor]:
@@ -109,3 +115,24 @@ def test_gradients_are_clipped_over_all_parameters() -> None:
         torch.testing.assert_close(weights[0].detach(), torch.tensor([-2.6, -0.8]), rtol=1e-5, atol=0)
         for weight in weights:
             nn.init.zeros_(weight)
+
+
+def test_parts_take_the_teachers_outputs_from_the_cache(image_folder: Path) -> None:
+    torch.save({"model": build_model("resnet14", 3).state_dict()}, "teacher.pth")
+    more = ["SOLVER.ACCUMULATE", "2", "TEACHER_CACHE", "memory", "DATASET.AUGMENT", "none"]
+    runs = {}
+    for choice in ("memory", "off"):
+        more[3] = choice
+        runs[choice] = build_trainer(settings(image_folder, *more, method="KD", name=choice, epochs=2))
+        runs[choice].train()
+    networks = runs["memory"].networks
+    assert networks is not None
+    cached = networks._teacher
+    assert isinstance(cached, CachedTeacher)
+    assert cached.table.filled() == 1
+    calls: list[torch.Tensor] = []
+    cached.teacher.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0]))
+    runs["memory"].train_epoch(3)
+    assert not calls
+    losses = [[row["loss"] for row in rows(run)] for run in runs.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
