@@ -14,7 +14,7 @@ assert version
 requirements = re.findall(r"^\w[^\s#]*", (here / "requirements.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
-TIMM = "timm>=1.0.9"  # models of timm by name
+TIMM = "timm>=1.0.12"  # models by name, optimizers
 
 
 class BuildWithShippedFiles(build_py):
@@ -56,10 +56,11 @@ setup(
     extras_require={
         "study": STUDY,
         "cluster": ["submitit>=1.5"],  # SLURM jobs
-        "timm": [TIMM],
+        "timm": [TIMM],  # models and optimizers
         "test": [
             *STUDY,
             "submitit>=1.5",
+            "timm>=1.0.12",
             "pytest>=7.4",
             "pytest-timeout>=2.2",
             "pytest-xdist>=3.5",

@@ -12,6 +12,7 @@ from ..ranges import MAX_NUMBER, Range, at_least, is_number, out_of_range, whole
 
 CHOICES = {
     "AUGMENT": ("auto", "pad_crop", "resized_crop", "rotate_flip", "none"),
+    "POLICY": ("none", "rand_augment", "trivial_augment"),
     "IN_MEMORY": ("auto", "yes", "no"),
     "CORRUPT": ("refuse", "skip", "unchecked"),
 }
@@ -25,6 +26,11 @@ RANGES = {
     "VAL_FRACTION": Range(lambda value: 0 <= value < 1, "a number from 0 (none) to below 1"),
     "TEST.BATCH_SIZE": Range(lambda value: value is None or value in COUNT, COUNT.expected),
     "PADDING": at_least(0),
+    "POLICY_OPS": whole(1, 16),
+    "POLICY_MAGNITUDE": whole(0, 30),
+    "ERASING": Range(lambda value: 0 <= value <= 1, "a probability from 0 (never) to 1"),
+    "MIXUP": at_least(0),
+    "CUTMIX": at_least(0),
     "ROTATION": Range(lambda value: 0 <= value <= 180, "degrees from 0 to 180"),
     "NUM_WORKERS": whole(0, 512),
     "MEMORY_GB": at_least(0),
@@ -54,6 +60,10 @@ class Options:
         val_fraction: fraction of the training images to validate on if there is no validation set, in [0, 1).
         flip: whether training mirrors half of the images.
         rotation: the largest angle of "rotate_flip", in degrees.
+        policy: "none", "rand_augment" or "trivial_augment".
+        policy_ops, policy_magnitude: number and strength of RandAugment's operations.
+        erasing: probability that a box of an image is erased.
+        mixup, cutmix: parameters of the proportions in which images are mixed; 0 if they are not.
     """
 
     batch_size: int
@@ -72,10 +82,21 @@ class Options:
     val_fraction: float = 0.0
     flip: bool = True
     rotation: float = 0.0
+    policy: str = "none"
+    policy_ops: int = 2
+    policy_magnitude: int = 9
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def changes_single_images(self) -> bool:
+        """Whether training images are changed one by one, in worker processes."""
+        return self.policy != "none" or self.erasing > 0
 
     def fits_in_memory(self, num_images: int) -> bool:
         """Return whether `num_images` (training and validation) are kept in memory as uint8 instead of streamed."""
-        if self.augment == "resized_crop":  # needs whole images, not copies of a fixed size
+        if self.augment == "resized_crop" or self.changes_single_images:  # needs whole images, or worker processes
             return False
         side = self.input_size + 2 * self.padding
         fits = num_images * side * side * 3 <= self.memory_gb * 2**30
@@ -99,6 +120,12 @@ def option_errors(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
         yield (
             "DATASET.IN_MEMORY yes cannot be combined with DATASET.AUGMENT resized_crop, which needs whole images;"
             " set IN_MEMORY to no or AUGMENT to pad_crop"
+        )
+    if _word(data.IN_MEMORY) == "yes" and (data.POLICY != "none" or data.ERASING):
+        changed = f"POLICY {data.POLICY}" if data.POLICY != "none" else f"ERASING {data.ERASING}"
+        yield (
+            f"DATASET.IN_MEMORY yes cannot be combined with DATASET.{changed}, for which worker processes read the"
+            " images; set IN_MEMORY to auto"
         )
     if size in SIZE and _augment(data.AUGMENT, size) == "pad_crop" and size <= data.PADDING <= MAX_NUMBER:
         yield f"DATASET.PADDING is {data.PADDING!r}; expected less than the image's side, {size} pixels"
@@ -138,6 +165,12 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         val_fraction=float(data.VAL_FRACTION),
         flip=data.FLIP,
         rotation=float(data.ROTATION) if augment == "rotate_flip" else 0.0,
+        policy=data.POLICY,
+        policy_ops=data.POLICY_OPS,
+        policy_magnitude=data.POLICY_MAGNITUDE,
+        erasing=float(data.ERASING),
+        mixup=float(data.MIXUP),
+        cutmix=float(data.CUTMIX),
     )
 
 

@@ -147,6 +147,7 @@ class KDSVD(Distiller):
         **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
     }
     teacher_needs = ("maps",)
+    soft_labels = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -106,6 +106,7 @@ class MLKD(Distiller):
         **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT"),
     }
     teacher_needs = ("logits",)
+    soft_labels = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

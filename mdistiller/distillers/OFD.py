@@ -87,6 +87,7 @@ class OFD(Distiller):
         **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
     }
     teacher_needs = ("maps",)
+    soft_labels = True
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

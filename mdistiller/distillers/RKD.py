@@ -92,6 +92,7 @@ class RKD(Distiller):
         **weights("DISTANCE_WEIGHT", "ANGLE_WEIGHT", "LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
     }
     teacher_needs = ("pooled",)
+    soft_labels = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

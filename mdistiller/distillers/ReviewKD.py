@@ -132,6 +132,7 @@ class ReviewKD(Distiller):
         **weights("CE_WEIGHT", "REVIEWKD_WEIGHT"),
     }
     teacher_needs = ("pooled", "maps")
+    soft_labels = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -120,6 +120,7 @@ class SFAKD(Distiller):
         **weights("FEAT_WEIGHT", "CE_WEIGHT", "KD_WEIGHT"),
     }
     teacher_needs: Tuple[str, ...] = ("pooled",)
+    soft_labels = True
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -41,6 +41,8 @@ class Distiller(nn.Module):
         needs_teacher: whether the method uses a teacher; otherwise none is built or loaded.
         teacher_needs: the teacher's outputs that a training step reads: `logits`, `pooled` (the pooled feature) and
             `maps` (stage maps or the final map). By default all of them.
+        soft_labels: whether `forward_train` also takes `target` as probabilities `[B, N]`, as mixup, CutMix and label
+            smoothing give them; `False` unless the class that defines `forward_train` says so.
         channels_last: whether images and weights are in the faster channels_last memory format. `Tensor.view` cannot
             flatten a map in that format, so this is `False` for classes without `@register`, such as MDistiller's.
         head: the module that replaces the student's own classifier in the deployed student; `None` keeps that
@@ -51,6 +53,7 @@ class Distiller(nn.Module):
     RANGES: Dict[str, Range] = {}
     needs_teacher = True
     teacher_needs: Tuple[str, ...] = ("logits", "pooled", "maps")
+    soft_labels = False
     channels_last = True
     student: Any
     teacher: Any
@@ -60,6 +63,8 @@ class Distiller(nn.Module):
         super().__init_subclass__(**kwargs)
         if "forward_train" in vars(cls) and "teacher_needs" not in vars(cls):
             cls.teacher_needs = Distiller.teacher_needs  # the parent's declaration describes the parent's step only
+        if "forward_train" in vars(cls) and "soft_labels" not in vars(cls):
+            cls.soft_labels = False
         # plug-ins may define `config_errors` by its former name, `faults`; each class has the hook by both names
         for name, other in (("faults", "config_errors"), ("config_errors", "faults")):
             if name in vars(cls) and other not in vars(cls):
@@ -123,7 +128,7 @@ class Distiller(nn.Module):
 
         Args:
             image: `[B, 3, H, W]`, normalised.
-            target: `[B]`, int64 labels.
+            target: `[B]`, int64 labels; with `soft_labels` perhaps `[B, N]`, float32 probabilities.
             kwargs: the other entries of the batch, such as `index [B]`, and `epoch`, counted from 1.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward_train")
@@ -186,6 +191,7 @@ class Vanilla(Distiller):
     DEFAULTS: Dict[str, Any] = {}
     needs_teacher = False
     teacher_needs = ()
+    soft_labels = True
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None, cfg: Any = None) -> None:
         super().__init__(student)

@@ -3,37 +3,91 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Iterable, List
+from typing import Any, Callable, Dict, Iterable, List, Mapping
 
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
-OPTIMIZERS = ("SGD",)
+from ..errors import UserError, did_you_mean
+from .parameter_groups import parameter_groups
 
-
-def parameter_groups(parameters: List[nn.Parameter], no_decay: Iterable[nn.Parameter]) -> List[Dict[str, Any]]:
-    """Return one group with all parameters; if some take no weight decay, two groups, of which theirs is the last.
-
-    Args:
-        parameters: all of them.
-        no_decay: those that take no weight decay. Others than `parameters` are ignored.
-    """
-    exempt = {id(parameter) for parameter in no_decay}
-    decayed = [parameter for parameter in parameters if id(parameter) not in exempt]
-    if len(decayed) == len(parameters):
-        return [{"params": parameters}]
-    return [{"params": decayed}, {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0}]
+OPTIMIZERS = ("SGD", "AdamW")
 
 
 def build_optimizer(
-    cfg: CfgNode, parameters: List[nn.Parameter], no_decay: Iterable[nn.Parameter] = ()
+    cfg: CfgNode,
+    parameters: List[nn.Parameter],
+    no_decay: Iterable[nn.Parameter] = (),
+    lr_scales: Mapping[nn.Parameter, float] = {},
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of the section `SOLVER`; arguments as in `parameter_groups`."""
+    """Build the optimizer of the section `SOLVER`; the other arguments are those of `parameter_groups`.
+
+    Raises:
+        UserError: `SOLVER.TYPE` is unknown, or its library does not support the settings.
+    """
     solver = cfg.SOLVER
-    options = {"momentum": solver.MOMENTUM, "weight_decay": solver.WEIGHT_DECAY, "nesterov": solver.NESTEROV}
-    # fused=True fails if the first gradient of a parameter comes after the first step
-    return torch.optim.SGD(parameter_groups(parameters, no_decay), lr=solver.LR, foreach=True, **options)
+    groups = parameter_groups(parameters, no_decay, lr_scales)
+    options: Dict[str, Any] = {"lr": solver.LR, "weight_decay": solver.WEIGHT_DECAY}
+    if solver.TYPE == "SGD":
+        # fused=True fails if the first gradient of a parameter comes after the first step
+        return torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=True, **options)
+    if solver.BETAS is not None:
+        options["betas"] = tuple(solver.BETAS)
+    if solver.EPS > 0:
+        options["eps"] = solver.EPS
+    if solver.TYPE == "AdamW":
+        _check_betas(solver, 2)
+        return torch.optim.AdamW(groups, foreach=True, **options)
+    return _build_timms(solver, groups, momentum=solver.MOMENTUM, **options)
+
+
+def _check_betas(solver: CfgNode, number: int) -> None:
+    if solver.BETAS is not None and len(solver.BETAS) != number:
+        raise UserError(f"SOLVER.BETAS is {solver.BETAS}; SOLVER.TYPE {solver.TYPE} has {number}")
+
+
+def _build_timms(solver: CfgNode, groups: List[Dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    """Build an optimizer of timm by its name in upper or lower case; timm ignores a momentum that it does not need."""
+    name = solver.TYPE
+    try:
+        from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+    except ImportError:
+        raise UserError(
+            f"SOLVER.TYPE is {name!r}; expected {' or '.join(OPTIMIZERS)}, or, after pip install 'timm>=1.0.12', the"
+            " name of an optimizer of timm.optim, such as lamb"
+        ) from None
+    known, chosen = [str(each) for each in list_optimizers()], name.lower()
+    own = [other for other in OPTIMIZERS if other.lower() == chosen]  # timm's sgd has another momentum
+    if own or chosen not in known:
+        raise UserError(
+            f"SOLVER.TYPE is {name!r}{did_you_mean(name, own or [*OPTIMIZERS, *known])}; expected"
+            f" {' or '.join(OPTIMIZERS)}, or the name of an optimizer of timm.optim"
+        )
+    info = get_optimizer_info(chosen)
+    if info.second_order:
+        raise UserError(f"SOLVER.TYPE {name} needs second derivatives, which are not computed here; give another")
+    for key in ("betas", "eps"):
+        if key in options and not getattr(info, f"has_{key}"):
+            raise UserError(f"SOLVER.{key.upper()} is given, but SOLVER.TYPE {name} has none; leave it out")
+    if info.has_betas:
+        _check_betas(solver, info.num_betas)
+    try:
+        return create_optimizer_v2(groups, opt=chosen, **options)
+    except Exception as error:  # of a library that the optimizer needs, or of values that it refuses
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"SOLVER.TYPE {name} cannot be used with these settings of SOLVER: {reason}") from None
+
+
+def check_optimizer(cfg: CfgNode) -> None:
+    """Raise a UserError if the optimizer of the section `SOLVER` cannot be built."""
+    build_optimizer(cfg, [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))])
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of each group: `rate`, times the group's `lr_scale` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"] if "lr_scale" in group else rate
 
 
 def _step_decay(cfg: CfgNode, progress: float) -> float:

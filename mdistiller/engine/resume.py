@@ -137,7 +137,8 @@ def schedule_changes(cfg: CfgNode, saved: Any, epoch: int, step: int, steps: int
             f"--resume: SOLVER.LR_DECAY_STAGES was {old.SOLVER.LR_DECAY_STAGES}, is now {cfg.SOLVER.LR_DECAY_STAGES},"
             f" but {path} has {done:.4g} epochs done; only later stages can change, keep {passed} up to there"
         )
-    return [f"note: {'; '.join(changes)}; {_rates(old, cfg, epoch * steps + step, steps)}"]
+    at = epoch * steps + step
+    return [f"note: {'; '.join(changes)}; {_rates(old, cfg, at, steps)}{_difference(old, cfg, at, steps)}"]
 
 
 def _check_length(cfg: CfgNode, before: Any, done: float, path: str) -> None:
@@ -156,6 +157,19 @@ def _rates(old: CfgNode, new: CfgNode, step: int, steps: int) -> str:
     if step >= old.SOLVER.EPOCHS * steps:
         return f"the learning rate of the last step was {learning_rate(old, step - 1, steps):.5g}, the next has {after}"
     return f"the learning rate of the next step was {learning_rate(old, step, steps):.5g}, is now {after}"
+
+
+def _difference(old: CfgNode, new: CfgNode, step: int, steps: int) -> str:
+    """Return what to say if completed steps had other rates than the new settings would have given them."""
+    if step >= new.SOLVER.EPOCHS * steps:
+        return ""
+    done = range(0, step, max(1, steps // 2))  # a rate changes in each step, or between epochs
+    if all(learning_rate(old, number, steps) == learning_rate(new, number, steps) for number in done):
+        return ""
+    return (
+        "; the completed epochs had the rates of the earlier settings, so the result is not that of a run with the new"
+        " ones from its start"
+    )
 
 
 def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: Sequence[str] = ()) -> None:

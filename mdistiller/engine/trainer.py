@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -18,9 +20,12 @@ from ..registry import Registry
 from . import checkpoint
 from .cfg import to_dict
 from .data_parallel import average_statistics, in_parallel
+from .ema import StudentAverage
 from .evaluate import evaluate
+from .gradients import Part, join_outputs, split_batch
 from .meter import EpochMeter
-from .optim import learning_rate
+from .optim import learning_rate, set_learning_rate
+from .parameter_groups import exempt_parameters, lr_scales
 from .precise_bn import Statistics, estimate_statistics, eval_with, replaced_buffers
 from .run import report
 from .run.chance import chance_warning
@@ -33,6 +38,7 @@ from .run.progress import Progress
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
+from .soft_labels import with_soft_labels
 from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
 from .speed.precision import pick_precision
@@ -59,6 +65,7 @@ class Trainer:
 
     Attributes:
         update_rule: how the losses of a step change the parameters.
+        average: of the student's weights, which is evaluated and deployed; `None` without `SOLVER.EMA`.
         state: what is saved and restored: weights, optimizer, progress, random numbers.
         networks: the student and the teacher in their fastest form; set by `prepare`.
     """
@@ -82,10 +89,15 @@ class Trainer:
         self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.update = self.update_rule(
-            cfg, distiller.get_learnable_parameters(), self.scaler, distiller.get_no_decay_parameters()
+            cfg,
+            distiller.get_learnable_parameters(),
+            self.scaler,
+            exempt_parameters(distiller, cfg),
+            lr_scales(distiller, cfg),
         )
         self.optimizer = self.update.optimizer
-        self.state = TrainingState(distiller, self.optimizer, self.scaler, cfg, train_loader, self.origin)
+        self.average = StudentAverage(self.distiller, cfg.SOLVER.EMA) if cfg.SOLVER.EMA > 0 else None
+        self.state = TrainingState(distiller, self.optimizer, self.scaler, cfg, train_loader, self.origin, self.average)
         self.teacher_accuracy: Dict[str, float] = {}  # percent
         self.statistics: Statistics = {}  # BatchNorm's, of the last evaluation, where they were re-estimated
         self.stop = StopSignals()
@@ -182,6 +194,8 @@ class Trainer:
         self.distiller.train()
         if distributed.get_world_size() > 1:
             self._parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
+            if self.average is not None:
+                self.average.start_parallel(self.cfg.SOLVER.SYNC_BN)
 
     def check_losses(self) -> None:
         """Raise a UserError if the update rule cannot use the losses of this distiller; nothing is written."""
@@ -250,7 +264,7 @@ class Trainer:
         seconds = time.perf_counter() - self._epoch_start
         return {
             "epoch": epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             **meter.averages(),
             "images_per_second": round(meter.images / seconds, 1),
             "seconds": round(seconds, 2),
@@ -277,33 +291,65 @@ class Trainer:
             global_step: counted from 0 over the run.
             steps_per_epoch: for the learning rate.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.cfg, global_step, steps_per_epoch)
+        set_learning_rate(self.optimizer, learning_rate(self.cfg, global_step, steps_per_epoch))
+        step, world_size = global_step % steps_per_epoch, distributed.get_world_size()
+        num_images = len(batch["target"]) if world_size == 1 else self.train_loader.images_in(step)
+        parts = split_batch(batch, self.cfg.SOLVER.ACCUMULATE, num_images)
+        self.update.zero_grad()
+        outputs = []
+        for number, part in enumerate(parts, start=1):
+            with self._part_in_use(part, is_last=number == len(parts)):
+                outputs.append((part, *self._add_gradients(part.batch, epoch, num_images)))
+        self.update.step()
+        if self.average is not None:
+            self.average.update()
+        return join_outputs(outputs)
+
+    def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:
+        """Compute the gradients of a part of a step; return its losses and logits. The step has `num_images`."""
+        if "soft_target" in batch or self.cfg.SOLVER.LABEL_SMOOTHING:
+            num_classes = self.train_loader.info.num_classes
+            batch = with_soft_labels(batch, self.cfg.SOLVER.LABEL_SMOOTHING, num_classes)
         with self.precision.autocast():
             logits, losses = (self._parallel or self.distiller)(**batch, epoch=epoch)
         # Distillers written for MDistiller may return a loss for each image; MDistiller averages them too.
         losses = {name: loss.mean() if loss.ndim else loss for name, loss in losses.items()}
-        self.update(self._weighted(losses, len(logits), global_step % steps_per_epoch))
-        return losses, logits
+        # DDP averages over the processes; the result is the mean over all images of the step
+        weight = len(logits) * distributed.get_world_size() / num_images
+        self.update.backward(losses if weight == 1 else {name: weight * loss for name, loss in losses.items()})
+        return {name: loss.detach() for name, loss in losses.items()}, logits.detach()
 
-    def _weighted(self, losses: Dict[str, Tensor], num_images: int, step: int) -> Dict[str, Tensor]:
-        """Scale the means over this process's images so that their average over the group is the mean of all images."""
-        world_size = distributed.get_world_size()
-        if world_size == 1:
-            return losses
-        weight = num_images * world_size / self.train_loader.images_in(step)
-        return {name: weight * loss for name, loss in losses.items()}
+    @contextmanager
+    def _part_in_use(self, part: Part, is_last: bool) -> Iterator[None]:
+        """Look up cached teacher outputs for a part; processes exchange gradients after the last one only."""
+        with ExitStack() as stack:
+            if self.networks is not None:
+                stack.enter_context(self.networks.part_in_use(part.batch, part.rows))
+            if isinstance(self._parallel, DistributedDataParallel) and not is_last:
+                stack.enter_context(self._parallel.no_sync())
+            yield
 
     def validate(self) -> Dict[str, float]:
-        """Evaluate on the validation set; return top-1 and top-5 in percent by name."""
+        """Evaluate on the validation set; return top-1 and top-5 in percent by name.
+
+        With an average of the weights, the accuracies are those of the average, and `plain` is the trained student's.
+        """
+        accuracy = self._evaluate()
+        if self.average is not None:
+            plain = {f"plain_top{k}": accuracy[f"deployed_top{k}"] for k in (1, 5)}
+            with self.average.in_place():
+                accuracy = {**self._evaluate(), **plain}
+        self.progress.last = accuracy
+        return accuracy
+
+    def _evaluate(self) -> Dict[str, float]:
         average_statistics(self.distiller)
         if self.cfg.SOLVER.PRECISE_BN:
             batches = map(self.in_memory_format, self.train_loader.sample(self.cfg.SOLVER.PRECISE_BN))
             self.statistics = estimate_statistics(self.distiller, batches, self.precision, self.stop.check)
         self.distiller.eval()
         forward = partial(eval_with, self.distiller, self.statistics, self.cfg.SOLVER.PRECISE_BN_COMPARE)
-        self.progress.last = evaluate(forward, self.val_loader, self.stop.check)
-        return self.progress.last
+        return evaluate(forward, self.val_loader, self.stop.check)
 
     def start_epoch(self, epoch: int) -> None:
         """Reset what is counted within an epoch; `epoch` counts from 1. Timing goes on."""
@@ -357,10 +403,13 @@ class Trainer:
     def deployed_student(self) -> Dict[str, Any]:
         """Return the checkpoint of the student as it was in the last evaluation, with the accuracies of that."""
         last = self.progress.last
-        accuracy = {name: value for name, value in last.items() if not name.startswith("running_")}
+        accuracy = {name: value for name, value in last.items() if not name.startswith(("running_", "plain_"))}
         if self.distiller.tests_otherwise:
             accuracy = {f"deployed_top{k}": last[f"bare_top{k}"] for k in (1, 5)}
-        with replaced_buffers(self.distiller, self.statistics):
+        with ExitStack() as stack:
+            if self.average is not None:
+                stack.enter_context(self.average.in_place())
+            stack.enter_context(replaced_buffers(self.distiller, self.statistics))
             return checkpoint.describe_student(
                 DeployedStudent(self.distiller.student, self.distiller.head),
                 self.cfg.DISTILLER.STUDENT,

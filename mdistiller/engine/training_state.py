@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional
 
 import torch
-from torch import Tensor
 from yacs.config import CfgNode
 
 from .. import distributed
@@ -15,6 +14,7 @@ from ..errors import UserError
 from .cfg import to_dict
 from .checkpoint import save
 from .data_parallel import own_statistics
+from .ema import StudentAverage, statistics_of_process
 from .meter import EpochMeter
 from .resume import check_same_config, schedule_changes
 from .run.folder import RunFolder
@@ -35,6 +35,7 @@ class TrainingState:
         cfg: the resolved configuration.
         train_loader: `None` for a benchmark of steps.
         origin: what `origin_of` returned.
+        average: of the student's weights; `None` without one.
 
     Attributes:
         progress: how far the run has come.
@@ -49,6 +50,7 @@ class TrainingState:
         cfg: CfgNode,
         train_loader: Any,
         origin: Dict[str, Any],
+        average: Optional[StudentAverage] = None,
     ) -> None:
         self.distiller = distiller
         self.optimizer = optimizer
@@ -56,6 +58,7 @@ class TrainingState:
         self.cfg = cfg
         self.num_steps: Optional[int] = None if train_loader is None else len(train_loader)
         self.origin = origin
+        self.average = average
         self.device = next(distiller.parameters()).device
         self.progress = Progress()
         self.meter = EpochMeter(1)
@@ -75,6 +78,7 @@ class TrainingState:
             "statistics": distributed.all_gather(statistics),
             "num_steps": self.num_steps,
             "config": to_dict(self.cfg),
+            **({} if self.average is None else {"ema": self.average.state_dict()}),
         }
 
     def restore(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
@@ -103,6 +107,8 @@ class TrainingState:
         with _reporting_invalid_state(folder, "give the configuration that the run was started with"):
             self._load_weights(state)
             self._load_optimizer(state["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(state.get("ema", {}))
             self._load_random_state(random_states(state))
         self.scaler.load_state_dict(state["scaler"])
         return self._schedule_notes(state, folder)
@@ -128,7 +134,7 @@ class TrainingState:
     def _load_weights(self, state: Dict[str, Any]) -> None:
         try:
             missing, unexpected = self.distiller.load_state_dict(state["distiller"], strict=False)
-            self.distiller.load_state_dict(_own_statistics(state.get("statistics", [{}])), strict=False)
+            self.distiller.load_state_dict(statistics_of_process(state.get("statistics", [{}])), strict=False)
         except RuntimeError as error:  # shapes differ, for example after an edit of a plug-in
             raise ValueError(" ".join(str(error).split())[:200]) from None
         differing = [key for key in missing if not key.startswith("teacher.")] + unexpected
@@ -136,15 +142,16 @@ class TrainingState:
             raise ValueError(f"its weights differ, first {differing[0]}")
 
     def _load_optimizer(self, saved: Dict[str, Any]) -> None:
-        """Load momenta and learning rates; other options follow from the configuration, which is known to be the same.
+        """Load momenta, counters and learning rates; the options follow from the configuration, which is the same.
 
-        The rate is logged after the last step of an epoch, which may be done already.
+        The counters are values of a group that a new optimizer lacks, such as LAMB's number of steps. The rate is
+        logged after the last step of an epoch, which may be done already.
         """
         own, groups = self.optimizer.state_dict()["param_groups"], saved["param_groups"]
         if [group["params"] for group in groups] != [group["params"] for group in own]:
             raise ValueError("its optimizer has other parameters, as of another SOLVER.TRAINER")
-        merged = [{**mine, "lr": theirs["lr"]} for mine, theirs in zip(own, groups)]
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": merged})
+        merged = [{**theirs, **mine, "lr": theirs["lr"]} for mine, theirs in zip(own, groups)]
+        self.optimizer.load_state_dict({**saved, "param_groups": merged})
 
     def _schedule_notes(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
         if self.num_steps is None:
@@ -168,10 +175,3 @@ def _reporting_invalid_state(folder: RunFolder, remedy: str) -> Iterator[None]:
         raise UserError(
             f"--resume: {folder.latest} is not a valid training state of this configuration: {error}; {remedy}"
         ) from None
-
-
-def _own_statistics(of_processes: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
-    """Return the running means and variances of this process, or their averages if other processes saved them."""
-    if len(of_processes) == distributed.get_world_size():
-        return of_processes[distributed.get_rank()]
-    return {key: torch.stack([part[key] for part in of_processes]).mean(0) for key in of_processes[0]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import reduce
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..distillers import Distiller
 from ..errors import refuse
-from .optim import build_optimizer, parameter_groups
+from .optim import build_optimizer
+from .parameter_groups import parameter_groups
 
 Losses = Dict[str, Tensor]  # named scalars
 
@@ -26,6 +27,7 @@ class UpdateRule:
         parameters: the trained ones, on their final device and in their final memory format.
         scaler: scales the losses; disabled where gradients cannot underflow.
         no_decay: those of `parameters` that take no weight decay.
+        lr_scales: factors of the learning rate, for parameters whose factor is not 1.
     """
 
     def __init__(
@@ -34,13 +36,28 @@ class UpdateRule:
         parameters: List[nn.Parameter],
         scaler: torch.amp.GradScaler,
         no_decay: Sequence[nn.Parameter] = (),
+        lr_scales: Mapping[nn.Parameter, float] = {},
     ) -> None:
-        self.optimizer = build_optimizer(cfg, parameters, no_decay)
+        self.optimizer = build_optimizer(cfg, parameters, no_decay, lr_scales)
         self.scaler = scaler
+        self.parameters = parameters
+        self.max_norm = cfg.SOLVER.CLIP_GRAD_NORM
 
     def __call__(self, losses: Losses) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        """Take a step for these losses."""
+        self.zero_grad()
         self.backward(losses)
+        self.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of the step before."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Change the parameters by the gradients of all calls of `backward` since `zero_grad`."""
+        if self.max_norm > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -57,7 +74,7 @@ class UpdateRule:
         """Raise a UserError if losses of these names are not what the rule needs."""
 
     def backward(self, losses: Losses) -> None:
-        """Set the gradients of the optimizer's parameters."""
+        """Add the gradients of losses to those of the optimizer's parameters."""
         raise NotImplementedError
 
 
@@ -104,8 +121,9 @@ class DistillationOriented(UpdateRule):
         parameters: List[nn.Parameter],
         scaler: torch.amp.GradScaler,
         no_decay: Sequence[nn.Parameter] = (),
+        lr_scales: Mapping[nn.Parameter, float] = {},
     ) -> None:
-        super().__init__(cfg, parameters, scaler, no_decay)
+        super().__init__(cfg, parameters, scaler, no_decay, lr_scales)
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
         self.task = parameters
         # Aliases of the weights, so that the optimizer keeps a separate gradient and momentum for each.
@@ -116,7 +134,7 @@ class DistillationOriented(UpdateRule):
         self.optimizer.add_param_group({"params": self.distillation, "momentum": momentum + delta, "weight_decay": 0.0})
         exempt = {id(parameter) for parameter in no_decay}
         alone_no_decay = [alone for alone, p in zip(self.task_alone, parameters) if id(p) in exempt]
-        for group in parameter_groups(self.task_alone, alone_no_decay):
+        for group in parameter_groups(self.task_alone, alone_no_decay, {}):
             self.optimizer.add_param_group({**group, "momentum": momentum})
         self.optimizer.add_param_group({"params": self.distillation_alone, "momentum": momentum, "weight_decay": 0.0})
         self.weight_decays = [0.0 if id(p) in exempt else cfg.SOLVER.WEIGHT_DECAY for p in parameters]
@@ -131,6 +149,15 @@ class DistillationOriented(UpdateRule):
             )
         if momentum == 0:
             yield "SOLVER.MOMENTUM is 0, without momentum SOLVER.TRAINER dot is plain SGD; use SOLVER.TRAINER base"
+        solver = cfg.SOLVER
+        for key, given, neutral in (
+            ("TYPE", solver.TYPE, "SGD"),
+            ("ACCUMULATE", solver.ACCUMULATE, 1),
+            ("CLIP_GRAD_NORM", solver.CLIP_GRAD_NORM, 0.0),
+            ("LAYER_DECAY", solver.LAYER_DECAY, 1.0),
+        ):
+            if given != neutral:
+                yield f"SOLVER.{key} is {given} with SOLVER.TRAINER dot; expected {neutral}, or SOLVER.TRAINER base"
         if distributed.get_world_size() > 1:
             yield "SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base"
         if losses is not None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence
 
 from yacs.config import CfgNode
 
@@ -18,20 +16,16 @@ from ..distillers._base import knows
 from ..errors import UserError, refuse
 from ..models import check_model
 from ..paths import expanded, find_file, validate_path
-from ..ranges import MAX_NUMBER
 from .cfg import CACHES, PRETRAINED, experiment_name, leaves, read_cfg, to_dict
 from .networks import input_errors
-from .optim import OPTIMIZERS, SCHEDULES
 from .resume import check_settings_unchanged, keep_schedule, saved_run
 from .run.report import read_references
-from .run.save_interval import SaveInterval
-from .speed.precision import pick_device, pick_precision
+from .soft_labels import soft_label_errors
 from .teacher_classes import read_outputs
 from .trainer import trainer_dict
+from .validate_solver import error_of, solver_errors, unmet
 
-MAX_EPOCHS_OR_IMAGES = 10**6  # epochs, or images in a batch
 MAX_NAME_LENGTH = 255  # characters
-COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 
 def load_valid_cfg(
@@ -75,12 +69,14 @@ def _name_errors(cfg: CfgNode) -> Iterator[str]:
         (trainer_dict, cfg.SOLVER.TRAINER),
         (dataset_dict, cfg.DATASET.TYPE),
     ):
-        yield from _error_of(registry.__getitem__, name)
+        yield from error_of(registry.__getitem__, name)
     distiller = distiller_dict.get(cfg.DISTILLER.TYPE)
     needs_teacher = distiller is not None and distiller.needs_teacher
     for role in ("STUDENT", *(["TEACHER"] if needs_teacher else [])):
         yield from _model_errors(cfg, role)
-    yield from _error_of(read_references, cfg.EXPERIMENT.REFERENCE)
+    if distiller is not None:
+        yield from soft_label_errors(cfg, distiller)
+    yield from error_of(read_references, cfg.EXPERIMENT.REFERENCE)
     if cfg.SOLVER.TRAINER in trainer_dict:
         section = cfg.get(cfg.DISTILLER.TYPE, {})
         names = None
@@ -92,7 +88,7 @@ def _name_errors(cfg: CfgNode) -> Iterator[str]:
 def _model_errors(cfg: CfgNode, role: str) -> Iterator[str]:
     """Yield a line for each error in the name, weights and arguments of the `STUDENT` or the `TEACHER`."""
     options = cfg.DISTILLER
-    yield from _error_of(check_model, options[role], cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    yield from error_of(check_model, options[role], cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     weights = options[f"{role}_WEIGHTS"]
     if weights not in ("", PRETRAINED) and not find_file(weights).is_file():
         yield f"DISTILLER.{role}_WEIGHTS: no checkpoint at {weights}; give the path of a .pth file"
@@ -103,14 +99,7 @@ def _model_errors(cfg: CfgNode, role: str) -> Iterator[str]:
     if role == "TEACHER":
         yield from filter(None, [input_errors(options.TEACHER_INPUT)])
         if options.TEACHER_CLASSES:
-            yield from _error_of(read_outputs, options.TEACHER_CLASSES)
-
-
-def _error_of(call: Callable[..., Any], *arguments: Any) -> Iterator[str]:
-    try:
-        call(*arguments)
-    except UserError as error:
-        yield str(error)
+            yield from error_of(read_outputs, options.TEACHER_CLASSES)
 
 
 def check_settings(cfg: CfgNode) -> None:
@@ -123,92 +112,20 @@ def setting_errors(cfg: CfgNode) -> List[str]:
 
     The sections `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET` are checked, and that of the chosen distiller.
     """
-    errors = [*_solver_errors(cfg.SOLVER), *_schedule_errors(cfg.SOLVER), *_device_errors(cfg.SOLVER)]
-    errors += _unmet(
+    errors = [*solver_errors(cfg)]
+    errors += unmet(
         cfg.LOG,
         (cfg.LOG.TENSORBOARD_FREQ >= 1, "LOG.TENSORBOARD_FREQ", "steps, at least 1"),
         (cfg.LOG.SAVE_CHECKPOINT_FREQ >= 1, "LOG.SAVE_CHECKPOINT_FREQ", "epochs, at least 1"),
     )
     seed = 0 <= cfg.EXPERIMENT.SEED < 2**63
-    errors += _unmet(cfg.EXPERIMENT, (seed, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63"))
+    errors += unmet(cfg.EXPERIMENT, (seed, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63"))
     errors += [*_folder_errors(cfg), *_cache_errors(cfg.TEACHER_CACHE), *option_errors(cfg.DATASET)]
     name = cfg.DISTILLER.TYPE
     distiller, section = distiller_dict.get(name), cfg.get(name)
     if distiller is not None and knows(distiller, "config_errors", section):
         errors += distiller.config_errors(section, name)
     return errors
-
-
-def _unmet(section: CfgNode, *rules: Tuple[bool, str, str]) -> Iterator[str]:
-    """Yield a line for each of the rules `(met, key, expected value)` that is not met."""
-    for met, key, expected in rules:
-        if not met:
-            yield f"{key} is {section[key.rpartition('.')[2]]!r}; expected {expected}"
-
-
-def _solver_errors(solver: CfgNode) -> Iterator[str]:
-    world_size = distributed.get_world_size()
-    least, each = 2 * world_size, f" in each of {world_size} processes" if world_size > 1 else ""
-    yield from _unmet(
-        solver,
-        (
-            least <= solver.BATCH_SIZE,
-            "SOLVER.BATCH_SIZE",
-            f"at least {least}, BatchNorm cannot train on one image{each}",
-        ),
-        (solver.BATCH_SIZE <= MAX_EPOCHS_OR_IMAGES, "SOLVER.BATCH_SIZE", f"at most {MAX_EPOCHS_OR_IMAGES} images"),
-        (1 <= solver.EPOCHS <= MAX_EPOCHS_OR_IMAGES, "SOLVER.EPOCHS", f"at least 1 and at most {MAX_EPOCHS_OR_IMAGES}"),
-        (0 < solver.LR <= MAX_NUMBER, "SOLVER.LR", f"a number above 0, at most {MAX_NUMBER:g}"),
-        (
-            0 <= solver.WEIGHT_DECAY <= MAX_NUMBER,
-            "SOLVER.WEIGHT_DECAY",
-            f"a number from 0 on, at most {MAX_NUMBER:g}",
-        ),
-        (0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1"),
-        (not solver.NESTEROV or solver.MOMENTUM > 0, "SOLVER.NESTEROV", "False where SOLVER.MOMENTUM is 0"),
-        (solver.PRECISE_BN >= 0, "SOLVER.PRECISE_BN", "a number of batches, a whole number from 0 on"),
-        (
-            not solver.PRECISE_BN_COMPARE or solver.PRECISE_BN > 0,
-            "SOLVER.PRECISE_BN_COMPARE",
-            "False where SOLVER.PRECISE_BN is 0",
-        ),
-        (solver.TYPE in OPTIMIZERS, "SOLVER.TYPE", " or ".join(OPTIMIZERS)),
-        (
-            _is_interval(solver.CHECKPOINT_EVERY),
-            "SOLVER.CHECKPOINT_EVERY",
-            "500 steps, 10 minutes or the like; empty to save after each epoch only",
-        ),
-    )
-
-
-def _schedule_errors(solver: CfgNode) -> Iterator[str]:
-    stages = list(solver.LR_DECAY_STAGES)
-    positive = all(isinstance(stage, (int, float)) and not isinstance(stage, bool) and stage > 0 for stage in stages)
-    rising = positive and stages == sorted(set(stages))
-    warmup = 0 <= solver.WARMUP_EPOCHS <= max(solver.EPOCHS, 0)
-    yield from _unmet(
-        solver,
-        (solver.SCHEDULE in SCHEDULES, "SOLVER.SCHEDULE", f"one of {', '.join(SCHEDULES)}"),
-        (rising, "SOLVER.LR_DECAY_STAGES", "epochs above 0 in rising order, for example [150, 180, 210]"),
-        (0 < solver.LR_DECAY_RATE <= 1, "SOLVER.LR_DECAY_RATE", "a number above 0 and up to 1"),
-        (warmup, "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"),
-    )
-    if rising and stages and solver.SCHEDULE == "step" and 1 <= solver.EPOCHS < stages[-1]:
-        # Otherwise the last decay would silently never happen.
-        yield (
-            f"SOLVER.LR_DECAY_STAGES is {solver.LR_DECAY_STAGES!r}; expected none above SOLVER.EPOCHS, {solver.EPOCHS}:"
-            " give earlier ones, [] for a constant rate, or SOLVER.SCHEDULE linear"
-        )
-
-
-def _device_errors(solver: CfgNode) -> Iterator[str]:
-    """Yield a line for each setting that this machine cannot run."""
-    yield from _unmet(solver, (solver.COMPILE in COMPILE_MODES, "SOLVER.COMPILE", f"one of {', '.join(COMPILE_MODES)}"))
-    yield from _error_of(pick_precision, solver.AMP, pick_device())
-    if solver.COMPILE != "off" and pick_device().type == "cpu":
-        compilers = (os.environ.get("CXX") or "g++", "clang++")
-        if not any(map(shutil.which, compilers)):
-            yield f"SOLVER.COMPILE {solver.COMPILE} needs a C++ compiler on a CPU; install g++, or set it to off"
 
 
 def _folder_errors(cfg: CfgNode) -> Iterator[str]:
@@ -243,14 +160,6 @@ def _cache_errors(choice: str) -> Iterator[str]:
             yield f"TEACHER_CACHE is {choice!r}; expected off, memory, or a folder such as ./cache"
     except UserError as error:
         yield f"TEACHER_CACHE: {error}"
-
-
-def _is_interval(text: str) -> bool:
-    try:
-        SaveInterval(text)
-    except ValueError:
-        return False
-    return True
 
 
 # Keys that may differ between processes: paths, which depend on the machine, and what only the main process does.

@@ -1,9 +1,14 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from mdistiller.distillers import Distiller
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.optim import build_optimizer, learning_rate
+from mdistiller.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from mdistiller.engine.run.folder import RunFolder
+from mdistiller.engine.training_state import TrainingState
 from mdistiller.engine.validate import check_settings
 from mdistiller.errors import UserError
 
@@ -81,8 +86,8 @@ def test_all_parameters_may_be_exempt():
 
 
 def test_unknown_optimizer():
-    with pytest.raises(UserError, match="SOLVER.TYPE is 'Adam'; expected SGD"):
-        check_settings(load_cfg(None, ["SOLVER.TYPE", "Adam"]))
+    with pytest.raises(UserError, match="SOLVER.TYPE is 'Adamant'; .*expected SGD or AdamW, or"):
+        check_settings(load_cfg(None, ["SOLVER.TYPE", "Adamant"]))
 
 
 def test_a_parameter_whose_first_gradient_comes_late():
@@ -94,3 +99,94 @@ def test_a_parameter_whose_first_gradient_comes_late():
         optimizer.step()
     assert (late < 1).all()
     assert (early < late).all()
+
+
+def test_adamw_by_hand():
+    weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+    settings = ["SOLVER.TYPE", "AdamW", "SOLVER.LR", "0.1", "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.BETAS", "[0.5, 0.75]"]
+    optimizer = build_optimizer(load_cfg(None, [*settings, "SOLVER.EPS", "1e-12"]), [weight])
+    weight.grad = torch.tensor([4.0, -8.0])
+    optimizer.step()  # the first step is the sign of the gradient, after the decay
+    torch.testing.assert_close(weight.detach(), torch.tensor([2 * 0.95 - 0.1, -1 * 0.95 + 0.1]))
+    weight.grad = torch.tensor([0.0, 0.0])
+    optimizer.step()  # averages 1/2·2 and 3/4·4, corrected by 1 − 1/4 and 1 − 9/16
+    moved = (0.25 * 4 / 0.75) / (0.75 * 0.25 * 16 / (1 - 0.75**2)) ** 0.5
+    torch.testing.assert_close(weight.detach()[0], torch.tensor(1.8 * 0.95 - 0.1 * moved))
+
+
+def timms():
+    """A name for each class of optimizer in timm."""
+    timm_optim = pytest.importorskip("timm.optim")
+    names = {}
+    for name in timm_optim.list_optimizers():
+        info = timm_optim.get_optimizer_info(name)
+        if not (info.second_order or name.startswith(("bnb", "fused", "kron"))):  # need CUDA, or compile for long
+            names.setdefault(str(info.opt_class), name)
+    return [name for name in names.values() if name not in ("sgd", "adamw")]
+
+
+def test_lamb_by_hand():
+    pytest.importorskip("timm")
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    settings = ["SOLVER.TYPE", "LAMB", "SOLVER.LR", "0.1", "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.EPS", "1e-12"]
+    optimizer = build_optimizer(load_cfg(None, settings), [weight])
+    weight.grad = torch.tensor([[0.6, -0.6]])  # timm first divides by a global norm above 1; this one is below
+    optimizer.step()
+    update = torch.tensor([[1.0, -1.0]]) + 0.5 * torch.tensor([[3.0, 4.0]])  # Adam's, and the decay
+    torch.testing.assert_close(weight.detach(), torch.tensor([[3.0, 4.0]]) - 0.1 * 5 / update.norm() * update)
+
+
+def trained(name, steps, state=None):
+    """Train with an optimizer of timm; return the weights and the saved state."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in ((4, 4), (4,), (4, 3, 3, 3))]
+    cfg = load_cfg(None, ["SOLVER.TYPE", name, "SOLVER.LR", "0.01"])
+    distiller = Distiller(nn.ParameterList(weights))
+    optimizer = build_optimizer(cfg, weights, weights[1:2])
+    run = TrainingState(distiller, optimizer, torch.amp.GradScaler("cpu", enabled=False), cfg, None, {})
+    if state is not None:
+        state["distiller"] = {key: value.clone() for key, value in state["distiller"].items()}
+        run.restore(state, RunFolder("output", "run"))
+    for step in steps:
+        set_learning_rate(optimizer, 0.01 / (1 + step))
+        for number, weight in enumerate(weights):
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(10 * step + number))
+        optimizer.step()
+    return weights, run.state_dict()
+
+
+def test_all_of_timms_optimizers_resume(tmp_path):
+    names = timms()
+    assert len(names) > 15
+    for name in names:
+        whole, _ = trained(name, range(4))
+        _, state = trained(name, range(2))
+        torch.save(state, tmp_path / "state.pth")
+        resumed, _ = trained(name, range(2, 4), torch.load(tmp_path / "state.pth", weights_only=True))
+        assert all(torch.equal(a, b) for a, b in zip(whole, resumed)), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["TYPE", "adahessian"], "SOLVER.TYPE adahessian needs second derivatives"),
+        (["TYPE", "fusedlamb"], "SOLVER.TYPE fusedlamb cannot be used with these settings of SOLVER: "),
+        (["TYPE", "lars", "BETAS", "[0.9, 0.99]"], "SOLVER.BETAS is given, but SOLVER.TYPE lars has none"),
+        (["TYPE", "lamb", "BETAS", "[0.9]"], "SOLVER.BETAS is [0.9]; SOLVER.TYPE lamb has 2"),
+        (["TYPE", "ADAMW"], "SOLVER.TYPE is 'ADAMW'; did you mean AdamW"),
+        (["TYPE", "lamp"], "SOLVER.TYPE is 'lamp'; did you mean lamb"),
+    ],
+)
+def test_what_timm_cannot_do(overrides, line):
+    pytest.importorskip("timm")
+    overrides[::2] = [f"SOLVER.{key}" for key in overrides[::2]]
+    with pytest.raises(UserError) as error:
+        check_settings(load_cfg(None, overrides))
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+def test_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.optim", None)
+    with pytest.raises(UserError, match="SOLVER.TYPE is 'lamb'; expected SGD or AdamW, or, after pip install 'timm"):
+        check_settings(load_cfg(None, ["SOLVER.TYPE", "lamb"]))

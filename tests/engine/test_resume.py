@@ -13,6 +13,7 @@ from mdistiller.engine.resume import schedule_changes
 from mdistiller.engine.validate import load_valid_cfg
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder
+from tests.soak.kill_and_resume import differences
 
 # on its own, no length for these stages
 YAML = """
@@ -24,6 +25,10 @@ EXPERIMENT: {NAME: run}
 """
 GIVEN = ["SOLVER.EPOCHS", "4", "SOLVER.LR_DECAY_STAGES", "[1, 3]"]
 STATE = "output/run/latest.pth"
+OTHER_RATES = (
+    "; the completed epochs had the rates of the earlier settings, so the result is not that of a run with the new ones"
+    " from its start"
+)
 
 
 class Crash(Exception):
@@ -228,7 +233,7 @@ def changed(before, now, epoch, step=0, steps=10):
 def test_rates_before_and_after(schedule, epoch, step, rates):
     schedule = f"SOLVER.SCHEDULE {schedule} SOLVER.EPOCHS"
     assert changed(f"{schedule} 10", f"{schedule} 27", epoch, step) == [
-        f"note: SOLVER.EPOCHS was 10, is now 27; {rates}"
+        f"note: SOLVER.EPOCHS was 10, is now 27; {rates}{OTHER_RATES}"
     ]
 
 
@@ -251,3 +256,23 @@ def test_nothing_changed_or_nothing_known():
     linear = "SOLVER.SCHEDULE linear SOLVER.EPOCHS "
     assert changed(linear + "9", linear + "9", 3, 5) == []
     assert schedule_changes(load_cfg(), None, 3, 5, 10, "latest.pth") == []  # a state without a configuration
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("step", [0.1, 0.1, 0.01]), ("linear", [0.075, 0.025, 0.016667])])
+def test_a_finished_run_goes_on(command, tmp_path, schedule, expected):
+    """`step` goes on as if the run had been longer from its start; `linear` says that it does not."""
+    make_image_folder(tmp_path / "images")
+    (tmp_path / "run.yaml").write_text(YAML)
+    given = ["SOLVER.SCHEDULE", schedule, "SOLVER.LR_DECAY_STAGES", "[2]", "SOLVER.LR", "0.1", "SOLVER.EMA", "0.9"]
+    lengths = [command("train", "--cfg", "run.yaml", *given, "SOLVER.EPOCHS", "2")]
+    lengths.append(command("train", "--cfg", "run.yaml", "--resume", *given, "SOLVER.EPOCHS", "3"))
+    command("train", "--cfg", "run.yaml", *given, "SOLVER.EPOCHS", "3", "EXPERIMENT.NAME", "whole")
+    assert [status for status, *_ in lengths] == [0, 0]
+    assert json.loads((tmp_path / "output/run/summary.json").read_text())["epochs"] == 3
+    note = [line for line in lengths[1][1].splitlines() if line.startswith("note: SOLVER.EPOCHS was 2, is now 3")]
+    assert note[0].endswith(OTHER_RATES) == (schedule == "linear")
+    found = {name: checkpoint.read_checkpoint(tmp_path / f"output/{name}/latest.pth") for name in ("run", "whole")}
+    same = differences(tmp_path / "output/run", tmp_path / "output/whole")
+    assert bool([entry for entry in same if "/distiller/" in entry or "/ema/" in entry]) == (schedule == "linear")
+    assert found["run"]["epoch"] == 3
+    assert rates(tmp_path) == expected

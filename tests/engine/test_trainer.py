@@ -1,6 +1,7 @@
 """The training loop on a handful of images: files, numbers, resume, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint.foreign_weights import weights_of
 from mdistiller.engine.meter import NonFiniteLoss
 from mdistiller.engine.run.logger import MACHINE_FIELDS
+from mdistiller.engine.run.report import size_lines
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 
@@ -346,3 +348,22 @@ def test_kept_checkpoints(image_folder):
     trainer.train()
     assert sorted(p.name for p in trainer.folder.path.glob("epoch_*")) == ["epoch_2.pth"]
     assert checkpoint.read_checkpoint(trainer.folder.kept(2))["epoch"] == 2
+
+
+def test_opening_lines_give_the_size(image_folder):
+    for path in sorted((image_folder / "train/class_1").iterdir())[:2]:
+        path.unlink()
+    trainer = build_trainer(settings(image_folder, epochs=3))
+    trainer.train()
+    log = trainer.folder.worklog.read_text()
+    assert "10 to 12 images per class, 5 steps per epoch, 3 epochs × 34 images = 102 views" in log
+    note = "note: 10 images in a class and 15 steps in all are few; docs/recipe.md lists starting points by the size"
+    assert note in log
+
+
+def test_a_set_of_a_common_size_needs_no_note():
+    info = SimpleNamespace(num_classes=2)
+    sized = type("Sized", (SimpleNamespace,), {"__len__": lambda self: 32})
+    loader = sized(info=info, targets=torch.arange(2000) % 2, num_images=2000)
+    lines = list(size_lines(load_cfg(None, ["SOLVER.EPOCHS", "100"]), loader))
+    assert lines == ["1000 images per class, 32 steps per epoch, 100 epochs × 2,000 images = 200,000 views"]

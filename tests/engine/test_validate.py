@@ -6,7 +6,7 @@ import torch
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.cfg.values import to_dict
 from mdistiller.engine.resume import check_same_config
-from mdistiller.engine.validate import check_settings, setting_errors
+from mdistiller.engine.validate import check_settings, config_errors, setting_errors
 from mdistiller.errors import UserError
 from tests.conftest import REPO
 from tests.engine.cfg.test_cfg import CONFIGS
@@ -61,7 +61,7 @@ def test_the_defaults_pass():
 @pytest.mark.parametrize(
     ("overrides", "lines"),
     [
-        (["SOLVER.TYPE", "Adam"], ["SOLVER.TYPE is 'Adam'; expected SGD"]),
+        (["SOLVER.TYPE", "sgd"], ["SOLVER.TYPE is 'sgd'"]),
         (["SOLVER.AMP", "half"], ["SOLVER.AMP is 'half'; expected one of off, bf16, fp16, auto"]),
         (
             ["DATASET.AUGMENT", "crop", "DATASET.PADDING", "-1", "DATASET.TRAIN_FRACTION", ".nan"],
@@ -121,3 +121,34 @@ def test_a_key_that_a_saved_run_lacks_had_its_default():
     cfg["DATASET"]["FLIP"] = False
     with pytest.raises(UserError, match="DATASET.FLIP was True, now False"):
         check_same_config(saved, cfg, "latest.pth")
+
+
+DOT = ["SOLVER.TRAINER", "dot", "DISTILLER.TYPE", "KD"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["SOLVER.ACCUMULATE", "0"], "SOLVER.ACCUMULATE is 0; expected 1 to 32 parts, of at least 2 images, of a"),
+        (["SOLVER.ACCUMULATE", "33"], "SOLVER.ACCUMULATE is 33; expected 1 to 32 parts"),
+        (["SOLVER.CLIP_GRAD_NORM", "-1"], "SOLVER.CLIP_GRAD_NORM is -1.0; expected a norm above 0, or 0"),
+        (["SOLVER.CLIP_GRAD_NORM", ".inf"], "SOLVER.CLIP_GRAD_NORM is inf; expected a norm"),
+        (["SOLVER.LAYER_DECAY", "0"], "SOLVER.LAYER_DECAY is 0.0; expected a number above 0 and up to 1"),
+        (["SOLVER.LAYER_DECAY", "1.1"], "SOLVER.LAYER_DECAY is 1.1; expected"),
+        (["SOLVER.EPS", "-1e-8", "SOLVER.TYPE", "AdamW"], "SOLVER.EPS is -1e-08; expected a number above 0"),
+        (["SOLVER.EPS", "1e-8"], "SOLVER.EPS is 1e-08; expected 0 with SOLVER.TYPE SGD"),
+        (["SOLVER.BETAS", "[0.9, 0.99]"], "SOLVER.BETAS is [0.9, 0.99]; expected None with SOLVER.TYPE SGD"),
+        (["SOLVER.BETAS", "[0.9, 1.0]", "SOLVER.TYPE", "AdamW"], "SOLVER.BETAS is [0.9, 1.0]; expected numbers from 0"),
+        (["SOLVER.BETAS", "0.9", "SOLVER.TYPE", "AdamW"], "SOLVER.BETAS is 0.9; expected numbers from 0"),
+        (["SOLVER.BETAS", "[0.9]", "SOLVER.TYPE", "AdamW"], "SOLVER.BETAS is [0.9]; SOLVER.TYPE AdamW has 2"),
+        ([*DOT, "SOLVER.TYPE", "AdamW"], "SOLVER.TYPE is AdamW with SOLVER.TRAINER dot; expected SGD"),
+        ([*DOT, "SOLVER.ACCUMULATE", "2"], "SOLVER.ACCUMULATE is 2 with SOLVER.TRAINER dot; expected 1"),
+        ([*DOT, "SOLVER.CLIP_GRAD_NORM", "1"], "SOLVER.CLIP_GRAD_NORM is 1.0 with SOLVER.TRAINER dot; expected 0.0"),
+        ([*DOT, "SOLVER.LAYER_DECAY", "0.5"], "SOLVER.LAYER_DECAY is 0.5 with SOLVER.TRAINER dot; expected 1.0"),
+    ],
+)
+def test_the_recipe(overrides, line):
+    names = ["DISTILLER.STUDENT", "resnet8", "DISTILLER.TEACHER", "resnet14"]
+    (error,) = config_errors(load_cfg(None, [*names, *overrides]))
+    assert error.startswith(line)
+    assert "\n" not in error

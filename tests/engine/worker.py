@@ -1,4 +1,7 @@
-"""What test_processes.py has torchrun start: `worker.py FOLDER METHOD …`, `KD` or, in float64, `KD-double`."""
+"""What test_processes.py has torchrun start: `worker.py FOLDER METHOD …`, `KD` or, in float64, `KD-double`.
+
+`KD-double-recipe` trains with mixed images, soft labels, steps in parts and an average of the weights.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,24 @@ OPTIONS = [
     *("SP.LOSS.FEAT_WEIGHT", "30.0", "PKT.LOSS.FEAT_WEIGHT", "300.0", "OFD.LOSS.FEAT_WEIGHT", "0.0001"),
 ]
 
+RECIPE = [
+    *("DATASET.MIXUP", "0.8", "DATASET.CUTMIX", "1", "SOLVER.LABEL_SMOOTHING", "0.1", "SOLVER.EMA", "0.9"),
+    *("SOLVER.ACCUMULATE", "2", "SOLVER.CLIP_GRAD_NORM", "0.5", "SOLVER.LAYER_DECAY", "0.8"),
+    *("SOLVER.DECAY_NORMS", "False", "SOLVER.WEIGHT_DECAY", "0.01"),
+]
+
 
 def steps(folder: str, name: str) -> Dict[str, Any]:
     """Train for `STEPS` steps; return the weights before and after, each epoch's losses, and the accuracies."""
-    method, _, double = name.partition("-")
+    method, _, kind = name.partition("-")
+    double, recipe = kind.startswith("double"), RECIPE if kind.endswith("recipe") else []
     # in float32, rounding grows from step to step; in small steps less, and SFAKD's are the largest
     rate = ["SOLVER.LR", "0.0005" if double else "0.00005" if method == "SFAKD" else "0.0001"]
-    trainer = build_trainer(settings(f"{folder}/images", *OPTIONS, *rate, method=method, name=name))
+    trainer = build_trainer(settings(f"{folder}/images", *OPTIONS, *rate, *recipe, method=method, name=name))
     if double:
         trainer.distiller.double()
+        if trainer.average is not None:
+            trainer.average.averaged.double()
     trainer.start_parallel()
     first = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
     losses: List[Dict[str, Any]] = []
@@ -42,6 +54,9 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
             step += 1
         losses.append({**trainer.meter.sync(), "averages": trainer.meter.averages()})
     state = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
+    if trainer.average is not None:
+        averages = trainer.average.averaged.module.state_dict()
+        state.update({f"average.{key}": value.clone() for key, value in averages.items()})
     accuracy = trainer.validate()
     return {
         "first": first,
@@ -49,7 +64,10 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
         "losses": losses,
         "accuracy": accuracy,
         "statistics": trainer.statistics,
-        "own_after": {key: value.clone() for key, value in trainer.distiller.state_dict().items()},
+        "own_after": {
+            **{key: value for key, value in state.items() if key.startswith("average.")},
+            **{key: value.clone() for key, value in trainer.distiller.state_dict().items()},
+        },
     }
 
 
@@ -58,7 +76,7 @@ def main() -> None:
     with distributed.process_group():
         as_float = torch.Tensor.float
         for method in methods:
-            if method.endswith("-double"):  # a loss asks for no more than float32, which would cost it its digits
+            if "-double" in method:  # a loss asks for no more than float32, which would cost it its digits
                 torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign, assignment]
             result = steps(folder, method)
             torch.Tensor.float = as_float  # type: ignore[method-assign]

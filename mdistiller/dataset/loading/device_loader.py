@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Iterable, Iterator, Tuple
+from typing import Iterable, Iterator, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class DeviceLoader(Loader):
     def fingerprint(self) -> Tuple[str, str]:
         return "pixels", self.digest()
 
-    def _batches(self, plan: EpochPlan, slices: Iterable[slice], seed: int) -> Iterator[Batch]:
+    def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
         order, variant = plan.order.to(self.device), self.variants(plan).to(self.device)
         first = (order * self._width**2) + (plan.top * self._width + plan.left).to(self.device)
         flip = plan.flip.long().to(self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Iterator, Optional, Tuple
+from typing import Dict, Iterable, Iterator, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ...errors import UserError
 from ..info import DatasetInfo
 from ..options import Options
 from .epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_order
+from .mixing import Mixing, with_neighbour
 
 Batch = Dict[str, Tensor]
 
@@ -38,6 +39,8 @@ class Loader:
     - "image": float32 [B, 3, S, S], normalized, with channels_last strides;
     - "target": int64 [B], labels;
     - "index": int64 [B], indices of the images in the split;
+    - "soft_target": float32 [B, N], the labels in the proportions of the images, if images are mixed; "target" then is
+      the label with the larger share;
     - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`; missing if `num_variants` is
       `None`.
 
@@ -63,7 +66,8 @@ class Loader:
         padding: zeros on each side before the random crop, in pixels.
         flip: whether half of the augmented images are mirrored.
         rotation: largest angle of a rotation, in degrees.
-        num_variants: number of augmented variants of an image, or `None` if unlimited (resized_crop, rotate_flip).
+        num_variants: number of augmented variants of an image, or `None` if unlimited.
+        unlimited_by: the setting that makes their number unlimited; empty if it is not.
         epoch: last argument of `set_epoch`, initially 0.
 
     Raises:
@@ -86,10 +90,19 @@ class Loader:
         self.padding = options.padding if self.augment == "pad_crop" else 0
         self.flip = options.flip and self.augment != "none"
         self.rotation = options.rotation if self.augment == "rotate_flip" else 0.0
-        self.num_variants: Optional[int] = {
-            "pad_crop": (1 + self.flip) * (2 * self.padding + 1) ** 2,
-            "none": 1,
-        }.get(self.augment)
+        num_variants = {"pad_crop": (1 + self.flip) * (2 * self.padding + 1) ** 2, "none": 1}.get(self.augment)
+        unlimited = {
+            f"AUGMENT {self.augment}": num_variants is None,
+            f"POLICY {options.policy}": train and options.policy != "none",
+            f"ERASING {options.erasing}": train and options.erasing > 0,
+            f"MIXUP {options.mixup}": train and options.mixup > 0,
+            f"CUTMIX {options.cutmix}": train and options.cutmix > 0,
+        }
+        self.unlimited_by = next((f"DATASET.{setting}" for setting, holds in unlimited.items() if holds), "")
+        self.num_variants: Optional[int] = None if self.unlimited_by else num_variants
+        self._mixing: Optional[Mixing] = None
+        if train and (options.mixup > 0 or options.cutmix > 0):
+            self._mixing = Mixing(options.mixup, options.cutmix, info.num_classes)
         self.epoch = 0
         self._seed = options.seed
         self._normalise = Normaliser(info, device)
@@ -121,20 +134,32 @@ class Loader:
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of this epoch from step `start_step` (counted from 0) on, equal to those of a full pass."""
-        yield from self._batches(self.plan(), self.slices(start_step), self._seed)
+        if self._mixing is None:
+            yield from self._batches(self.plan(), self.slices(start_step), self._seed)
+            return
+        in_group = distributed.get_world_size() > 1
+        parts: Iterable[Union[slice, Tensor]] = self.slices(start_step)
+        if in_group:  # an image may be mixed with one of another process
+            own = enumerate(self.slices(start_step), start_step)
+            parts = [with_neighbour(part, self._whole(step)) for step, part in own]
+        for step, batch in enumerate(self._batches(self.plan(), parts, self._seed), start_step):
+            yield self._mixing(batch, derive_seed("mix", self._seed, self.epoch, step), neighbour_first=in_group)
 
     def sample(self, num_batches: int) -> Iterator[Batch]:
         """Yield full training batches of other random choices than those of `iterate`; reads only their images.
 
-        They follow from seed and epoch too. There are `num_batches`, but at most the full batches of a pass. A set
-        smaller than a batch gives one batch of all images.
+        They follow from seed and epoch too. Images are not mixed. There are `num_batches`, but at most the full batches
+        of a pass. A set smaller than a batch gives one batch of all images.
         """
         seed = derive_seed("sample", self._seed)
         steps = min(num_batches, max(1, self.num_images // self.batch_size))
         yield from self._batches(self.plan(seed), self.slices(0, steps), seed)
 
-    def _batches(self, plan: EpochPlan, slices: Iterable[slice], seed: int) -> Iterator[Batch]:
-        """Yield a batch for each slice of a plan; `seed` and epoch determine what the plan leaves open."""
+    def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
+        """Yield a batch for each slice of a plan, or for positions int64 [B] in it.
+
+        `seed` and epoch determine what the plan leaves open.
+        """
         raise NotImplementedError
 
     def digest(self) -> str:
@@ -152,13 +177,16 @@ class Loader:
         """Return the number of images in batch `step` (counted from 0) over all processes."""
         return min(self.batch_size, self.num_images - step * self.batch_size)
 
+    def _whole(self, step: int) -> slice:
+        start = step * self.batch_size
+        return slice(start, start + self.images_in(step))
+
     def slices(self, start_step: int, stop_step: Optional[int] = None) -> Iterator[slice]:
         """Yield the slices of the epoch's order that are this process's batches, from `start_step` to `stop_step`."""
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step is {start_step}; an epoch has {len(self)} batches")
         for step in range(start_step, len(self) if stop_step is None else stop_step):
-            start = step * self.batch_size
-            part = slice(start, start + self.images_in(step))
+            part = self._whole(step)
             if self.train:
                 yield distributed.local_slice(part)
             elif step % distributed.get_world_size() == distributed.get_rank():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
@@ -20,6 +21,7 @@ from .epoch_plan import EpochPlan, derive_seed
 from .image_check import unusable_error
 from .loader import Batch, Loader
 from .orientation import upright_size
+from .policy import ImagePolicy
 from .splits import ImageSplit, UnusableImage
 from .workers import explain_worker_deaths, ignore_signals, kill_workers, signals_blocked, worker_context
 
@@ -51,7 +53,8 @@ class StreamLoader(Loader):
         train: bool,
     ) -> None:
         super().__init__(info, split.targets, options, device, train)
-        self._reader = _Reader(split, view, self.augment, self.padding, self.flip)
+        policy = ImagePolicy(options, info.mean) if train and options.changes_single_images else None
+        self._reader = _Reader(split, view, self.augment, self.padding, self.flip, policy)
         self._num_workers = options.num_workers
         self._idle: Optional[DataLoader] = None  # workers waiting for the next pass
 
@@ -61,7 +64,7 @@ class StreamLoader(Loader):
     def fingerprint(self) -> Tuple[str, str]:
         return self._reader.split.fingerprint()
 
-    def _batches(self, plan: EpochPlan, slices: Iterable[slice], seed: int) -> Iterator[Batch]:
+    def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
         seed = derive_seed("images", seed, self.epoch)
         variant = self.variants(plan)
         slices = list(slices)  # a generator would refer to `self` and keep workers alive
@@ -123,19 +126,23 @@ class _Reader(Dataset):
     Faults are returned as text, because an exception in a worker would carry its traceback.
     """
 
-    def __init__(self, split: ImageSplit, view: View, augment: str, padding: int, flip: bool) -> None:
+    def __init__(
+        self, split: ImageSplit, view: View, augment: str, padding: int, flip: bool, policy: Optional[ImagePolicy]
+    ) -> None:
         self.split = split
         self.view = view
         self.augment = augment
         self.padding = padding
         self.flip = flip
+        self.policy = policy
 
     def __getitem__(self, step: Step) -> Dict[str, Any]:
         rows, seed = step
         images, faults = [], []
         for row in rows:
             try:
-                images.append(self.read(row, seed))
+                image = self.read(row, seed)
+                images.append(image if self.policy is None else self.policy(image, derive_seed(seed, row[0])))
             except UnusableImage as error:
                 faults.append(error.fault)
         if faults:

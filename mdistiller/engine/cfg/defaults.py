@@ -37,6 +37,18 @@ _C.DATASET.ROTATION = 20.0  # largest angle of `rotate_flip` in degrees, up to 1
 # Mirror half of the training images (no effect with `AUGMENT none`). Set it to `False` for images with a direction,
 # such as digits, text or arrows.
 _C.DATASET.FLIP = True
+# Change single images at random after that: `none`, `rand_augment` or `trivial_augment`. Images are then read by worker
+# processes (`NUM_WORKERS`), as with `ERASING`. See [recipe.md](recipe.md#augmentation).
+_C.DATASET.POLICY = "none"
+_C.DATASET.POLICY_OPS = 2  # operations of `rand_augment` for each image
+_C.DATASET.POLICY_MAGNITUDE = 9  # strength of `rand_augment`, from 0 to 30
+_C.DATASET.ERASING = 0.0  # probability that a random box of an image is erased, from 0 to 1
+# Mix each training image with another one of its batch (mixup), in proportions of the distribution Beta(α, α), this
+# being α, for example 0.2. 0: never. For methods that take mixed labels; the teacher sees the same image.
+_C.DATASET.MIXUP = 0.0
+# Paste a box of another image of its batch into each training image (CutMix), of a size of the distribution Beta(α, α),
+# for example with α = 1. 0: never. With `MIXUP` too, each batch takes one of the two at random.
+_C.DATASET.CUTMIX = 0.0
 _C.DATASET.IN_MEMORY = "auto"  # hold decoded images in memory: `yes`, `no` or `auto` (if they fit `MEMORY_GB`)
 _C.DATASET.MEMORY_GB = 2.0  # memory that `IN_MEMORY auto` may fill with images, in GiB per process
 # Images that cannot be used: `refuse` the data set, `skip` the images, or `unchecked` (streamed images are not checked
@@ -84,11 +96,28 @@ _C.SOLVER.LR_DECAY_STAGES = [150, 180, 210]  # epochs after which `SCHEDULE step
 _C.SOLVER.LR_DECAY_RATE = 0.1  # … by this factor
 _C.SOLVER.WARMUP_EPOCHS = 0.0  # epochs over which the learning rate rises linearly to the value of the schedule
 _C.SOLVER.WEIGHT_DECAY = 0.0001  # weight decay
-_C.SOLVER.MOMENTUM = 0.9  # momentum of SGD
-_C.SOLVER.NESTEROV = False  # use Nesterov momentum
-_C.SOLVER.TYPE = "SGD"  # optimizer; `SGD` is the only one
+_C.SOLVER.DECAY_NORMS = True  # weight decay of normalization layers and biases too; `False`: of all other weights only
+_C.SOLVER.MOMENTUM = 0.9  # momentum of SGD, and of optimizers of timm that have one
+_C.SOLVER.NESTEROV = False  # use Nesterov momentum; for `TYPE SGD`
+# Optimizer: `SGD`, `AdamW`, or an optimizer of `timm.optim` by its name, such as `lamb`, if timm is installed
+# (`pip install mdistiller[timm]`).
+_C.SOLVER.TYPE = "SGD"
+_C.SOLVER.BETAS = None  # coefficients of AdamW's averages, and of timm's optimizers; `None`: the optimizer's default
+_C.SOLVER.EPS = 0.0  # constant in the denominator of the same optimizers; 0: the optimizer's default
+_C.SOLVER.CLIP_GRAD_NORM = 0.0  # scale gradients down to this norm, taken over all parameters together; 0: never
+# Compute the gradients of a step in this many parts, one after the other, to save memory. A step still has `BATCH_SIZE`
+# images. BatchNorm, and losses that relate images, see one part at a time.
+_C.SOLVER.ACCUMULATE = 1
+# Factor of the learning rate from each layer of the student to the layer before it, in (0, 1], for fine-tuning. See
+# [recipe.md](recipe.md#fine-tuning).
+_C.SOLVER.LAYER_DECAY = 1.0
 _C.SOLVER.DOT = CN()
 _C.SOLVER.DOT.DELTA = 0.075  # DOT: momentum of the distillation gradient plus this, of the task gradient minus this
+# Share of a label's probability that is divided among all classes, for example 0.1; for methods that take such labels.
+_C.SOLVER.LABEL_SMOOTHING = 0.0
+# Decay of an exponential moving average of the student's weights, in (0, 1), for example 0.999; in the first steps it
+# is smaller. The average is evaluated and deployed. 0: none. See [recipe.md](recipe.md#average-of-the-weights).
+_C.SOLVER.EMA = 0.0
 # Mixed precision: `off`, `bf16`, `fp16` or `auto`. `auto` is bfloat16 where the hardware is fast at it, else `off`.
 _C.SOLVER.AMP = "auto"
 # Mode of `torch.compile`: `off`, `default`, `reduce-overhead` (CUDA graphs) or `max-autotune`.

@@ -23,6 +23,9 @@ from .environment import describe_hardware, versions
 from .origin import short_origin
 from .progress import Progress
 
+FEW_PER_CLASS = 20  # images; below this, or below FEW_STEPS, a note says so
+FEW_STEPS = 2000  # of a whole run
+
 
 def duration(seconds: float) -> str:
     """Return a number of seconds as text: `75` becomes `1 min 15 s`."""
@@ -48,6 +51,7 @@ def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> I
             student = InputSpec(info.input_size, info.mean, info.std)
             resized = f", resized ({own.interpolation})" if own.size != info.input_size else ""
             yield f"input: the student sees {student.in_words()}; the teacher sees {own.in_words()}{resized}"
+    yield from size_lines(cfg, train_loader)
     if distiller.tests_otherwise:
         yield (
             f"note: {cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare one, whose"
@@ -61,6 +65,22 @@ def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> I
                 "note: a plug-in's loss that relates the images of a batch sees those of one process, unless it"
                 " gathers them (mdistiller.distributed.gather_with_grad)"
             )
+
+
+def size_lines(cfg: CfgNode, train_loader: Loader) -> Iterator[str]:
+    """Yield the size of the training set in images per class, steps and views; and a note if it is very small."""
+    counts = torch.as_tensor(train_loader.targets).bincount(minlength=train_loader.info.num_classes)
+    fewest, most, epochs = int(counts.min()), int(counts.max()), cfg.SOLVER.EPOCHS
+    each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    num_steps, num_images = len(train_loader), train_loader.num_images
+    yield (
+        f"{each} images per class, {num_steps:,} steps per epoch, {epochs} epochs × {num_images:,} images ="
+        f" {epochs * num_images:,} views"
+    )
+    small = [f"{fewest} images in a class"] if fewest < FEW_PER_CLASS else []
+    small += [f"{epochs * num_steps:,} steps in all"] if epochs * num_steps < FEW_STEPS else []
+    if small:
+        yield f"note: {' and '.join(small)} are few; docs/recipe.md lists starting points by the size of the set"
 
 
 def first_line(
@@ -91,12 +111,13 @@ def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
     """
     parts = ", ".join(f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss_"))
     probe = f", probe {row['probe_top1']:.2f}" if "probe_top1" in row else ""
+    plain = f", without the average {row['plain_top1']:.2f}" if "plain_top1" in row else ""
     running = f", running statistics {row['running_top1']:.2f}" if "running_top1" in row else ""
     left = (epochs - row["epoch"]) * total_seconds / row["epoch"]
     return (
         f"epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.5g}  loss {row['loss']:.3f} ({parts})"
         f"  train {row['train_top1']:.2f}  val top-1 {row['deployed_top1']:.2f} top-5 {row['deployed_top5']:.2f}{probe}"
-        f"{running}  {row['images_per_second']:.0f} images/s  {duration(left)} left"
+        f"{running}{plain}  {row['images_per_second']:.0f} images/s  {duration(left)} left"
     )
 
 

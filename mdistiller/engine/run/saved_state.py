@@ -104,6 +104,7 @@ OPTIONAL: Dict[str, Callable[[Any], bool]] = {
     "config": _is_dict,
     "origin": is_origin,
     "statistics": _are_statistics,
+    "ema": _is_dict,
 }
 
 

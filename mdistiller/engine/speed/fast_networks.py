@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
@@ -77,7 +77,7 @@ class FastNetworks:
     def _open_cache(self, cfg: CfgNode, precision: Precision, say: Say) -> Optional[CachedTeacher]:
         teacher, loader, needs = self._distiller.teacher, self._loader, self._distiller.teacher_needs
         if loader.num_variants is None:
-            say(f"teacher cache: none, DATASET.AUGMENT {loader.augment} makes countless forms of an image")
+            say(f"teacher cache: none, {loader.unlimited_by} makes countless forms of an image")
             return None
         if not set(needs) <= {"logits", "pooled"}:
             say(f"teacher cache: none, {cfg.DISTILLER.TYPE} reads the teacher's maps; the teacher runs in each step")
@@ -118,6 +118,15 @@ class FastNetworks:
             self._distiller.teacher = teacher_as_built
             for module, name, _ in self._compiled:
                 delattr(module, name)
+
+    def part_in_use(self, part: Batch, rows: slice) -> ContextManager[None]:
+        """Look up the teacher's outputs for a part of the batch in use, within a `with` block.
+
+        Args:
+            part: the entries of some images of the batch.
+            rows: which images they are.
+        """
+        return nullcontext() if self._cache is None else self._cache.part_in_use(part["image"], rows)
 
     def serve(self, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
         """Yield this epoch's batches from step `start_step` (from 0) on, after looking up their teacher outputs."""

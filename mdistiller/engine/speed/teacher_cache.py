@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
@@ -77,6 +77,17 @@ class CachedTeacher(nn.Module):
             return self.teacher(image)
         parts = dict(zip(self.widths, self._vectors.split(list(self.widths.values()), dim=1)))
         return parts.get("logits"), {"pooled_feat": parts["pooled"]} if "pooled" in parts else {}
+
+    @contextmanager
+    def part_in_use(self, image: Tensor, rows: slice) -> Iterator[None]:
+        """Within a `with` block, make `image` the current batch: those rows of the batch that `serve` yielded last."""
+        whole = self._image, self._vectors
+        if self._image is not None:
+            self._image, self._vectors = image, self._vectors[rows]
+        try:
+            yield
+        finally:
+            self._image, self._vectors = whole
 
     def serve(self, loader: Loader, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch. While a batch is in use, `forward` looks up its vectors.
