@@ -315,7 +315,7 @@ class Trainer:
         # Distillers written for MDistiller may return a loss for each image; MDistiller averages them too.
         losses = {name: loss.mean() if loss.ndim else loss for name, loss in losses.items()}
         # DDP averages over the processes; the result is the mean over all images of the step
-        weight = len(logits) * distributed.get_world_size() / num_images
+        weight = len(batch["target"]) * distributed.get_world_size() / num_images
         self.update.backward(losses if weight == 1 else {name: weight * loss for name, loss in losses.items()})
         return {name: loss.detach() for name, loss in losses.items()}, logits.detach()
 
