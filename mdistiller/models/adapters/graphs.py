@@ -6,7 +6,7 @@ Shapes: `B` batch, `N` classes.
 from __future__ import annotations
 
 import random
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ POOLINGS = (
     *(F.adaptive_avg_pool2d, F.avg_pool2d, F.adaptive_max_pool2d, torch.mean, torch.amax),
     *("mean", "amax"),
 )
+WEIGHTED = (F.conv2d, torch.conv2d, F.linear)
+PADDINGS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, F.pad)  # their sizes are not those of a stage
 
 
 class NotTraceable(Exception):
@@ -93,7 +95,7 @@ def choose(
         raise NotTraceable(
             f"its classifier {name} takes {list(shapes.found.get(pooled, ()))}; expected one vector each"
         )
-    candidates = _candidates(model, graph, shapes.found, pooled)
+    candidates = _candidates(model, graph, shapes, pooled)
     if "final_map" in given:
         final = _named(graph, given["final_map"], candidates)
         candidates = candidates[: candidates.index(final) + 1]
@@ -136,6 +138,7 @@ class _Shapes(fx.Interpreter):
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self.found: Dict[fx.Node, Sequence[int]] = {}
+        self.carriers: Set[fx.Node] = set()  # nodes with a tensor as value, or several
         module: Any = self.module
         self._nodes = dict(zip(module.graph.nodes, graph.nodes))
 
@@ -143,6 +146,9 @@ class _Shapes(fx.Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor) and n.op not in ("get_attr", "output"):
             self.found[self._nodes[n]] = tuple(value.shape)
+        parts = value if isinstance(value, (tuple, list)) else [value]
+        if any(isinstance(part, Tensor) for part in parts) and n.op != "get_attr":
+            self.carriers.add(self._nodes[n])
         return value
 
 
@@ -161,24 +167,20 @@ def _find_classifier(model: nn.Module, graph: fx.Graph, num_classes: int, given:
     raise NotTraceable(f"its logits are not the output {which}")
 
 
-def _candidates(
-    model: nn.Module, graph: fx.Graph, shapes: Dict[fx.Node, Sequence[int]], pooled: fx.Node
-) -> List[Candidate]:
+def _candidates(model: nn.Module, graph: fx.Graph, shapes: _Shapes, pooled: fx.Node) -> List[Candidate]:
     """Return the maps through which everything passes that the classifier reads, in the order of computation."""
     order = {node: position for position, node in enumerate(graph.nodes)}
-    nodes = [node for node in graph.nodes if node in shapes]
+    nodes = [node for node in graph.nodes if node in shapes.carriers]
     found: List[Candidate] = []
     needed_until, num_weighted, side = -1, 0, None
     for node, following in zip(nodes, nodes[1:]):
         if order[node] >= order[pooled]:
             break
-        if node.op == "call_module":
-            parameters = model.get_submodule(str(node.target)).parameters()
-            num_weighted += any(parameter.dim() > 1 for parameter in parameters)  # a norm has one dimension
+        num_weighted += _has_weights(model, node)
         is_only_value = needed_until <= order[node] and node.op != "placeholder"
-        needed_until = max([needed_until, *(order[user] for user in node.users)])
-        layout = find_layout(shapes[node], side) if is_only_value else None
-        if layout is None:
+        needed_until = max([needed_until, *(order[user] for user in node.users if user in shapes.carriers)])
+        layout = find_layout(shapes.found.get(node, ()), side) if is_only_value else None
+        if layout is None or not num_weighted or _is_one_of(model, node, PADDINGS):
             continue
         if _is_one_of(model, node, POOLINGS):
             if layout.side == 1:
@@ -188,6 +190,14 @@ def _candidates(
         depth = _common_length(_modules_around(node), _modules_around(following))
         found.append(Candidate(node, layout, depth, num_weighted <= 1))
     return found
+
+
+def _has_weights(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a node is a layer with weights, such as a convolution, and not only a norm."""
+    if node.op == "call_module":
+        parameters = model.get_submodule(str(node.target)).parameters()
+        return any(parameter.dim() > 1 for parameter in parameters)  # a norm has one dimension
+    return node.op == "call_function" and node.target in WEIGHTED
 
 
 def _modules_around(node: fx.Node) -> List[str]:

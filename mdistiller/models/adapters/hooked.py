@@ -19,6 +19,7 @@ from .graphs import NotTraceable
 from .layout import Layout, find_layout
 from .stages import Candidate, choose_stages
 
+PADDINGS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 POOLINGS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
 
 
@@ -159,7 +160,7 @@ def _candidates(calls: List[_Call], end: int) -> List[Candidate]:
         num_weighted += any(parameter.dim() > 1 for parameter in call.module.parameters(recurse=False))
         shape = call.output.shape if isinstance(call.output, Tensor) else ()
         layout = find_layout(shape, side)
-        if layout is None or (len(shape) == 3 and side is None):
+        if layout is None or not num_weighted or isinstance(call.module, PADDINGS):
             continue
         if isinstance(call.module, POOLINGS):
             last_large = len(found) if layout.side == 1 else last_large

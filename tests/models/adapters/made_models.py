@@ -36,6 +36,15 @@ class Net(nn.Module):
         return self.head(self.drop(self.forward_map(x).mean((2, 3))))
 
 
+class Padded(Net):
+    """Padding for "same" sizes, as in networks that come from TensorFlow."""
+
+    def forward(self, x):
+        x = F.relu(self.stem(F.pad(x, (0, 2, 0, 2))[:, :, :-2, :-2]))
+        x = self.stage2(F.pad(self.stage1(x), (0, 1, 0, 1)))
+        return self.head(self.drop(F.adaptive_avg_pool2d(self.stage3(x), 1).view(x.size(0), -1)))
+
+
 class Deciding(Net):
     """A decision that depends on the images: there is no graph."""
 

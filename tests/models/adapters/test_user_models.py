@@ -37,6 +37,7 @@ MAPS = [(8, 32), (8, 32), (16, 16), (32, 8)]
         ("Net", TracedModel, MAPS),
         ("make_model", TracedModel, MAPS),
         ("Remembering", TracedModel, MAPS),
+        ("Padded", TracedModel, [*MAPS[:2], (16, 17), (32, 9)]),
         ("Tokens", TracedModel, [(32, 8)] * 5),
         ("Deciding", HookedModel, MAPS),
         ("Wrapped", HookedModel, MAPS),
