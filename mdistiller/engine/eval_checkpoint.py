@@ -39,7 +39,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     weights_of(checkpoint, source)  # fails before data are read if the file holds no model
     described = is_described(checkpoint)
     if described:
-        _use_described_dataset(cfg, checkpoint, overrides, str(source))
+        use_described_dataset(cfg, checkpoint, overrides, str(source))
     check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     device = pick_device()
     prepare_device(device)
@@ -74,7 +74,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     return "\n".join(lines)
 
 
-def _use_described_dataset(cfg: CfgNode, checkpoint: Dict[str, Any], overrides: Sequence[str], source: str) -> None:
+def use_described_dataset(cfg: CfgNode, checkpoint: Dict[str, Any], overrides: Sequence[str], source: str) -> None:
     """Change `cfg`, in place, to the data set that a checkpoint was trained on, except where `overrides` name another.
 
     Another data set has a folder of its own, but the student sees its images as in training.
