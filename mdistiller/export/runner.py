@@ -5,6 +5,7 @@ Shapes: `B` batch, `S` side in pixels, `K` classes.
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +41,11 @@ class Runner:
     run: Callable[[Tensor], Tensor]
 
 
-def source_runner(source: Source, channels_last: bool = True) -> Runner:
+def source_runner(source: Source) -> Runner:
     """Return a runner that computes what validation does: the same normalisation, in PyTorch and float32."""
     normalise = Normaliser(source.info, torch.device("cpu"))
-    student = source.student
-    if channels_last:
-        student = student.to(memory_format=torch.channels_last)
+    # the memory format of training, so that rounding is the same
+    student = copy.deepcopy(source.student).to(memory_format=torch.channels_last)
 
     def run(pixels: Tensor) -> Tensor:
         with torch.inference_mode():
