@@ -19,7 +19,7 @@ from ..paths import user_path
 from .card import model_card, proof_section
 from .description import Description
 from .inference_form import inference_form
-from .onnx_file import EXPORTERS, ExporterFailed, add_metadata, has_new_exporter, need, open_onnx, write_onnx
+from .onnx_file import EXPORTERS, ExporterFailed, has_new_exporter, need, onnx_program, open_onnx, write_onnx
 from .proof import Evidence, Proof
 from .runner import open_runner
 from .safetensors_file import MADE_BY as SAFETENSORS
@@ -95,10 +95,10 @@ class Result:
     notes: Tuple[str, ...] = ()
 
     def report(self) -> str:
-        steps = [f"int8      {step}" for step in self.steps]
+        """Return the proof and the place for people to read; the steps were logged as they were made."""
         notes = [f"note      {note}" for note in self.notes]
         return "\n".join(
-            [*notes, *steps, *self.proof.lines()]
+            [*notes, *self.proof.lines()]
             + [f"wrote     {self.path} ({self.proof.size / 2**20:.2f} MiB, by {self.made_by}) and {self.card.name}"]
         )
 
@@ -173,8 +173,7 @@ def _onnx(job: _Job) -> Result:
     for dynamo in (True, False) if has_new_exporter() else (False,):
         made_by = f"{EXPORTERS[dynamo]} of PyTorch {torch.__version__}"
         try:
-            write_onnx(model, image, job.file, dynamo)
-            add_metadata(job.file, job.description(made_by))
+            write_onnx(onnx_program(model, image, dynamo), job.file, job.description(made_by))
             proof = _prove_onnx(job, timed=not job.options.int8)
             fault = job.fault(proof, exact=not half)
         except (ExporterFailed, UserError) as error:

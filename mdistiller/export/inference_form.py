@@ -70,7 +70,7 @@ def real_fusion(fusion: Fusion) -> nn.Module:
     branches: List[nn.Module] = []
     if isinstance(fusion.spatial, nn.Conv2d) and fusion.beta is not None:
         spatial, beta = fusion.spatial, fusion.beta.detach().double()
-        conv = nn.Conv2d(spatial.in_channels, spatial.out_channels, 1, bias=spatial.bias is not None)
+        conv = nn.Conv2d(spatial.in_channels, spatial.out_channels, 1, bias=spatial.bias is not None).to(spatial.weight)
         conv.load_state_dict({name: (beta * p.double()).to(p.dtype) for name, p in spatial.state_dict().items()})
         branches.append(conv)
     if isinstance(fusion.frequency, FrequencyBranch) and fusion.alpha is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .description import INPUT, Description
-from .onnx_file import add_metadata, need, open_onnx
+from .onnx_file import need, open_onnx, write_onnx
 from .proof import BATCH, Evidence, Proof
 from .source import to_input
 
@@ -122,7 +122,7 @@ def quantise(
     while True:
         with _silent():
             quantiser.write(output, in_float)
-            add_metadata(output, description)
+            write_onnx(output.read_bytes(), output, description)
             proof = evidence.prove(open_onnx(output).run, "ONNX Runtime", output.stat().st_size)
         yield Step(tuple(in_float), len(quantiser.layers), proof)
         if not proof.fault(exact=False, max_drop=max_drop):
@@ -146,7 +146,7 @@ def _by_sensitivity(
     with _silent():
         for layer in quantiser.layers:
             quantiser.write(output, [other for other in quantiser.layers if other != layer])
-            add_metadata(output, description)
+            write_onnx(output.read_bytes(), output, description)
             errors[layer] = float((open_onnx(output).run(pixels) - expected).square().mean())
     return sorted(errors, key=lambda layer: -errors[layer])
 

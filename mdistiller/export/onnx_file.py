@@ -55,13 +55,12 @@ def has_new_exporter() -> bool:
     return True
 
 
-def write_onnx(model: nn.Module, image: Tensor, path: Path, dynamo: bool) -> None:
-    """Write `model` to `path`: input `image [N, 3, S, S]`, output `logits [N, K]`, any `N`.
+def onnx_program(model: nn.Module, image: Tensor, dynamo: bool) -> bytes:
+    """Return `model` as an ONNX file: input `image [N, 3, S, S]`, output `logits [N, K]`, any `N`.
 
     Args:
         model: from float32 images to float32 logits.
         image: an example with `N` > 1.
-        path: the file.
         dynamo: the exporter that is built on `torch.export`; otherwise the one that is built on TorchScript.
 
     Raises:
@@ -69,21 +68,18 @@ def write_onnx(model: nn.Module, image: Tensor, path: Path, dynamo: bool) -> Non
     """
     names: Dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET[dynamo]}
     if dynamo:
-        names.update(
-            dynamo=True,
-            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
-            external_data=False,
-            verbose=False,
-        )
+        names.update(dynamo=True, dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}, verbose=False)
     else:
         names["dynamic_axes"] = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
         if "dynamo" in inspect.signature(torch.onnx.export).parameters:
             names["dynamo"] = False
     with _quiet(), without_autocast():
         try:
-            torch.onnx.export(model, (image,), str(path), **names)
-        except OSError:
-            raise
+            if dynamo:
+                return torch.onnx.export(model, (image,), **names).model_proto.SerializeToString()
+            content = io.BytesIO()
+            torch.onnx.export(model, (image,), content, **names)
+            return content.getvalue()
         except Exception as error:  # exporters raise many types
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ExporterFailed((lines or [type(error).__name__])[0][:200]) from error
@@ -105,10 +101,10 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def add_metadata(path: Path, description: Description) -> None:
-    """Write a description into the metadata of an ONNX file, in place of what was there."""
+def write_onnx(content: bytes, path: Path, description: Description) -> None:
+    """Write an ONNX file with a description in its metadata, in place of what was there."""
     (onnx,) = need("onnx")
-    model = onnx.load(str(path))
+    model = onnx.load_model_from_string(content)
     for node in model.graph.node:  # the new exporter notes the lines of code, with folders of this machine
         del node.metadata_props[:]
         node.doc_string = ""
@@ -119,7 +115,7 @@ def add_metadata(path: Path, description: Description) -> None:
     del model.metadata_props[:]
     for key, text in description.metadata().items():
         model.metadata_props.add(key=key, value=text)
-    onnx.save(model, str(path))
+    path.write_bytes(model.SerializeToString())
 
 
 def open_onnx(path: Path) -> Runner:
