@@ -96,7 +96,7 @@ class Quantiser:
             QuantType.QInt8,
             self._ranges,
             [],
-            [*self._before, *in_float],
+            [*self._before, *in_float, *self._beside(in_float)],
             list(QUANTISED),
             {},
         )
@@ -104,6 +104,12 @@ class Quantiser:
             warnings.simplefilter("ignore")
             quantizer.quantize_model()
         quantizer.model.save_model_to_file(str(path), False)
+
+    def _beside(self, layers: Sequence[str]) -> List[str]:
+        """Return the activations, sums and so on next to some layers, which would round what these compute."""
+        nodes = self._model.graph.node
+        touched = {name for node in nodes if node.name in layers for name in (*node.input, *node.output)}
+        return [n.name for n in nodes if n.op_type not in LAYERS and touched.intersection((*n.input, *n.output))]
 
 
 def quantise(

@@ -21,7 +21,7 @@ def predicted(command, *arguments):
     return {entry["image"]: entry["predictions"] for entry in json.loads(out)}
 
 
-@pytest.mark.parametrize("form", ["onnx", "torch", "safetensors"])
+@pytest.mark.parametrize("form", ["onnx", "safetensors"])
 def test_an_export_says_what_its_checkpoint_says(command, student_file, image_folder, form, request):
     if form == "onnx":
         pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
