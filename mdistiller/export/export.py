@@ -97,10 +97,9 @@ class Result:
     def report(self) -> str:
         """Return the proof and the place for people to read; the steps were logged as they were made."""
         notes = [f"note      {note}" for note in self.notes]
-        return "\n".join(
-            [*notes, *self.proof.lines()]
-            + [f"wrote     {self.path} ({self.proof.size / 2**20:.2f} MiB, by {self.made_by}) and {self.card.name}"]
-        )
+        size = f"{self.proof.size / 2**20:.2f} MiB"
+        wrote = f"wrote     {self.path} ({size}, by {self.made_by}) and {self.card.name}"
+        return "\n".join([*notes, *self.proof.lines(), wrote])
 
 
 @dataclass

@@ -54,7 +54,7 @@ class Quantiser:
 
     Weights are signed 8-bit integers with one scale per output channel, activations signed 8-bit integers with one
     scale and zero point per tensor, from the smallest and the largest value over the calibration images. The
-    normalisation before the first layer stays in float.
+    normalisation before the first layer and the logits stay in float.
 
     Args:
         path: a float32 export.
@@ -98,7 +98,7 @@ class Quantiser:
             [],
             [*self._before, *in_float, *self._beside(in_float)],
             list(QUANTISED),
-            {},
+            {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits beyond the ranges would be cut off
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,11 +139,11 @@ def quantise(
                 f" layers in float; give a larger --max-drop than {max_drop:g}, or use --half"
             )
         if ranking is None:
-            ranking = _by_sensitivity(quantiser, path, output, calibration[:NUM_RANKING], description)
+            ranking = by_sensitivity(quantiser, path, output, calibration[:NUM_RANKING], description)
         in_float.append(ranking[len(in_float)])
 
 
-def _by_sensitivity(
+def by_sensitivity(
     quantiser: Quantiser, path: Path, output: Path, pixels: Tensor, description: Description
 ) -> List[str]:
     """Return the layers, the one whose quantisation alone changes the logits most first."""

@@ -75,10 +75,11 @@ def onnx_program(model: nn.Module, image: Tensor, dynamo: bool) -> bytes:
             names["dynamo"] = False
     with _quiet(), without_autocast():
         try:
+            export: Any = torch.onnx.export
             if dynamo:
-                return torch.onnx.export(model, (image,), **names).model_proto.SerializeToString()
+                return export(model, (image,), **names).model_proto.SerializeToString()
             content = io.BytesIO()
-            torch.onnx.export(model, (image,), content, **names)
+            export(model, (image,), content, **names)
             return content.getvalue()
         except Exception as error:  # exporters raise many types
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -80,7 +80,8 @@ def predict(runner: Runner, files: Sequence[Path], k: int = 5) -> Tuple[Predicti
     logits = []
     for chunk in decode_chunks(split, runner.view, range(len(files)), NUM_THREADS, findings):
         logits += [runner.run(pixels) for pixels in torch.from_numpy(chunk).split(BATCH)]
-    faults = [f"cannot read the image {fault}; replace, convert or remove it" for _, fault in sorted(findings.unusable.items())]
+    unusable = [fault for _, fault in sorted(findings.unusable.items())]
+    faults = [f"cannot read the image {fault}; replace, convert or remove it" for fault in unusable]
     if not logits:
         return {}, faults
     top = torch.cat(logits).float().softmax(1).topk(min(k, len(runner.classes)))

@@ -125,7 +125,8 @@ class Evidence:
         self.logits = torch.cat(logits)
         if num_bytes <= KEPT_BYTES:
             self._kept = kept
-        what = f"validation images of {source.cfg.DATASET.TYPE}" if use_data else "images of random pixels, without data"
+        data = f"validation images of {source.cfg.DATASET.TYPE}"
+        what = data if use_data else "images of random pixels, without data"
         self.images = f"{len(self.logits)} {what}"
 
     def __iter__(self) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:

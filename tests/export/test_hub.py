@@ -88,7 +88,9 @@ def test_export_and_card_are_uploaded_in_one_commit(command, student_file, hub):
     (commit,) = [body for path, _, body in hub.requests if path == "/api/models/me/small/commit/main"]
     entries = [json.loads(line) for line in commit.splitlines()]
     files = {
-        entry["value"]["path"]: base64.b64decode(entry["value"]["content"]) for entry in entries if entry["key"] == "file"
+        entry["value"]["path"]: base64.b64decode(entry["value"]["content"])
+        for entry in entries
+        if entry["key"] == "file"
     }
     folder = student_file.parent / "export" / "safetensors"
     assert files == {

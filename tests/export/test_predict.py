@@ -72,7 +72,16 @@ def test_unreadable_pictures_are_named_and_the_others_done(command, student_file
     (tmp_path / "empty").mkdir()
     good = image_folder / "val" / "class_0" / "0.png"
     status, out, err = command(
-        "predict", "-c", student_file, "-k", "2", "text.png", good, "gone.png", "empty", image_folder / "val" / "class_1"
+        "predict",
+        "-c",
+        student_file,
+        "-k",
+        "2",
+        "text.png",
+        good,
+        "gone.png",
+        "empty",
+        image_folder / "val" / "class_1",
     )
     assert status == 2
     assert [line.split(": ")[0] for line in out.splitlines()] == [
