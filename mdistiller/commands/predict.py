@@ -27,8 +27,8 @@ def main() -> None:
         parser.error(f"--top is {args.top}; expected at least 1")
 
     from ..errors import UserError
+    from ..export.opening import open_runner
     from ..export.predict import as_csv, as_json, as_text, find_pictures, predict
-    from ..export.runner import open_runner
 
     with redirect_stdout(sys.stderr):  # notes must not mix with the result
         runner = open_runner(args.ckpt, ["PLUGINS", repr(args.plugin)] if args.plugin else [])

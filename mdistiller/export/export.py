@@ -20,8 +20,8 @@ from .card import model_card, proof_section
 from .description import Description
 from .inference_form import inference_form
 from .onnx_file import EXPORTERS, ExporterFailed, has_new_exporter, need, onnx_program, open_onnx, write_onnx
+from .opening import open_runner
 from .proof import Evidence, Proof
-from .runner import open_runner
 from .safetensors_file import MADE_BY as SAFETENSORS
 from .safetensors_file import write_safetensors
 from .source import Source, read_source, training_pixels

@@ -6,10 +6,9 @@ Shapes: `B` batch, `S` side in pixels, `K` classes.
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from torch import Tensor
 from ..dataset.loading.decode import View
 from ..dataset.loading.loader import Normaliser
 from ..errors import UserError
-from .source import Source, find_checkpoint, read_source, to_input
+from .source import Source, to_input
 
-CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt", ".tar")
 RunFloat = Callable[[np.ndarray], np.ndarray]  # float32 [B, 3, S, S] in [0, 1] to logits [B, K]
 
 
@@ -52,33 +50,6 @@ def source_runner(source: Source) -> Runner:
             return student(normalise(pixels))
 
     return Runner(source.path, source.info.classes, source.view, run)
-
-
-def open_runner(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Runner:
-    """Open a checkpoint, a run folder, or an export (`.onnx`, `.pt2`, `.safetensors`).
-
-    Raises:
-        UserError: the file is missing, damaged, hostile, of an unknown format, or needs a library that is missing.
-    """
-    file = find_checkpoint(path)
-    if not file.is_file():
-        raise UserError(f"no student at {file}; give a checkpoint, a run folder, or an export (.onnx, .pt2)")
-    opener = _openers().get(file.suffix.lower())
-    if opener is None:
-        if file.suffix.lower() not in CHECKPOINTS:
-            raise UserError(
-                f"{file} has the unknown format {file.suffix or 'without a suffix'!r}; expected .pth, .onnx, .pt2 or"
-                " .safetensors"
-            )
-        return source_runner(read_source(file, overrides))
-    return opener(file)
-
-
-def _openers() -> Dict[str, Callable[[Path], Runner]]:
-    from .onnx_file import open_onnx
-    from .torch_file import open_torch
-
-    return {".onnx": open_onnx, ".pt2": open_torch}
 
 
 def checked_runner(path: Path, classes: Tuple[str, ...], view: View, run_float: RunFloat) -> Runner:

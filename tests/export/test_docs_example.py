@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from mdistiller.export.export import Options, export_student
+from mdistiller.export.opening import open_runner
 from mdistiller.export.predict import predict
-from mdistiller.export.runner import open_runner
 from tests.processes import REPO
 
 FORBIDDEN = """import sys

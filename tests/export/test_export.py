@@ -13,7 +13,7 @@ from mdistiller.errors import UserError
 from mdistiller.export import export as exports
 from mdistiller.export import onnx_file
 from mdistiller.export.export import Options, export_student
-from mdistiller.export.runner import open_runner
+from mdistiller.export.opening import open_runner
 from tests.export.conftest import CLASSES
 
 needs_onnx = pytest.mark.usefixtures("onnx_libraries", "old_exporter")

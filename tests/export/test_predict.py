@@ -11,7 +11,7 @@ from PIL import Image
 
 from mdistiller.dataset.loading.decode import View
 from mdistiller.export.export import Options, export_student
-from mdistiller.export.runner import open_runner
+from mdistiller.export.opening import open_runner
 from mdistiller.export.source import read_source, to_input, val_pixels
 
 

@@ -38,8 +38,10 @@ def deployed_cost(backbone: nn.Module, head: Optional[Head], input_size: int) ->
     model.eval()
     parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
     image = next(iter(parameters.values())).new_zeros(1, 3, input_size, input_size)
-    with FlopCounterMode(display=False) as counter:
-        logits = torch.func.functional_call(model, parameters, (image,))
+    without_grad = {name: p.detach() for name, p in parameters.items()}  # PyTorch 2.4 cannot count with leaf tensors
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(model, without_grad, (image,))
+    logits = torch.func.functional_call(model, parameters, (image,))
     gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     for module, mode in modes:
         module.training = mode
