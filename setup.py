@@ -32,6 +32,8 @@ class BuildWithShippedFiles(build_py):
                 shutil.copytree(here / folder, target)
 
 
+# the newest versions for Python 3.8 are onnx 1.17 and onnxruntime 1.19
+EXPORT = ["onnx>=1.15", "onnxruntime>=1.17", "onnxscript>=0.1; python_version >= '3.9'"]
 STUDY = ["scipy>=1.7", "matplotlib>=3.5"]  # Student's t, and plots
 
 setup(
@@ -48,17 +50,23 @@ setup(
             "mdistiller-train = mdistiller.commands.train:command",
             "mdistiller-eval = mdistiller.commands.eval:command",
             "mdistiller-fetch-ckpts = mdistiller.commands.fetch_ckpts:command",
+            "mdistiller-export = mdistiller.commands.export:command",
+            "mdistiller-predict = mdistiller.commands.predict:command",
             "mdistiller-study = mdistiller.commands.study:command",
         ]
     },
     python_requires=">=3.8",
     install_requires=requirements,
     extras_require={
+        "export": EXPORT,
+        "hub": ["huggingface_hub>=0.20"],
         "study": STUDY,
         "cluster": ["submitit>=1.5"],  # SLURM jobs
         "timm": [TIMM],  # models and optimizers
         "test": [
+            *EXPORT,
             *STUDY,
+            "huggingface_hub>=0.20",
             "submitit>=1.5",
             "timm>=1.0.12",
             "pytest>=7.4",

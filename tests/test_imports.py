@@ -14,6 +14,7 @@ PARTS = (
     "commands",
     "study",
     "benchmark",
+    "export",
     "engine",
     "engine.run",
     "engine.checkpoint",

@@ -69,7 +69,10 @@ def test_its_metadata_name_commands_and_requirements(wheel):
     assert set(re.findall(r"^(\S+) =", commands, flags=re.M)) == {
         "mdistiller-train",
         "mdistiller-eval",
+        "mdistiller-export",
         "mdistiller-fetch-ckpts",
+        "mdistiller-predict",
+        "mdistiller-study",
     }
 
 

@@ -86,7 +86,8 @@ class SimKDHead(Head):
         self.max_size = (height, width)
 
     def forward(self, final_map: Tensor) -> HeadOutput:
-        height, width = (min(side, max_side) for side, max_side in zip(final_map.shape[-2:], self.max_size))
+        # int, because the sizes are tensors while a network is traced, and pooling needs constants then
+        height, width = (min(int(side), max_side) for side, max_side in zip(final_map.shape[-2:], self.max_size))
         return super().forward(F.adaptive_avg_pool2d(final_map, (height, width)))
 
 

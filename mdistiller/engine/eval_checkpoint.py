@@ -41,7 +41,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     described = is_described(checkpoint)
     if described:
         check_arch(checkpoint, arch, source)  # before code of the user's own is imported
-        _use_described_dataset(cfg, checkpoint, overrides, str(source))
+        use_described_dataset(cfg, checkpoint, overrides, str(source))
     check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     device = pick_device()
     prepare_device(device)
@@ -77,7 +77,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     return "\n".join(lines)
 
 
-def _use_described_dataset(cfg: CfgNode, checkpoint: Dict[str, Any], overrides: Sequence[str], source: str) -> None:
+def use_described_dataset(cfg: CfgNode, checkpoint: Dict[str, Any], overrides: Sequence[str], source: str) -> None:
     """Change `cfg`, in place, to the data set that a checkpoint was trained on, except where `overrides` name another.
 
     Another data set has a folder of its own, but the student sees its images as in training.

@@ -139,7 +139,7 @@ def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] 
     ignored: Counter[str] = Counter()
     suffixes = picture_suffixes()
     for label, name in enumerate(classes):
-        found = _images(folder / name, suffixes, ignored)
+        found = images_below(folder / name, suffixes, ignored)
         if not found:
             empty.append(name)
         files += found
@@ -163,7 +163,7 @@ def _by_suffix(counts: Counter[str]) -> str:
     return listed([f"{count} {suffix}" for suffix, count in counts.most_common()])
 
 
-def _images(folder: Path, suffixes: FrozenSet[str], ignored: Counter[str]) -> List[str]:
+def images_below(folder: Path, suffixes: FrozenSet[str], ignored: Counter[str]) -> List[str]:
     """Return the sorted images at any depth below `folder`, following each link once; count other files by suffix."""
 
     def refuse(error: OSError) -> None:  # by default, os.walk ignores folders that it cannot read

@@ -18,6 +18,7 @@ from torch import nn
 
 from ...errors import UserError
 from ...models import load_weights
+from .student_safetensors import unpack_student
 
 WEIGHTS = ("model", "module", "state_dict", "model_state_dict", "net", "network")  # of a state_dict
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")  # exponential moving averages
@@ -54,21 +55,23 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start.endswith(b"{") and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
 
 
-def read_safetensors(path: Path) -> Dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file by name, on the CPU.
+def read_safetensors(path: Path) -> Dict[str, Any]:
+    """Return the tensors of a safetensors file by name, on the CPU, or the checkpoint of an exported student.
 
     Raises:
         UserError: the file is damaged, or the package safetensors is missing.
     """
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError:
         raise UserError(f"checkpoint {path} is a safetensors file; run: pip install safetensors") from None
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(f"checkpoint {path} is a damaged safetensors file ({error}); get it again") from None
+    return unpack_student(tensors, metadata, path)
 
 
 def weights_of(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Dict[str, torch.Tensor]:

@@ -1,0 +1,62 @@
+"""Export a student: mdistiller-export -c CKPT --format onnx|torch|safetensors [--half | --int8] [--output PATH]."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from ..cli import OneLineParser, add_overrides, run
+
+
+def main() -> None:
+    parser = OneLineParser(description="Write the deployed student to a file for other programs, and prove it equal.")
+    parser.add_argument("-c", "--ckpt", required=True, help="student checkpoint, or the folder of its run")
+    parser.add_argument("--format", default="onnx", choices=("onnx", "torch", "safetensors"), help="default onnx")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--half", action="store_true", help="float16")
+    precision.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images")
+    parser.add_argument("--output", metavar="PATH", help="file or folder; default export/FORMAT/ beside the checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="largest loss of top-1 with --half and --int8, in percentage points; default %(default)s",
+    )
+    parser.add_argument("--no-data", action="store_true", help="prove on random images instead of the validation set")
+    parser.add_argument("--teacher-license", default="", metavar="TEXT", help="licence of the teacher's weights")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload export and card to a hub, by huggingface_hub")
+    parser.add_argument("--private", action="store_true", help="with --push: create a private repository")
+    parser.add_argument("-d", "--dataset", help="data set; by default the checkpoint's")
+    add_overrides(parser)
+    args = parser.parse_intermixed_args()
+    if args.private and not args.push:
+        parser.error("--private needs --push")
+
+    from ..export.export import Options, export_student
+    from ..export.hub import push
+
+    options = Options(
+        format=args.format,
+        half=args.half,
+        int8=args.int8,
+        output=args.output,
+        overwrite=args.overwrite,
+        max_drop=args.max_drop,
+        use_data=not args.no_data,
+        teacher_license=args.teacher_license,
+    )
+    dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
+    result = export_student(args.ckpt, options, args.overrides + dataset)
+    print(result.report(), flush=True)
+    if args.push:
+        print(f"pushed    {push(result.path, result.card, args.push, args.private)}")
+
+
+def command() -> NoReturn:
+    """Run `main` as a command line."""
+    run(main, interrupted="nothing was written, start again")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,48 @@
+"""Classify pictures: mdistiller-predict -c CKPT [-k N] [--json | --csv] IMAGE|FOLDER [...]."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from typing import NoReturn
+
+from ..cli import OneLineParser, run
+
+
+def main() -> None:
+    parser = OneLineParser(description="Print the likeliest classes of pictures.")
+    parser.add_argument(
+        "-c", "--ckpt", required=True, help="checkpoint, run folder, or export (.onnx, .pt2, .safetensors)"
+    )
+    parser.add_argument("-k", "--top", type=int, default=5, metavar="N", help="classes a picture; default 5")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print a table with commas")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="plug-in of the student; may be repeated"
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="pictures, or folders of pictures")
+    args = parser.parse_args()
+    if args.top < 1:
+        parser.error(f"--top is {args.top}; expected at least 1")
+
+    from ..errors import UserError
+    from ..export.opening import open_runner
+    from ..export.predict import as_csv, as_json, as_text, find_pictures, predict
+
+    with redirect_stdout(sys.stderr):  # notes must not mix with the result
+        runner = open_runner(args.ckpt, ["PLUGINS", repr(args.plugin)] if args.plugin else [])
+        files, faults = find_pictures(args.images)
+        predictions, unreadable = predict(runner, files, args.top)
+    print((as_json if args.json else as_csv if args.csv else as_text)(predictions), end="", flush=True)
+    if faults + unreadable:
+        raise UserError(*faults, *unreadable)
+
+
+def command() -> NoReturn:
+    """Run `main` as a command line."""
+    run(main, interrupted="start again")
+
+
+if __name__ == "__main__":
+    command()

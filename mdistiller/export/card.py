@@ -1,0 +1,112 @@
+"""The model card: what an export is, where it comes from, how good it is and what it costs. Markdown."""
+
+from __future__ import annotations
+
+from typing import List, Sequence
+
+from .. import __version__
+from ..engine.run.cost import deployed_cost
+from .proof import Proof
+from .source import Source
+
+MAX_CLASSES = 100  # named in a card
+NOT_STATED = "not stated; ask who trained it before you pass this model on (`--teacher-license`)"
+
+
+def model_card(source: Source, title: str, precision: str, teacher_license: str = "") -> str:
+    """Return the card without the proof.
+
+    Folders of this machine do not appear in it.
+
+    Args:
+        source: the student.
+        title: the file's name.
+        precision: `float32`, `float16` or `int8`.
+        teacher_license: under which the teacher's weights may be used.
+    """
+    info, head, config = source.info, source.student.head, source.checkpoint["config"]
+    method = _text(config.get("DISTILLER", {}).get("TYPE", "unknown"))
+    arch, teacher = source.checkpoint["arch"], _text(config.get("DISTILLER", {}).get("TEACHER", ""))
+    cost = deployed_cost(source.student.backbone, head, info.input_size)
+    accuracy = source.checkpoint["accuracy"]
+    deployed = f"top-1 {accuracy['deployed_top1']:.2f} %"
+    if "deployed_top5" in accuracy:
+        deployed += f", top-5 {accuracy['deployed_top5']:.2f} %"
+    ending = f"with the {head.kind} head and the teacher's classifier" if head else "with its own classifier"
+    has_teacher = method.upper() not in ("NONE", "UNKNOWN")
+    licence = _text(teacher_license) or NOT_STATED
+    parts = [
+        f"# {_text(title)}",
+        f"An image classifier: {_text(arch)} {ending}, trained by {method if has_teacher else 'cross-entropy'} with"
+        f" mdistiller {__version__}. Weights are {precision}.",
+        "## Input and output",
+        f"`image`: float32 `[N, 3, {info.input_size}, {info.input_size}]`, RGB in [0, 1], any `N`; normalisation is"
+        f" inside. {_preparation(source)} `logits`: float32 `[N, {info.num_classes}]`, in the order of the classes.",
+        "## Classes",
+        _classes(info.classes),
+        "## Data",
+        f"Trained on `{_text(info.name)}`, {info.num_classes} classes, images of {info.input_size} px.",
+        "## Teacher",
+        f"{_text(teacher)}. Licence of its weights: {licence}." if has_teacher else "None.",
+        "## Accuracy",
+        f"Validation: {deployed} (epoch {source.checkpoint['epoch']}, as training recorded it). To measure it again:",
+        f"```bash\npython3 tools/eval.py -m {_text(arch)} -c {source.path.name}\n```",
+        "## Cost",
+        f"{cost.parameters:,} parameters, {cost.macs:,} multiply-accumulate operations an image, of which the head"
+        f" {cost.head_parameters:,} and {cost.head_macs:,} (the network as trained, before layers are folded).",
+        "## Intended use",
+        "To be written by whoever publishes the model: what it is for, what it is not for, and its known limits.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def proof_section(proof: Proof, made_by: str, steps: Sequence[object] = ()) -> str:
+    """Return the section that follows the card once the file has been proven.
+
+    Args:
+        proof: of the file.
+        made_by: the exporter.
+        steps: of the quantisation.
+    """
+    lines: List[str] = [
+        "## Deployment proof",
+        "",
+        f"Written by `{made_by}`, {proof.size:,} bytes, and run in {proof.runtime} on {proof.images}. Compared with the"
+        " checkpoint in PyTorch:",
+        "",
+        "| top-1 | change | agreement | top-1 changed | ties more | largest logit difference |",
+        "|---|---|---|---|---|---|",
+        f"| {_number(proof.top1)} | {_number(proof.top1_change, '+')} | {proof.agreement:.2f} % | {proof.changed} |"
+        f" {proof.ties} | {proof.difference:.2g} |",
+        "",
+        "Latency on the machine that exported it, which other programs may have slowed down: "
+        + ", ".join(f"batch {size}: {ms:.2f} ms" for size, ms in proof.latency.items())
+        + ".",
+    ]
+    if steps:
+        lines += ["", "Steps of the quantisation, each measured on the same images:", ""]
+        lines += [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: object, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.2f}"
+
+
+def _preparation(source: Source) -> str:
+    size = source.view.size
+    if source.view.margin:
+        return f"Resize the shorter side to {round(size / 0.875)} px (bilinear, antialiased) and crop the centre."
+    return f"Resize the shorter side to {size} px (bilinear, antialiased) and crop the centre."
+
+
+def _classes(classes: Sequence[str]) -> str:
+    named = ", ".join(map(_text, classes[:MAX_CLASSES]))
+    more = len(classes) - MAX_CLASSES
+    return named + (f" and {more} more; all are in the file's metadata, key `classes`" if more > 0 else "") + "."
+
+
+def _text(value: object) -> str:
+    """Return one line of printable text, without what Markdown would read as markup of its own."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
+    return line.replace("`", "'").replace("|", "\\|").replace("<", "&lt;")

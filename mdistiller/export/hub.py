@@ -1,0 +1,40 @@
+"""Push an export and its card to a hub, by `huggingface_hub`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import UserError
+
+
+def push(export: Path, card: Path, repository: str, private: bool = False) -> str:
+    """Upload an export, and its card as `README.md`, in one commit; return the address of the commit.
+
+    The library finds the token (`hf auth login`, or `HF_TOKEN`) and the hub (`HF_ENDPOINT`).
+
+    Args:
+        export: the file.
+        card: its Markdown.
+        repository: `user/name`; created if there is none.
+        private: whether a new repository can be seen by others.
+
+    Raises:
+        UserError: the library is missing, or the hub refuses or cannot be reached.
+    """
+    try:
+        from huggingface_hub import CommitOperationAdd, HfApi
+    except ImportError:
+        raise UserError("--push needs huggingface_hub; run: pip install huggingface_hub") from None
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    operations = [
+        CommitOperationAdd(path_in_repo=export.name, path_or_fileobj=export.read_bytes()),
+        CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=card.read_bytes()),
+    ]
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.create_commit(repository, operations=operations, commit_message=f"Add {export.name}")
+    except Exception as error:  # of the library, its HTTP client and its checks, which have no common base
+        reason = " ".join(str(error).split())[:240] or type(error).__name__
+        raise UserError(f"cannot push to {repository!r:.120} ({reason}); the export stays at {export}") from None
+    return str(commit.commit_url)

@@ -1,0 +1,35 @@
+"""Opens students in every form, by the suffix of the file."""
+
+from __future__ import annotations
+
+import os
+from typing import Sequence
+
+from ..errors import UserError
+from .onnx_file import open_onnx
+from .runner import Runner, source_runner
+from .source import find_checkpoint, read_source
+from .torch_file import open_torch
+
+OPENERS = {".onnx": open_onnx, ".pt2": open_torch}
+CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt", ".tar")
+
+
+def open_runner(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Runner:
+    """Open a checkpoint, a run folder, or an export (`.onnx`, `.pt2`, `.safetensors`).
+
+    Raises:
+        UserError: the file is missing, damaged, hostile, of an unknown format, or needs a library that is missing.
+    """
+    file = find_checkpoint(path)
+    if not file.is_file():
+        raise UserError(f"no student at {file}; give a checkpoint, a run folder, or an export (.onnx, .pt2)")
+    opener = OPENERS.get(file.suffix.lower())
+    if opener is None:
+        if file.suffix.lower() not in CHECKPOINTS:
+            raise UserError(
+                f"{file} has the unknown format {file.suffix or 'without a suffix'!r}; expected .pth, .onnx, .pt2 or"
+                " .safetensors"
+            )
+        return source_runner(read_source(file, overrides))
+    return opener(file)

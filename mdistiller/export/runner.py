@@ -1,0 +1,79 @@
+"""Runs students in every form: checkpoints and exports.
+
+Shapes: `B` batch, `S` side in pixels, `K` classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dataset.loading.decode import View
+from ..dataset.loading.loader import Normaliser
+from ..errors import UserError
+from .source import Source, to_input
+
+RunFloat = Callable[[np.ndarray], np.ndarray]  # float32 [B, 3, S, S] in [0, 1] to logits [B, K]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A student that is ready to run.
+
+    Attributes:
+        path: its file.
+        classes: K names.
+        view: how to prepare an image.
+        run: takes images uint8 [B, S, S, 3] to logits float32 [B, K].
+    """
+
+    path: Path
+    classes: Tuple[str, ...]
+    view: View
+    run: Callable[[Tensor], Tensor]
+
+
+def source_runner(source: Source) -> Runner:
+    """Return a runner that computes what validation does: the same normalisation, in PyTorch and float32."""
+    normalise = Normaliser(source.info, torch.device("cpu"))
+    # the memory format of training, so that rounding is the same
+    student = copy.deepcopy(source.student).to(memory_format=torch.channels_last)
+
+    def run(pixels: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return student(normalise(pixels))
+
+    return Runner(source.path, source.info.classes, source.view, run)
+
+
+def checked_runner(path: Path, classes: Tuple[str, ...], view: View, run_float: RunFloat) -> Runner:
+    """Return a runner for a loaded export, after one run on a black image.
+
+    Args:
+        path, classes, view: see `Runner`.
+        run_float: runs the export.
+
+    Raises:
+        UserError: the run fails, or does not return one logit a class.
+    """
+
+    def run(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(run_float(to_input(pixels).numpy())))
+
+    problem: Optional[Any] = None
+    try:
+        shape = tuple(run(torch.zeros(2, view.size, view.size, 3, dtype=torch.uint8)).shape)
+        if shape != (2, len(classes)):
+            problem = f"logits of the shape {list(shape)} for 2 images and {len(classes)} classes"
+    except Exception as error:  # a damaged program can raise any type
+        problem = error
+    if problem is not None:
+        reason = " ".join(str(problem).split())[:200]
+        raise UserError(f"{path} cannot run ({reason}); export the student again")
+    return Runner(path, classes, view, run)

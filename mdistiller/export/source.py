@@ -1,0 +1,163 @@
+"""The student to export, and the images of its data set as uint8.
+
+Shapes: `B` batch, `S` side in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..dataset import DatasetInfo, dataset_dict, get_val_loader
+from ..dataset.loading.decode import View
+from ..dataset.loading.image_check import SplitReport, unusable_error
+from ..dataset.loading.in_memory import decode_chunks
+from ..dataset.options import read_options
+from ..distillers import DeployedStudent
+from ..engine.build import check_classes
+from ..engine.cfg import CFG, merge_overrides
+from ..engine.checkpoint import check_known, is_described, load_student, read_checkpoint
+from ..engine.checkpoint.foreign_weights import weights_of
+from ..engine.eval_checkpoint import use_described_dataset
+from ..errors import UserError
+from ..paths import find_file
+
+STUDENT_FILES = ("student_best.pth", "student_latest.pth")  # of a run folder
+
+
+@dataclass(frozen=True)
+class Source:
+    """A deployed student with its description.
+
+    Attributes:
+        path: its checkpoint.
+        checkpoint: the content, see `mdistiller/engine/checkpoint/student.py`.
+        student: for evaluation, on the CPU, in float32.
+        cfg: the configuration, with the data set on which it was trained or another that was given.
+        view: how validation prepares an image.
+    """
+
+    path: Path
+    checkpoint: Dict[str, Any]
+    student: DeployedStudent
+    cfg: CfgNode
+    view: View
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Name, classes, input size and normalisation of the data that it was trained on."""
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in (self.checkpoint["mean"], self.checkpoint["std"]))
+        return DatasetInfo(
+            self.checkpoint["dataset"],
+            tuple(map(str, self.checkpoint["classes"])),
+            self.checkpoint["input_size"],
+            mean,
+            std,
+        )
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Return the file of a student: `path`, or the best student in the run folder `path`.
+
+    Raises:
+        UserError: there is neither.
+    """
+    found = find_file(path)
+    if not found.is_dir():
+        return found
+    for name in STUDENT_FILES:
+        if (found / name).is_file():
+            return found / name
+    raise UserError(
+        f"the folder {found} holds no student ({' or '.join(STUDENT_FILES)}); give the folder of a finished run, or"
+        " a checkpoint file"
+    )
+
+
+def read_source(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Source:
+    """Read the student of a checkpoint or a run folder.
+
+    Args:
+        path: a file or folder.
+        overrides: `KEY VALUE …`, for another place of the data set, or for plug-ins.
+
+    Raises:
+        UserError: the file is missing or damaged, or does not describe itself, as a file of weights alone.
+    """
+    cfg = CFG.clone()
+    merge_overrides(cfg, overrides)
+    file = find_checkpoint(path)
+    checkpoint = read_checkpoint(file)
+    weights_of(checkpoint, file)
+    if not is_described(checkpoint):
+        raise UserError(
+            f"checkpoint {file} holds weights alone, as the released teachers do; expected a student that describes"
+            " its classes, image size and normalisation: give the student_best.pth that training writes"
+        )
+    use_described_dataset(cfg, checkpoint, overrides, str(file))
+    arch, dataset, size = checkpoint["arch"], checkpoint["dataset"], checkpoint["input_size"]
+    check_known(checkpoint, arch, dataset, size)
+    student = load_student(checkpoint, arch, len(checkpoint["classes"]), file, dataset, size).eval()
+    view = View(size, margin=read_options(cfg, own_size=size).augment == "resized_crop")
+    return Source(file, checkpoint, student.requires_grad_(False), cfg, view)
+
+
+def val_pixels(source: Source, batch_size: int = 64) -> Tuple[int, Iterator[Tuple[Tensor, Tensor]]]:
+    """Return the number of validation images, and their batches `(uint8 [B, S, S, 3], labels int64 [B])`.
+
+    Raises:
+        UserError: the data set cannot be read, or has other classes.
+    """
+    loader = get_val_loader(_unnormalised(source.cfg, batch_size), "cpu")
+    check_classes(source.checkpoint["classes"], loader.info, source.path)
+    return loader.num_images, ((_pixels(batch["image"]), batch["target"]) for batch in loader)
+
+
+def training_pixels(source: Source, num_images: int) -> Tensor:
+    """Return up to `num_images` training images of random choice, prepared as in validation, uint8 [n, S, S, 3].
+
+    Raises:
+        UserError: the data set cannot be read.
+    """
+    train = dataset_dict[source.cfg.DATASET.TYPE](source.cfg).train
+    indices = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:num_images].sort().values
+    part, findings = train.subset(indices), SplitReport()
+    workers = source.cfg.DATASET.NUM_WORKERS
+    chunks = list(decode_chunks(part, source.view, range(len(part)), workers, findings))
+    if not chunks:
+        raise unusable_error(list(findings.unusable.values()), len(part))
+    return torch.from_numpy(np.concatenate(chunks))
+
+
+def random_pixels(source: Source, num_images: int, batch_size: int = 64) -> Iterator[Tensor]:
+    """Yield images of independent random pixels, uint8 [B, S, S, 3], always the same."""
+    size, generator = source.view.size, torch.Generator().manual_seed(0)
+    for start in range(0, num_images, batch_size):
+        shape = (min(batch_size, num_images - start), size, size, 3)
+        yield torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """Return the input of an export, float32 [B, 3, S, S] in [0, 1], of images uint8 [B, S, S, 3]."""
+    return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def _unnormalised(cfg: CfgNode, batch_size: int) -> CfgNode:
+    """Return a copy in which the loaders yield images in [0, 1], cropped as the model was trained for."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.MEAN, cfg.DATASET.STD = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+    cfg.DATASET.TEST.BATCH_SIZE = batch_size
+    return cfg
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """Return images in [0, 1], `[B, 3, S, S]`, as the bytes that they were made of."""
+    return (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,37 @@
+"""The lines of docs/deploy.md run where neither PyTorch nor this library can be imported."""
+
+import re
+import sys
+
+import pytest
+
+from mdistiller.export.export import Options, export_student
+from mdistiller.export.opening import open_runner
+from mdistiller.export.predict import predict
+from tests.processes import REPO
+
+FORBIDDEN = """import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "mdistiller"):
+            raise ImportError(f"{name} must not be imported")
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.mark.usefixtures("old_exporter")
+def test_the_five_lines_classify_a_picture(student_file, image_folder, tmp_path, started):
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    text = (REPO / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    assert len(block.split("\n\n")[1].splitlines()) == 5
+    (tmp_path / "classify.py").write_text(FORBIDDEN + block, encoding="utf-8")
+    export = export_student(student_file, Options()).path
+    picture = image_folder / "val" / "class_2" / "0.png"
+    process = started(sys.executable, tmp_path / "classify.py", export, picture)
+    status, out, err = process.finish()
+    assert status == 0, err
+    predictions, _ = predict(open_runner(student_file), [picture], 1)
+    assert out.split() == [predictions[picture][0].name]

@@ -1,0 +1,291 @@
+"""tools/export.py: what it writes, proves and refuses."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mdistiller.engine.checkpoint import read_checkpoint
+from mdistiller.errors import UserError
+from mdistiller.export import export as exports
+from mdistiller.export import onnx_file
+from mdistiller.export.export import Options, export_student
+from mdistiller.export.opening import open_runner
+from tests.export.conftest import CLASSES
+
+needs_onnx = pytest.mark.usefixtures("onnx_libraries", "old_exporter")
+
+
+@pytest.fixture
+def onnx_libraries():
+    pytest.importorskip("onnx", reason="needs the extra 'export'")
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def load(path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(path))
+    return model, {entry.key: entry.value for entry in model.metadata_props}
+
+
+@needs_onnx
+def test_an_onnx_file_has_the_promised_interface(command, student_file):
+    import onnxruntime
+
+    status, out, err = command("export", "-c", student_file)
+    folder = student_file.parent / "export" / "onnx"
+    assert (status, err) == (0, "") and files_below(folder) == ["card.md", "student.onnx"]
+    model, metadata = load(folder / "student.onnx")
+    assert json.loads(metadata["classes"]) == list(CLASSES)
+    assert metadata["card"].startswith("# resnet8 for imagefolder")
+    about = json.loads(metadata["mdistiller"])
+    assert about["made_by"].startswith("torch.onnx.export(dynamo=False)") and about["precision"] == "float32"
+    kinds = {node.op_type for node in model.graph.node}
+    assert "Conv" in kinds and not [
+        kind for kind in kinds if "DFT" in kind or "FFT" in kind or kind == "BatchNormalization"
+    ]
+    session = onnxruntime.InferenceSession(str(folder / "student.onnx"), providers=["CPUExecutionProvider"])
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.type, image.shape[1:]) == ("image", "tensor(float)", [3, 16, 16])
+    assert logits.name == "logits" and isinstance(image.shape[0], str)
+    for number in (1, 3, 64):
+        found = session.run(None, {"image": np.zeros((number, 3, 16, 16), np.float32)})[0]
+        assert found.shape == (number, 3) and found.dtype == np.float32
+    assert re.search(r"18 validation images of imagefolder, run in ONNX Runtime .*\n.*agreement 100.00 %, 0 top-1", out)
+
+
+@pytest.mark.parametrize(
+    ("form", "head"),
+    [*((form, head) for form in ("onnx", "safetensors") for head in (None, "SFAKD", "SIMKD")), ("torch", "SIMKD")],
+)
+def test_each_head_in_each_format(make_student, form, head, request):
+    if form == "onnx":
+        request.getfixturevalue("onnx_libraries")
+        request.getfixturevalue("old_exporter")
+    result = export_student(make_student(head), Options(format=form))
+    assert (result.proof.changed, result.proof.agreement) == (0, 100.0)
+    assert result.proof.size == result.path.stat().st_size
+    assert result.proof.latency[1] > 0 and result.proof.latency[64] > 0
+    if form == "torch":
+        assert "a fresh process" in result.proof.runtime
+    card = result.card.read_text(encoding="utf-8")
+    assert "## Deployment proof" in card and ("the teacher's classifier" in card) == (head is not None)
+    assert str(result.path.parent) not in card, "a folder of this machine"
+
+
+@pytest.mark.usefixtures("onnx_libraries")
+def test_the_new_exporter_is_the_first_choice(student_file):
+    if not onnx_file.has_new_exporter():
+        pytest.skip("this PyTorch has no exporter built on torch.export, or onnxscript is missing")
+    result = export_student(student_file, Options())
+    assert result.made_by.startswith("torch.onnx.export(dynamo=True)") and not result.notes
+    assert b"site-packages" not in result.path.read_bytes(), "folders of this machine"
+
+
+@needs_onnx
+@pytest.mark.parametrize("how", ["wrong", "fails"])
+def test_the_old_exporter_makes_the_file_where_the_new_one_does_not(monkeypatch, command, student_file, how):
+    program = exports.onnx_program
+
+    def new_exporter(model, image, dynamo):
+        if dynamo and how == "fails":
+            raise onnx_file.ExporterFailed("no such operator")
+        if dynamo:
+            model.shift += 0.5
+        made = program(model, image, False)
+        if dynamo:
+            model.shift -= 0.5
+        return made
+
+    monkeypatch.setattr(exports, "has_new_exporter", lambda: True)
+    monkeypatch.setattr(exports, "onnx_program", new_exporter)
+    status, out, _ = command("export", "-c", student_file)
+    assert status == 0
+    reason = (
+        "no such operator" if how == "fails" else r"(\d+ of the top-1 changed beyond ties|logits differ by up to .*)"
+    )
+    assert re.search(rf"note      torch.onnx.export\(dynamo=True\) failed: {reason}\n", out)
+    metadata = load(student_file.parent / "export" / "onnx" / "student.onnx")[1]
+    assert json.loads(metadata["mdistiller"])["made_by"].startswith("torch.onnx.export(dynamo=False)")
+
+
+@pytest.mark.parametrize("form", ["onnx", "safetensors"])
+def test_an_export_that_is_not_equal_leaves_nothing_behind(monkeypatch, command, student_file, form, request):
+    if form == "onnx":
+        request.getfixturevalue("onnx_libraries")
+        request.getfixturevalue("old_exporter")
+    if form == "safetensors":
+        write = exports.write_safetensors
+        monkeypatch.setattr(exports, "write_safetensors", lambda *given: write(*given[:3], half=True))
+        monkeypatch.setattr("mdistiller.export.proof.MAX_DIFFERENCE", 1e-7)
+    else:
+        form_of = exports.inference_form
+        monkeypatch.setattr(
+            exports,
+            "inference_form",
+            lambda student, size, mean, std, half: form_of(student, size, [1 - value for value in mean], std, half),
+        )
+    status, _, err = command("export", "-c", student_file, "--format", form)
+    assert status == 2 and len(err.splitlines()) == 1 and "not equal to the student, so nothing was written" in err
+    assert [path.name for path in student_file.parent.iterdir()] == ["student_best.pth"]
+
+
+@needs_onnx
+def test_half_is_smaller_and_says_what_it_changes(student_file):
+    exact = export_student(student_file, Options())
+    half = export_student(student_file, Options(half=True, max_drop=100))
+    assert half.proof.size < 0.6 * exact.proof.size and half.path.parent.name == "onnx-float16"
+    assert half.proof.difference > 1e-6
+    assert open_runner(half.path).classes == CLASSES
+
+
+def test_half_in_the_other_formats(student_file):
+    from safetensors import safe_open
+
+    result = export_student(student_file, Options(format="safetensors", half=True, max_drop=100))
+    with safe_open(result.path, "pt") as file:
+        kinds = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert kinds == {torch.float16, torch.int64}
+    assert 0 < result.proof.difference < 0.05 * result.proof.scale
+
+
+def test_an_exported_safetensors_file_is_a_checkpoint(command, student_file):
+    result = export_student(student_file, Options(format="safetensors"))
+    status, out, _ = command("eval", "-m", "resnet8", "-c", result.path)
+    assert status == 0 and "recorded  top-1 41.50" in out and "SFAKD head" in out
+    status, other, _ = command("eval", "-m", "resnet8", "-c", student_file)
+    assert re.findall("deployed .*", out) == re.findall("deployed .*", other)
+
+
+@needs_onnx
+def test_int8_is_measured_step_by_step(command, student_file):
+    status, out, err = command("export", "-c", student_file, "--int8", "--max-drop", "100")
+    assert (status, err) == (0, "")
+    (step,) = re.findall(r"int8      (\d+) of (\d+) layers in int8, none in float: top-1 ", out)
+    assert step[0] == step[1]
+    folder = student_file.parent / "export" / "onnx-int8"
+    assert files_below(folder) == ["card.md", "student.onnx"]
+    model, metadata = load(folder / "student.onnx")
+    weights = [tensor for tensor in model.graph.initializer if tensor.data_type == 3 and len(tensor.dims) == 4]
+    assert len(weights) >= 9, "convolutions with int8 weights"
+    assert "onnxruntime.quantization" in json.loads(metadata["mdistiller"])["made_by"]
+    assert "Steps of the quantisation" in (folder / "card.md").read_text(encoding="utf-8")
+
+
+@needs_onnx
+def test_int8_leaves_the_layers_in_float_that_cost_most(monkeypatch, make_student):
+    from mdistiller.export import int8
+    from mdistiller.export.proof import Proof
+
+    path = make_student(None, "vgg8")
+    content = torch.load(path, weights_only=True)
+    with torch.no_grad():  # one channel dwarfs the others, and the next layer undoes it
+        content["model"]["block0.1.weight"][0] *= 3000
+        content["model"]["block0.1.bias"][0] *= 3000
+        content["model"]["block1.0.weight"][:, 0] /= 3000
+    torch.save(content, path)
+    fault, seen = Proof.fault, []
+
+    def until_two_are_in_float(proof, exact, max_drop):
+        if exact:
+            return fault(proof, exact, max_drop)
+        seen.append(proof)
+        return "too much" if len(seen) < 3 else ""
+
+    monkeypatch.setattr(Proof, "fault", until_two_are_in_float)
+    rankings = []
+    by_sensitivity = int8.by_sensitivity
+
+    def record(*given):
+        rankings.append(by_sensitivity(*given))
+        return rankings[-1]
+
+    monkeypatch.setattr(int8, "by_sensitivity", record)
+    result = export_student(path, Options(int8=True))
+    number = len(rankings[0])
+    assert [step.split(":")[0] for step in result.steps] == [
+        f"{number} of {number} layers in int8, none in float",
+        f"{number - 1} of {number} layers in int8, {rankings[0][0]} in float",
+        f"{number - 2} of {number} layers in int8, {rankings[0][0]}, {rankings[0][1]} in float",
+    ]
+    errors = [proof.difference for proof in seen]
+    assert len(rankings) == 1 and errors[2] < errors[0] / 2
+    layers = [node for node in load(result.path)[0].graph.node if node.op_type in ("Conv", "Gemm")]
+    in_float = [node.name for node in layers if not node.input[1].endswith("DequantizeLinear_Output")]
+    assert sorted(in_float) == sorted(rankings[0][:2]) == sorted(node.name for node in layers[:2])
+
+
+@needs_onnx
+def test_int8_that_loses_too_much_is_refused(monkeypatch, command, student_file):
+    from mdistiller.export.proof import Proof
+
+    fault = Proof.fault
+    monkeypatch.setattr(Proof, "fault", lambda proof, exact, max_drop: fault(proof, exact, 0) if exact else "lost")
+    status, _, err = command("export", "-c", student_file, "--int8")
+    assert status == 2 and re.match(r"error: int8 loses .* points of top-1 even with \d+ of \d+ layers in float;", err)
+    assert [path.name for path in student_file.parent.iterdir()] == ["student_best.pth"]
+
+
+def test_an_earlier_export_is_replaced_only_on_request(command, student_file, tmp_path):
+    target = tmp_path / "out" / "mine.safetensors"
+    arguments = ("export", "-c", student_file, "--format", "safetensors", "--output", target)
+    assert command(*arguments)[0] == 0
+    before = read_checkpoint(target)
+    target.unlink()  # not overwritten: the tensors are mapped from it
+    target.write_bytes(b"mine")
+    status, _, err = command(*arguments)
+    assert status == 2 and "mine.safetensors exists; give --overwrite" in err and target.read_bytes() == b"mine"
+    assert command(*arguments, "--overwrite")[0] == 0
+    after = read_checkpoint(target)
+    assert after["classes"] == before["classes"]
+    assert all(torch.equal(after["model"][name], tensor) for name, tensor in before["model"].items())
+    assert files_below(tmp_path / "out") == ["card.md", "mine.safetensors"]
+
+
+def test_without_data_the_remedy_is_named_and_random_images_prove(command, student_file, image_folder):
+    shutil.rmtree(image_folder)
+    status, _, err = command("export", "-c", student_file, "--format", "safetensors")
+    assert status == 2 and len(err.splitlines()) == 1
+    assert "the proof needs the validation images" in err and "--no-data proves on random images" in err
+    status, out, _ = command("export", "-c", student_file, "--format", "safetensors", "--no-data")
+    assert status == 0 and "512 images of random pixels, without data" in out
+    card = (student_file.parent / "export" / "safetensors" / "card.md").read_text(encoding="utf-8")
+    assert "512 images of random pixels, without data" in card and "| – | – | 100.00 % |" in card
+
+
+def test_data_in_another_place_are_named(command, student_file, image_folder, tmp_path):
+    image_folder.rename(tmp_path / "moved")
+    place = ("DATASET.ROOT", tmp_path / "moved")
+    status, out, _ = command("export", "-c", student_file, "--format", "safetensors", *place)
+    assert status == 0 and "18 validation images" in out
+
+
+def test_the_card_has_what_a_reader_needs(student_file):
+    result = export_student(student_file, Options(format="safetensors", teacher_license="CC BY 4.0"))
+    card = result.card.read_text(encoding="utf-8")
+    for part in (
+        "class_0, class_1, class_2",
+        "`imagefolder`, 3 classes",
+        "resnet14. Licence of its weights: CC BY 4.0.",
+        "top-1 41.50 %, top-5 100.00 % (epoch 4",
+        "tools/eval.py -m resnet8 -c student_best.pth",
+        "multiply-accumulate operations",
+        "## Intended use",
+    ):
+        assert part in card, part
+    assert str(student_file.parent) not in card
+
+
+def test_a_missing_library_is_named(monkeypatch, student_file):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"ONNX files need onnx and onnxruntime .*pip install 'mdistiller\[export\]'"):
+        export_student(student_file, Options())
