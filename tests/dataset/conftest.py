@@ -13,33 +13,15 @@ from yacs.config import CfgNode
 
 from mdistiller.dataset import ArraySplit, DatasetInfo, Loader
 from mdistiller.dataset.options import Options
+from mdistiller.engine.cfg import CFG
 
 
 def _cfg(**dataset: Any) -> CfgNode:
     cfg = CfgNode()
     cfg.EXPERIMENT = CfgNode({"SEED": 0})
     cfg.SOLVER = CfgNode({"BATCH_SIZE": 64})
-    cfg.DATASET = CfgNode(
-        {
-            "TYPE": "cifar100",
-            "ROOT": "",
-            "NUM_WORKERS": 0,
-            "TEST": {"BATCH_SIZE": 64},
-            "INPUT_SIZE": None,
-            "MEAN": None,
-            "STD": None,
-            "TRAIN_FRACTION": 1.0,
-            "FRACTION_SEED": None,
-            "VAL_FRACTION": 0.0,
-            "AUGMENT": "auto",
-            "PADDING": 4,
-            "ROTATION": 20.0,
-            "FLIP": True,
-            "IN_MEMORY": "auto",
-            "MEMORY_GB": 2.0,
-            "CORRUPT": "refuse",
-        }
-    )
+    cfg.DATASET = CFG.DATASET.clone()
+    cfg.DATASET.NUM_WORKERS, cfg.DATASET.TEST.BATCH_SIZE = 0, 64
     for key, value in dataset.items():
         cfg.DATASET[key] = value
     return cfg
