@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import shutil
-import tempfile
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
@@ -15,12 +12,12 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 import torch
 
 from ..errors import UserError, refuse
-from ..paths import user_path
 from .card import model_card, proof_section
 from .description import Description
 from .inference_form import inference_form
 from .onnx_file import EXPORTERS, ExporterFailed, has_new_exporter, need, onnx_program, open_onnx, write_onnx
 from .opening import open_runner
+from .place import CARD, staging, target_file
 from .proof import Evidence, Proof
 from .safetensors_file import MADE_BY as SAFETENSORS
 from .safetensors_file import write_safetensors
@@ -31,7 +28,6 @@ from .torch_file import FreshProcess, open_torch, write_torch
 log = logging.getLogger("mdistiller")
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
-CARD = "card.md"
 
 
 @dataclass(frozen=True)
@@ -150,11 +146,12 @@ def export_student(path: str | os.PathLike[str], options: Options, overrides: Se
     refuse(options.faults())
     need(*{"onnx": ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}.get(options.format, ()))
     source = read_source(path, overrides)
-    target = _target(source, options)
+    kind = options.format + ("" if options.precision == "float32" else f"-{options.precision}")
+    target = target_file(source.path, kind, SUFFIXES[options.format], options.output, options.overwrite)
     title = f"{source.checkpoint['arch']} for {source.checkpoint['dataset']}"
     card = model_card(source, title, options.precision, options.teacher_license)
     evidence = Evidence(source, options.use_data)
-    with _staging(target) as folder:
+    with staging(target) as folder:
         job = _Job(source, evidence, options, card, folder / target.name)
         result = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}[options.format](job)
         text = card + "\n" + proof_section(result.proof, result.made_by, result.steps)
@@ -230,49 +227,3 @@ def _unless_faulty(job: _Job, result: Result) -> Result:
     if fault:
         raise UserError(f"the export is not equal to the student, so nothing was written ({fault})")
     return result
-
-
-def _target(source: Source, options: Options) -> Path:
-    """Return the path of the file to write.
-
-    Raises:
-        UserError: it has another suffix, or exists.
-    """
-    suffix = SUFFIXES[options.format]
-    name = "student" + suffix
-    if options.output is None:
-        kind = "" if options.precision == "float32" else f"-{options.precision}"
-        target = source.path.parent / "export" / f"{options.format}{kind}" / name
-    else:
-        target = user_path(options.output)
-        if target.is_dir() or not target.suffix:
-            target = target / name
-        elif target.suffix != suffix:
-            raise UserError(f"--output {target} ends in {target.suffix}; --format {options.format} writes {suffix}")
-    for file in (target, target.with_name(CARD)):
-        if (file.exists() or file.is_symlink()) and (file.is_dir() or not options.overwrite):
-            raise UserError(f"{file} exists; give --overwrite, or another --output")
-    return target
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside the target, and remove it with all that was created if the block fails."""
-    created = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-    folder: Optional[Path] = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
-        yield folder
-        created = []
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {target} ({error.strerror or error}); free some space, fix the permissions, or give"
-            " another --output"
-        ) from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        for empty in created:
-            with suppress(OSError):
-                empty.rmdir()

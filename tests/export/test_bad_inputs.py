@@ -129,7 +129,11 @@ EXPORTS = [
     ("good", ("--half", "--int8"), "not allowed with argument"),
     ("good", ("--int8", "--no-data"), "--int8 is calibrated on training images"),
     ("good", ("--max-drop", "-1"), "--max-drop is -1; expected percentage points from 0 to 100"),
-    ("good", ("--format", "safetensors", "--output", "x.onnx"), "--output x.onnx ends in .onnx; --format safetensors"),
+    (
+        "good",
+        ("--format", "safetensors", "--output", "x.onnx"),
+        "--output x.onnx ends in .onnx; this --format writes .safetensors",
+    ),
     ("good", ("--format", "safetensors", "--output", "/dev/null/x"), "cannot write to /dev/null/x/student.safetensors"),
     ("good", ("--private",), "--private needs --push"),
     ("good", ("-d", "cifar", "--format", "safetensors"), "unknown data set 'cifar'"),
