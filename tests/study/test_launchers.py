@@ -41,6 +41,7 @@ def test_a_killed_study_ends_like_an_undisturbed_one(one_method, command, starte
     assert rows(Path("killed")) == rows(Path("whole"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
 @pytest.mark.parametrize("cluster", ["debug", "local"])
 def test_submitit(one_method, command, cluster):
     options = ["--cluster", cluster, "--cluster-option", "timeout_min=5"]

@@ -109,7 +109,7 @@ BAD = [
     ((*EVAL, "hostile_zip.pth"), "hostile_zip.pth refused"),
     ((*EVAL, "resnet20.pth", "-d", "imagefolder", "DATASET.ROOT", "images"), "the weights in resnet20.pth do not fit"),
     (("eval", "-m", "resnet20", "-c", CKPT), "holds a resnet14, not a resnet20; give -m resnet14"),
-    (("eval", "-m", "resnet41", "-c", CKPT), "unknown CIFAR model 'resnet41'; did you mean"),
+    (("eval", "-m", "resnet41", "-c", CKPT), "holds a resnet14, not a resnet41; give -m resnet14"),
     (("eval", "-m", "vgg8"), "no checkpoint of vgg8 is released"),
     (("eval", "-m", "vgg13"), "no checkpoint at .*vgg13_vanilla"),
     ((*EVAL, CKPT, "DATASET.ROOT", "four"), "trained on 3 classes, the data set imagefolder has 4"),

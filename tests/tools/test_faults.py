@@ -31,7 +31,7 @@ CONFIGURATIONS = [
     ("SOLVER.WARMUP_EPOCHS 2", ["SOLVER.WARMUP_EPOCHS is 2.0; expected a number from 0 to SOLVER.EPOCHS"]),
     ("SOLVER.WEIGHT_DECAY -1", ["SOLVER.WEIGHT_DECAY is -1.0; expected a number from 0 on"]),
     ("SOLVER.MOMENTUM 1", ["SOLVER.MOMENTUM is 1.0; expected a number from 0 to below 1"]),
-    ("SOLVER.TYPE Adam", ["SOLVER.TYPE is 'Adam'; expected SGD"]),
+    ("SOLVER.TYPE Adamm", ["SOLVER.TYPE is 'Adamm'; "]),
     ("SOLVER.AMP half", ["SOLVER.AMP is 'half'; expected one of off, bf16, fp16, auto"]),
     ("SOLVER.TRAINER bass", ["unknown trainer 'bass'; did you mean base"]),
     ("LOG.WANDB perhaps", ["LOG.WANDB in the command line is 'perhaps'; expected a boolean"]),
