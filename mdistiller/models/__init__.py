@@ -92,7 +92,9 @@ def build_model(
 
 
 def check_model(name: str, dataset: str = "cifar100", input_size: Optional[int] = None) -> None:
-    """Raise a UserError if there is no model `name` for a data set; a user's own module or file is imported.
+    """Raise a UserError if a data set has no model of this name.
+
+    If the name is that of a user's own module or file, this function imports it.
 
     Args:
         name: of any kind.

@@ -4,9 +4,7 @@ import io
 import json
 import os
 import re
-import resource
 import zipfile
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,17 +12,7 @@ import torch
 from mdistiller.export.export import Options, export_student
 from mdistiller.models import build_model
 from tests.export.conftest import build_student, describe
-
-
-@contextmanager
-def full_disk(size):
-    """Limit this process's files to `size` bytes; writes fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.test_atomic_files import limited_files
 
 
 @pytest.fixture
@@ -157,7 +145,7 @@ def test_a_full_disk_leaves_nothing_behind(command, student_file, form, request)
     if form == "onnx":
         pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
         request.getfixturevalue("old_exporter")
-    with full_disk(20_000):
+    with limited_files(20_000):
         status, _, err = command("export", "-c", student_file, "--format", form, "--no-data")
     assert status == 2 and len(err.splitlines()) == 1
     assert "cannot write to" in err and "free some space" in err

@@ -27,11 +27,11 @@ def one_method(place):
 
 def test_a_killed_study_ends_like_an_undisturbed_one(one_method, command, started):
     """Killed three times with two runs at a time, and undisturbed with one at a time."""
-    longer = ["small.yaml", "SOLVER.EPOCHS", "4", "SOLVER.CHECKPOINT_EVERY", "1 steps"]
+    longer = ["small.yaml", "SOLVER.EPOCHS", "8", "SOLVER.CHECKPOINT_EVERY", "1 steps"]
     for run, epoch in (("resnet14/seed0", 2), ("small/student_alone/seed0", 1), ("small/KD/seed0", 2)):
         log = Path("killed/logs") / f"{run}.txt"
         with started(sys.executable, REPO / "tools/study.py", *longer, "--output", "killed", "--jobs", "2") as study:
-            while not (log.is_file() and f"epoch   {epoch}/4" in log.read_text()) and study.process.poll() is None:
+            while not (log.is_file() and f"epoch   {epoch}/8" in log.read_text()) and study.process.poll() is None:
                 time.sleep(0.05)
             study.send_signal(signal.SIGKILL)
             assert study.process.wait() == -signal.SIGKILL
