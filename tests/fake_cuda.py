@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mdistiller.distillers import Distiller
-from mdistiller.engine.evaluate import count_correct
+from mdistiller.engine.evaluation.evaluate import count_correct
 from tests.conftest import REPO
 
 CPU = torch.device("cpu")

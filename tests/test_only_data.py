@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 
-from mdistiller.dataset.loading import stats
+from mdistiller.dataset.images import stats
 from mdistiller.engine import checkpoint as ck
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import numpy_scalars
-from mdistiller.engine.run.report import read_references
+from mdistiller.engine.log.run_text import read_references
 from mdistiller.errors import UserError
 from mdistiller.models.imagenet import _pretrained
 from tests.conftest import REPO

@@ -28,7 +28,7 @@ from yacs.config import CfgNode
 from ..dataset import DatasetInfo, DeviceLoader, get_dataset
 from ..distillers import distiller_dict
 from ..engine.build import seed_everything
-from ..engine.networks import build_student, build_teacher
+from ..engine.networks.build import build_student, build_teacher
 from ..engine.speed.precision import pick_device
 from ..errors import UserError
 

@@ -17,8 +17,8 @@ import torch
 from ..distillers import distiller_dict
 from ..engine.build import build_trainer
 from ..engine.cfg import load_cfg
+from ..engine.log.logger import RunLogger
 from ..engine.run.environment import describe_hardware
-from ..engine.run.logger import RunLogger
 from ..engine.speed.precision import pick_device, pick_precision
 from .baseline import BaselineLoop
 from .hardware import measure_peak

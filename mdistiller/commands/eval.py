@@ -16,7 +16,7 @@ def main() -> None:
     add_overrides(parser)
     args = parser.parse_intermixed_args()
 
-    from ..engine.eval_checkpoint import eval_checkpoint
+    from ..engine.evaluation.eval_checkpoint import eval_checkpoint
 
     if args.dataset:
         args.overrides += ["DATASET.TYPE", args.dataset]

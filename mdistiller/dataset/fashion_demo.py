@@ -21,7 +21,7 @@ CLASSES = (
 )  # fmt: skip
 TILE = 28  # px, the side of an image in a sheet
 SIZE = 32  # px, its side after zero-padding
-# Over all pixels of the 6,000 training images after padding to 32×32, by mdistiller.dataset.loading.stats.measure.
+# Over all pixels of the 6,000 training images after padding to 32×32, by mdistiller.dataset.images.stats.measure.
 MEAN = (0.2197, 0.2197, 0.2197)
 STD = (0.3326, 0.3326, 0.3326)
 

@@ -18,7 +18,7 @@ from ..distillers._plugins import build_distiller
 from ..errors import UserError, memory_shortage, refuse
 from ..models._adapt import AdaptedModel, evaluation_mode, noise
 from .cfg import experiment_name, resolved
-from .networks import build_student, build_teacher
+from .networks.build import build_student, build_teacher
 from .run.origin import labels_digest
 from .speed.precision import pick_device, prepare_device
 from .speed.teacher_cache import digest, weights_digest

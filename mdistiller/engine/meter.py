@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from .evaluate import count_correct
+from .evaluation.evaluate import count_correct
 from .run.nonfinite import NonFiniteLoss
 from .run.progress import is_count
 

@@ -16,9 +16,9 @@ from .. import distributed
 from ..errors import UserError
 from ..models import same_model
 from .cfg import CFG, FREE, FROM_DATA, experiment_name, leaves, merge_known, setting_changes, to_dict
-from .optim import learning_rate
 from .run.folder import RunFolder
 from .run.saved_state import find_latest
+from .solver.optim import learning_rate
 
 log = logging.getLogger("mdistiller")
 

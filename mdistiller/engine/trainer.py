@@ -20,30 +20,30 @@ from ..registry import Registry
 from . import checkpoint
 from .cfg import to_dict
 from .data_parallel import average_statistics, in_parallel
-from .ema import StudentAverage
-from .evaluate import evaluate
-from .gradients import Part, join_outputs, split_batch
+from .evaluation.cost import deployed_cost
+from .evaluation.evaluate import evaluate
+from .evaluation.precise_bn import Statistics, estimate_statistics, eval_with, replaced_buffers
+from .log import run_text
+from .log.logger import RunLogger, SilentLogger, open_logger
 from .meter import EpochMeter
-from .optim import learning_rate, set_learning_rate
-from .parameter_groups import exempt_parameters, lr_scales
-from .precise_bn import Statistics, estimate_statistics, eval_with, replaced_buffers
-from .run import report
 from .run.chance import chance_warning
-from .run.cost import deployed_cost
 from .run.folder import RunFolder
-from .run.logger import RunLogger, SilentLogger, open_logger
 from .run.nonfinite import NonFiniteLoss, save_evidence
 from .run.origin import origin_of
 from .run.progress import Progress
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
-from .soft_labels import with_soft_labels
+from .solver.ema import StudentAverage
+from .solver.gradients import Part, join_outputs, split_batch
+from .solver.optim import learning_rate, set_learning_rate
+from .solver.parameter_groups import exempt_parameters, lr_scales
+from .solver.soft_labels import with_soft_labels
+from .solver.update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
 from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
 from .speed.precision import pick_precision
 from .training_state import TrainingState
-from .update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
 
 SYNC_STEPS = 50  # steps between two transfers of losses from the device
 
@@ -84,7 +84,7 @@ class Trainer:
         self.origin: Dict[str, Any] = {}
         if train_loader is not None and val_loader is not None:
             self.origin = distributed.run_on_main(partial(origin_of, train_loader, val_loader, distiller.teacher))
-        self.references = report.read_references(cfg.EXPERIMENT.REFERENCE)
+        self.references = run_text.read_references(cfg.EXPERIMENT.REFERENCE)
         self.device = next(distiller.parameters()).device
         self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
@@ -168,7 +168,7 @@ class Trainer:
             self._finish_epoch(train_seconds)
             distributed.run_on_main(partial(self._log_epoch, row))
             self.save()
-        summary = report.summary_of(
+        summary = run_text.summary_of(
             self.name,
             self.cfg,
             self.train_loader,
@@ -180,8 +180,8 @@ class Trainer:
             self.origin,
             deployed_cost(self.distiller.student, self.distiller.head, self.train_loader.info.input_size),
         )
-        self.logger.say(report.final_table(summary, self.references))
-        self.logger.say(report.final_line(summary))
+        self.logger.say(run_text.final_table(summary, self.references))
+        self.logger.say(run_text.final_line(summary))
         return summary
 
     def prepare(self) -> None:
@@ -210,11 +210,11 @@ class Trainer:
 
     def _announce(self, resumed: bool) -> None:
         loaders = self.train_loader, self.val_loader
-        self.logger.say(report.first_line(self.cfg, *loaders, self.device, self.precision, self.folder.path))
-        for line in report.opening_lines(self.cfg, self.distiller, self.train_loader):
+        self.logger.say(run_text.first_line(self.cfg, *loaders, self.device, self.precision, self.folder.path))
+        for line in run_text.opening_lines(self.cfg, self.distiller, self.train_loader):
             self.logger.say(line)
         if resumed:
-            self.logger.say(report.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))
+            self.logger.say(run_text.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))
         teacher = self.distiller.teacher
         if teacher is not None:
             self.teacher_accuracy = evaluate(
@@ -365,7 +365,7 @@ class Trainer:
 
     def _log_epoch(self, row: Dict[str, Any]) -> None:
         self.logger.epoch(row)
-        self.logger.say(report.epoch_line(row, self.cfg.SOLVER.EPOCHS, self.progress.total_seconds))
+        self.logger.say(run_text.epoch_line(row, self.cfg.SOLVER.EPOCHS, self.progress.total_seconds))
 
     def _log_steps(self, fetched: Dict[int, Dict[str, float]], first_step: int) -> None:
         for step, values in fetched.items():

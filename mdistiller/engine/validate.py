@@ -17,11 +17,11 @@ from ..errors import UserError, refuse
 from ..models import check_model
 from ..paths import expanded, find_file, validate_path
 from .cfg import CACHES, PRETRAINED, experiment_name, leaves, read_cfg, to_dict
-from .networks import input_errors
+from .log.run_text import read_references
+from .networks.build import input_errors
+from .networks.teacher_classes import read_outputs
 from .resume import check_settings_unchanged, keep_schedule, saved_run
-from .run.report import read_references
-from .soft_labels import soft_label_errors
-from .teacher_classes import read_outputs
+from .solver.soft_labels import soft_label_errors
 from .trainer import trainer_dict
 from .validate_solver import error_of, solver_errors, unmet
 

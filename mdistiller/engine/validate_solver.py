@@ -11,8 +11,8 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..errors import UserError
 from ..ranges import MAX_NUMBER, is_number
-from .optim import SCHEDULES, check_optimizer
 from .run.save_interval import SaveInterval
+from .solver.optim import SCHEDULES, check_optimizer
 from .speed.precision import pick_device, pick_precision
 
 MAX_EPOCHS_OR_IMAGES = 10**6  # epochs, or images in a batch

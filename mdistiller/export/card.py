@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import List, Sequence
 
 from .. import __version__
-from ..engine.run.cost import deployed_cost
+from ..engine.evaluation.cost import deployed_cost
 from .proof import Proof
 from .source import Source
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Mapping, Tuple
 
-from ..dataset.loading.decode import View
+from ..dataset.images.decode import View
 from ..errors import UserError
 
 FORMAT = "mdistiller.export"

@@ -14,16 +14,16 @@ import torch
 from ..errors import UserError, refuse
 from .card import model_card, proof_section
 from .description import Description
-from .inference_form import inference_form
-from .onnx_file import EXPORTERS, ExporterFailed, has_new_exporter, need, onnx_program, open_onnx, write_onnx
+from .formats.inference_form import inference_form
+from .formats.onnx_file import EXPORTERS, ExporterFailed, has_new_exporter, need, onnx_program, open_onnx, write_onnx
+from .formats.safetensors_file import MADE_BY as SAFETENSORS
+from .formats.safetensors_file import write_safetensors
+from .formats.torch_file import MADE_BY as TORCH
+from .formats.torch_file import FreshProcess, open_torch, write_torch
 from .opening import open_runner
 from .place import CARD, staging, target_file
 from .proof import Evidence, Proof
-from .safetensors_file import MADE_BY as SAFETENSORS
-from .safetensors_file import write_safetensors
 from .source import Source, read_source, training_pixels
-from .torch_file import MADE_BY as TORCH
-from .torch_file import FreshProcess, open_torch, write_torch
 
 log = logging.getLogger("mdistiller")
 
@@ -188,7 +188,7 @@ def _prove_onnx(job: _Job, timed: bool) -> Proof:
 
 
 def _int8(job: _Job, exact: Result) -> Result:
-    from .int8 import NUM_CALIBRATION, quantise
+    from .formats.int8 import NUM_CALIBRATION, quantise
 
     calibration = training_pixels(job.source, NUM_CALIBRATION)
     whole = job.file.rename(job.file.with_name("float32.onnx"))

@@ -6,10 +6,10 @@ import os
 from typing import Sequence
 
 from ..errors import UserError
-from .onnx_file import open_onnx
+from .formats.onnx_file import open_onnx
+from .formats.torch_file import open_torch
 from .runner import Runner, source_runner
 from .source import find_checkpoint, read_source
-from .torch_file import open_torch
 
 OPENERS = {".onnx": open_onnx, ".pt2": open_torch}
 CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt", ".tar")

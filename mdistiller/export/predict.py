@@ -14,8 +14,8 @@ from typing import Dict, List, Sequence, Tuple
 import torch
 
 from ..dataset.folders.class_folders import images_below
-from ..dataset.loading.file_names import picture_suffixes
-from ..dataset.loading.image_check import SplitReport
+from ..dataset.images.file_names import picture_suffixes
+from ..dataset.images.image_check import SplitReport
 from ..dataset.loading.in_memory import decode_chunks
 from ..dataset.loading.splits import FileSplit
 from ..errors import UserError

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dataset.loading.decode import View
+from ..dataset.images.decode import View
 from ..dataset.loading.loader import Normaliser
 from ..errors import UserError
 from .source import Source, to_input

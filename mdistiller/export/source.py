@@ -16,16 +16,16 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..dataset import DatasetInfo, dataset_dict, get_val_loader
-from ..dataset.loading.decode import View
-from ..dataset.loading.image_check import SplitReport, unusable_error
+from ..dataset.images.decode import View
+from ..dataset.images.image_check import SplitReport, unusable_error
 from ..dataset.loading.in_memory import decode_chunks
 from ..dataset.options import read_options
 from ..distillers import DeployedStudent
 from ..engine.cfg import CFG, merge_overrides
 from ..engine.checkpoint import check_known, is_described, load_student, read_checkpoint
 from ..engine.checkpoint.foreign_weights import weights_of
-from ..engine.eval_checkpoint import use_described_dataset
-from ..engine.teacher_outputs import check_classes
+from ..engine.evaluation.eval_checkpoint import use_described_dataset
+from ..engine.networks.teacher_outputs import check_classes
 from ..errors import UserError
 from ..paths import find_file
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from ..atomic_files import replace_text, writing_to
 from ..engine.cfg import dump
+from ..engine.log.run_text import duration
 from ..engine.run.lock import check_free, locked
-from ..engine.run.report import duration
 from ..errors import UserError, refuse
 from .estimate import estimate, total_seconds
 from .grid import Cell, Study

@@ -7,7 +7,7 @@ import io
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ..engine.cfg import settings_digest
-from ..engine.run.report import duration
+from ..engine.log.run_text import duration
 from .comparison import LEVEL, Difference, Group, Spread
 from .grid import Study
 from .results import Summary

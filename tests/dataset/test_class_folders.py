@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mdistiller.dataset import get_dataset, get_val_loader
-from mdistiller.dataset.loading.file_names import picture_suffixes
+from mdistiller.dataset.images.file_names import picture_suffixes
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from mdistiller.dataset import DeviceLoader, Splits, StreamLoader, dataset_dict, get_dataset, get_val_loader, options
+from mdistiller.dataset.augment.epoch_plan import derive_seed
 from mdistiller.dataset.fashion_demo import MEAN, STD, fashion_demo
-from mdistiller.dataset.loading.epoch_plan import derive_seed
+from mdistiller.dataset.images.stats import measure
 from mdistiller.dataset.loading.splits import balanced_part
-from mdistiller.dataset.loading.stats import measure
 from mdistiller.errors import UserError
 
 Make = Callable[..., Any]

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader, imagefolder
-from mdistiller.dataset.loading import stats
+from mdistiller.dataset.images import stats
 from mdistiller.errors import UserError
 
 Make = Callable[..., Any]

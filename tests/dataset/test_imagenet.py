@@ -13,8 +13,9 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader
-from mdistiller.dataset.loading import decode, splits
-from mdistiller.dataset.loading.decode import View, decode_region
+from mdistiller.dataset.images import decode
+from mdistiller.dataset.images.decode import View, decode_region
+from mdistiller.dataset.loading import splits
 from mdistiller.dataset.loading.splits import FileSplit
 from mdistiller.dataset.loading.stream_loader import resized_crop
 from mdistiller.errors import UserError

@@ -15,8 +15,8 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 
 from mdistiller.dataset import ArraySplit, DatasetInfo, DeviceLoader, Loader, StreamLoader
-from mdistiller.dataset.loading.decode import View
-from mdistiller.dataset.loading.epoch_plan import EpochPlan, plan_epoch
+from mdistiller.dataset.augment.epoch_plan import EpochPlan, plan_epoch
+from mdistiller.dataset.images.decode import View
 from mdistiller.errors import UserError
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from mdistiller.distillers import distiller_dict
 from mdistiller.distillers.KDSVD import right_singular_vectors
 from mdistiller.distillers.SFAKD import FrequencyBranch, HighPass
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.update_rules import DistillationOriented
+from mdistiller.engine.solver.update_rules import DistillationOriented
 
 CASES = {case["name"]: case for case in golden("authors_losses.json")}
 

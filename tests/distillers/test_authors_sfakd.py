@@ -10,7 +10,7 @@ from torch import nn
 
 from mdistiller.distillers.SFAKD import FrequencyBranch, FrequencyFilter, SFAKDHead, map_alignment_loss
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.optim import build_optimizer
+from mdistiller.engine.solver.optim import build_optimizer
 from mdistiller.models import build_model
 from tests.conftest import REPO
 

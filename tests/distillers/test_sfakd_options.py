@@ -20,8 +20,8 @@ from mdistiller.distillers.SFAKD import (
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import load_student, read_checkpoint
-from mdistiller.engine.eval_checkpoint import eval_checkpoint
-from mdistiller.engine.optim import build_optimizer
+from mdistiller.engine.evaluation.eval_checkpoint import eval_checkpoint
+from mdistiller.engine.solver.optim import build_optimizer
 from mdistiller.engine.trainer import trainer_dict
 from mdistiller.errors import UserError
 from mdistiller.models import build_model

@@ -13,7 +13,7 @@ import yaml
 
 from mdistiller import distributed
 from mdistiller.engine.build import build_trainer
-from mdistiller.engine.eval_checkpoint import eval_checkpoint
+from mdistiller.engine.evaluation.eval_checkpoint import eval_checkpoint
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.conftest import REPO, make_image_folder

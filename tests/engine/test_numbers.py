@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from mdistiller.engine.evaluate import count_correct, evaluate
+from mdistiller.engine.evaluation.evaluate import count_correct, evaluate
+from mdistiller.engine.log.run_text import duration, epoch_line, final_line, final_table, read_references
 from mdistiller.engine.meter import EpochMeter, NonFiniteLoss
-from mdistiller.engine.run.report import duration, epoch_line, final_line, final_table, read_references
 from mdistiller.engine.speed import precision
 from mdistiller.errors import UserError
 

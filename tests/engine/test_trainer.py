@@ -11,9 +11,9 @@ from mdistiller.engine import checkpoint
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint.foreign_weights import weights_of
+from mdistiller.engine.log.logger import MACHINE_FIELDS
+from mdistiller.engine.log.run_text import size_lines
 from mdistiller.engine.meter import NonFiniteLoss
-from mdistiller.engine.run.logger import MACHINE_FIELDS
-from mdistiller.engine.run.report import size_lines
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 

@@ -11,8 +11,8 @@ import torch
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.errors import UserError
 from mdistiller.export import export as exports
-from mdistiller.export import onnx_file
 from mdistiller.export.export import Options, export_student
+from mdistiller.export.formats import onnx_file
 from mdistiller.export.opening import open_runner
 from tests.export.conftest import CLASSES
 
@@ -181,7 +181,7 @@ def test_int8_is_measured_step_by_step(command, student_file):
 
 @needs_onnx
 def test_int8_leaves_the_layers_in_float_that_cost_most(monkeypatch, make_student):
-    from mdistiller.export import int8
+    from mdistiller.export.formats import int8
     from mdistiller.export.proof import Proof
 
     path = make_student(None, "vgg8")

@@ -7,7 +7,7 @@ import torch
 
 from mdistiller.distillers._spectral import FrequencyBranch
 from mdistiller.distillers.SFAKD import Fusion, SpatialBranch
-from mdistiller.export.inference_form import circular_convolution, inference_form, real_fusion, without_fourier
+from mdistiller.export.formats.inference_form import circular_convolution, inference_form, real_fusion, without_fourier
 from tests.export.conftest import MEAN, SIZE, STD, build_student
 
 SIZES = [(1, 1), (1, 6), (4, 4), (5, 4), (7, 7), (8, 8), (20, 17)]

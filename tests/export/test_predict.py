@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mdistiller.dataset.loading.decode import View
+from mdistiller.dataset.images.decode import View
 from mdistiller.export.export import Options, export_student
 from mdistiller.export.opening import open_runner
 from mdistiller.export.source import read_source, to_input, val_pixels

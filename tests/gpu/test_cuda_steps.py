@@ -10,7 +10,7 @@ import torch
 
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.meter import EpochMeter
-from mdistiller.engine.optim import build_optimizer
+from mdistiller.engine.solver.optim import build_optimizer
 from tests.distillers.one_step import batch, build
 
 WAITS = ("KDSVD",)  # PyTorch's SVD reads on the CPU whether it converged

@@ -26,8 +26,8 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
 from mdistiller.engine.checkpoint import read_checkpoint  # noqa: E402
-from mdistiller.engine.run.logger import MACHINE_FIELDS  # noqa: E402
-from mdistiller.engine.run.tensorboard import records  # noqa: E402
+from mdistiller.engine.log.logger import MACHINE_FIELDS  # noqa: E402
+from mdistiller.engine.log.tensorboard import records  # noqa: E402
 
 PHASES = ("step", "save", "evaluation", "anywhere")
 STATES = ("latest.pth", "best.pth", "student_latest.pth", "student_best.pth")

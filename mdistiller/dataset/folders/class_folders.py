@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import FrozenSet, List, Sequence
 
 from ...errors import UserError
-from ..loading.file_names import is_leftover, picture_suffixes, suffix_of
+from ..images.file_names import is_leftover, picture_suffixes, suffix_of
 from ..loading.splits import FileSplit
 
 log = logging.getLogger("mdistiller")

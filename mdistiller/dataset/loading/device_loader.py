@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..augment.epoch_plan import EpochPlan
+from ..augment.rotation import rotated_pixels, rotation_steps
 from ..info import DatasetInfo
 from ..options import Options
-from .epoch_plan import EpochPlan
 from .loader import Batch, Loader
-from .rotation import rotated_pixels, rotation_steps
 from .splits import ArraySplit
 
 

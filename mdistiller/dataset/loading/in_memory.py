@@ -9,8 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import UserError
-from .decode import View
-from .image_check import ImageReport, SplitReport, inspect_image, usable_indices
+from ..images.decode import View
+from ..images.image_check import ImageReport, SplitReport, inspect_image, usable_indices
 from .splits import ArraySplit, ImageSplit
 
 CHUNK = 1024  # images

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ... import distributed
 from ...errors import UserError
+from ..augment.epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_order
+from ..augment.mixing import Mixing, with_neighbour
 from ..info import DatasetInfo
 from ..options import Options
-from .epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_order
-from .mixing import Mixing, with_neighbour
 
 Batch = Dict[str, Tensor]
 

@@ -18,11 +18,11 @@ from yacs.config import CfgNode
 
 from ...errors import UserError
 from ...registry import Registry
+from ..augment.epoch_plan import derive_seed
+from ..images.file_names import picture_formats
+from ..images.orientation import upright
 from ..info import DatasetInfo
 from ..options import Options
-from .epoch_plan import derive_seed
-from .file_names import picture_formats
-from .orientation import upright
 
 # Pillow warns about these images; `_check` rejects them.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)

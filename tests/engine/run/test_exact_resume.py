@@ -12,9 +12,9 @@ import torch
 from mdistiller.distillers import Distiller
 from mdistiller.engine import checkpoint
 from mdistiller.engine.build import build_trainer
-from mdistiller.engine.run.logger import MACHINE_FIELDS
+from mdistiller.engine.log.logger import MACHINE_FIELDS
+from mdistiller.engine.log.tensorboard import records
 from mdistiller.engine.run.signals import STATUS, RunStopped
-from mdistiller.engine.run.tensorboard import records
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.engine.test_trainer import rows, settings

@@ -6,9 +6,9 @@ import pytest
 
 from mdistiller import distributed
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.log.logger import RunLogger
 from mdistiller.engine.run.folder import RunFolder
 from mdistiller.engine.run.lock import locked
-from mdistiller.engine.run.logger import RunLogger
 from mdistiller.errors import UserError
 
 

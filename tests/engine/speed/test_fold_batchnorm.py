@@ -9,7 +9,7 @@ from torch import nn
 
 from mdistiller.dataset import get_val_loader
 from mdistiller.engine.cfg import load_cfg
-from mdistiller.engine.networks import build_teacher
+from mdistiller.engine.networks.build import build_teacher
 from mdistiller.engine.speed.fold_batchnorm import fold_batchnorm
 from mdistiller.models import build_model, cifar_model_dict
 

@@ -1,0 +1,108 @@
+"""Evaluation of a checkpoint file."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict, Optional, Sequence
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from ...dataset import get_val_loader
+from ...paths import find_file
+from ..cfg import CFG, merge_known, merge_overrides
+from ..checkpoint import check_arch, check_known, is_described, load_student, read_checkpoint
+from ..checkpoint.foreign_weights import weights_of
+from ..networks.build import released_weights
+from ..networks.teacher_outputs import check_classes
+from ..speed.precision import pick_device, prepare_device
+from .evaluate import evaluate
+
+log = logging.getLogger("mdistiller")
+
+
+def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = ()) -> str:
+    """Evaluate a model on the validation set; return a report of several lines.
+
+    Args:
+        arch: name of the model.
+        path: checkpoint; `None` for the released teacher of that name.
+        overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults.
+
+    Raises:
+        UserError: a name is unknown, the file is missing or invalid, or the parts do not fit each other.
+    """
+    cfg = CFG.clone()
+    merge_overrides(cfg, overrides)
+    source = path or released_weights(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    checkpoint = read_checkpoint(source)
+    weights_of(checkpoint, source)  # fails before data are read if the file holds no model
+    described = is_described(checkpoint)
+    if described:
+        check_arch(checkpoint, arch, source)  # before code of the user's own is imported
+        use_described_dataset(cfg, checkpoint, overrides, str(source))
+    check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    device = pick_device()
+    prepare_device(device)
+    loader = get_val_loader(cfg, device)
+    info = loader.info
+    if described:
+        check_classes(checkpoint["classes"], info, source)
+
+    options = cfg.DISTILLER.STUDENT_ARGS, cfg.DISTILLER.STUDENT_FEATURES
+    student = load_student(checkpoint, arch, info.num_classes, source, info.name, info.input_size, *options).eval()
+    # the memory format of training, so that rounding is the same
+    student.to(device).to(memory_format=torch.channels_last)
+    accuracy = evaluate(student.forward_eval, loader)
+
+    head = student.head
+    parts = f"backbone {_millions(student.backbone)}" + (f", {head.kind} head {_millions(head)}" if head else "")
+    lines = [
+        f"model     {arch} from {source} ({parts})",
+        f"data      {info.name}, {loader.num_images} validation images, {info.num_classes} classes",
+        f"deployed  top-1 {accuracy['deployed_top1']:.2f}  top-5 {accuracy['deployed_top5']:.2f}",
+    ]
+    if head is not None:
+        lines.append(
+            f"probe     top-1 {accuracy['probe_top1']:.2f}  top-5 {accuracy['probe_top5']:.2f}"
+            "  (the bare backbone with its own classifier)"
+        )
+    if described:
+        recorded = checkpoint["accuracy"]
+        lines.append(
+            f"recorded  top-1 {recorded['deployed_top1']:.2f}  top-5 {recorded.get('deployed_top5', float('nan')):.2f}"
+            f"  (by training, epoch {checkpoint['epoch']})"
+        )
+    return "\n".join(lines)
+
+
+def use_described_dataset(cfg: CfgNode, checkpoint: Dict[str, Any], overrides: Sequence[str], source: str) -> None:
+    """Change `cfg`, in place, to the data set that a checkpoint was trained on, except where `overrides` name another.
+
+    Another data set has a folder of its own, but the student sees its images as in training.
+    """
+    trained_on = checkpoint["config"]["DATASET"]
+    given = dict(zip(overrides[::2], overrides[1::2]))
+    same = given.get("DATASET.TYPE", checkpoint["dataset"]) == checkpoint["dataset"]
+    if same and "DATASET.ROOT" not in given:
+        trained_on = _on_this_machine(trained_on)
+    keys = trained_on if same else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
+    merge_known(cfg, {"DATASET": {key: trained_on[key] for key in keys}}, source)
+    merge_overrides(cfg, overrides)
+
+
+def _on_this_machine(dataset: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the `DATASET` settings of a checkpoint, without a folder that does not exist on this machine."""
+    root = dataset.get("ROOT")
+    if not isinstance(root, str) or not root or find_file(root).exists():
+        return dataset
+    log.info(
+        f"note: the checkpoint was trained on data in {root}, which is not here; the default folder is used,"
+        " DATASET.ROOT names another"
+    )
+    return {**dataset, "ROOT": ""}
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters"

@@ -1,0 +1,203 @@
+"""Teacher and student of a run: built by name, with their weights, and the images that the teacher sees."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from torch import nn
+from yacs.config import CfgNode
+
+from ...dataset.info import DatasetInfo
+from ...errors import UserError
+from ...models import (
+    InputSpec,
+    build_model,
+    give_own_input,
+    library_input,
+    library_of,
+    library_weights,
+    load_weights,
+    released_teacher,
+)
+from ...models.adapters.own_input import INTERPOLATIONS
+from ..cfg import PRETRAINED
+from ..checkpoint import constructor_of, is_described, load_checkpoint, read_checkpoint, weights_of
+from .teacher_outputs import check_num_outputs, find_outputs, keep_outputs
+
+SAME = "same"  # value of TEACHER_INPUT: as the student
+INPUT_EXAMPLE = "{size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], interpolation: bicubic}"
+
+log = logging.getLogger("mdistiller")
+
+
+def released_weights(arch: str, dataset: str, input_size: Optional[int]) -> str | os.PathLike[str]:
+    """Return the path of the released checkpoint of `arch` for a data set.
+
+    Raises:
+        UserError: none is released, or it has not been downloaded.
+    """
+    if library_of(arch):
+        raise UserError(f"which weights of {arch}? Give a checkpoint file, or as DISTILLER.TEACHER_WEIGHTS: pretrained")
+    path = released_teacher(arch, dataset, input_size)
+    if path is None:
+        raise UserError(f"no checkpoint of {arch} is released for {dataset}; train one, and give its file")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"no checkpoint at {path}; get cifar_teachers.tar with mdistiller-fetch-ckpts"
+            " (in a clone: tools/fetch_ckpts.py), or give a file of your own"
+        )
+    return path
+
+
+def input_errors(given: Any) -> str:
+    """Return an error message for a value of `DISTILLER.TEACHER_INPUT`, or an empty text if it is valid."""
+    if given in (None, SAME, PRETRAINED):
+        return ""
+    expected = f"DISTILLER.TEACHER_INPUT is {given!r}; expected None, same, pretrained, or entries of {INPUT_EXAMPLE}"
+    if not isinstance(given, dict) or not set(given) <= set(InputSpec._fields):
+        return expected
+    size, interpolation = given.get("size", 1), given.get("interpolation", INTERPOLATIONS[0])
+    valid = type(size) is int and 1 <= size <= 4096 and interpolation in INTERPOLATIONS
+    for key in ("mean", "std"):
+        values = given.get(key, [1.0, 1.0, 1.0])
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        valid = valid and numbers and len(values) == 3 and (key == "mean" or min(values) > 0)
+    return "" if valid else expected
+
+
+def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]) -> InputSpec:
+    """Return the images that the teacher sees; see `DISTILLER.TEACHER_INPUT`.
+
+    Args:
+        cfg: the configuration.
+        info: of the data set.
+        checkpoint: the teacher's, if it describes itself; otherwise empty.
+
+    Raises:
+        UserError: the library's input is asked for, and there is none.
+    """
+    arch, given = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_INPUT
+    student = InputSpec(info.input_size, tuple(info.mean), tuple(info.std))
+    if given == SAME:
+        return student
+    if isinstance(given, dict):
+        entries: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return student._replace(**entries)
+    own = library_input(arch) if PRETRAINED in (given, cfg.DISTILLER.TEACHER_WEIGHTS) else None
+    if own is not None:
+        return own
+    if given == PRETRAINED:
+        raise UserError(f"DISTILLER.TEACHER_INPUT pretrained needs a model of a library, given {arch}; give a mapping")
+    if checkpoint:
+        return InputSpec(checkpoint["input_size"], tuple(checkpoint["mean"]), tuple(checkpoint["std"]))
+    return student
+
+
+def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
+    """Build the teacher, load its weights, and let it see the images that it was trained on.
+
+    If the names of its outputs are known, from `DISTILLER.TEACHER_CLASSES` or a checkpoint that describes itself, those
+    of the data set's classes are chosen.
+
+    Raises:
+        UserError: the weights do not fit the model or the data set.
+    """
+    options, arch = cfg.DISTILLER, cfg.DISTILLER.TEACHER
+    path, checkpoint = _teacher_checkpoint(cfg, info)
+    described = checkpoint is not None and is_described(checkpoint)
+    recorded: Dict[str, Any] = checkpoint if described and checkpoint else {}
+    if recorded:
+        _check_described_teacher(cfg, info, recorded, path)
+    num_outputs, rows = find_outputs(info, options.TEACHER_CLASSES, recorded, path)
+    own = teacher_input(cfg, info, recorded)
+    given = InputSpec(info.input_size, tuple(info.mean), tuple(info.std))
+    arguments, features = constructor_of(recorded, options.TEACHER_ARGS, options.TEACHER_FEATURES)
+    dataset, size = (recorded["dataset"], recorded["input_size"]) if recorded else (info.name, own.size)
+    if not library_of(arch) and not recorded:
+        size = info.input_size  # selects the family, as for the student
+    teacher = build_model(arch, num_outputs, dataset, own.size if library_of(arch) else size, arguments, features)
+    given_outputs = info, options.TEACHER_CLASSES
+    if checkpoint is not None:
+        state = weights_of(checkpoint, path)
+        check_num_outputs(teacher, _classifier_name(teacher), state, str(path), *given_outputs)
+        load_checkpoint(teacher, checkpoint, path)
+    elif options.TEACHER_WEIGHTS == PRETRAINED:
+        state, source = library_weights(arch, own.size, arguments), f"the pretrained {arch}"
+        check_num_outputs(teacher, _classifier_name(teacher), state, source, *given_outputs)
+        load_weights(teacher, state, source)
+    if rows is not None:
+        keep_outputs(teacher, rows)
+        log.info(f"note: of the teacher's {num_outputs} outputs, the {len(rows)} of the data set's classes are used")
+    return give_own_input(teacher, own, given)
+
+
+def _teacher_checkpoint(cfg: CfgNode, info: DatasetInfo) -> Tuple[str | os.PathLike[str], Optional[Dict[str, Any]]]:
+    """Return the path and content of the teacher's checkpoint; `None` as content if its weights come from elsewhere."""
+    arch, path = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_WEIGHTS
+    kind = library_of(arch)
+    if (path == PRETRAINED and kind) or (not path and kind == "user"):
+        return path, None
+    if path in ("", PRETRAINED):
+        path = released_weights(arch, info.name, info.input_size)
+    return path, read_checkpoint(path)
+
+
+def _check_described_teacher(
+    cfg: CfgNode, info: DatasetInfo, checkpoint: Dict[str, Any], path: str | os.PathLike[str]
+) -> None:
+    """Raise a UserError if a described checkpoint cannot be the teacher; note what differs in its training."""
+    arch, held = cfg.DISTILLER.TEACHER, checkpoint["arch"]
+    if held != arch and not library_of(held) == library_of(arch) == "user":
+        raise UserError(f"DISTILLER.TEACHER is {arch}, but {path} holds a {held}; set it to {held}")
+    if checkpoint["head"] is not None:
+        raise UserError(
+            f"{path} is a student that needs its {checkpoint['head']['kind']} head; a teacher must be a bare model"
+        )
+    fraction = checkpoint["config"]["DATASET"].get("VAL_FRACTION", 0.0)
+    if checkpoint["dataset"] == info.name and fraction != cfg.DATASET.VAL_FRACTION:
+        log.info(
+            f"note: the teacher was trained with DATASET.VAL_FRACTION {fraction}, this run has"
+            f" {cfg.DATASET.VAL_FRACTION}: some images to validate on may be ones that the teacher was trained on"
+        )
+
+
+def build_student(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
+    """Build the student with fresh weights, or with those of `DISTILLER.STUDENT_WEIGHTS`.
+
+    A classifier for another number of classes is not loaded; a note says so.
+
+    Raises:
+        UserError: the weights do not fit the model.
+    """
+    options, arch = cfg.DISTILLER, cfg.DISTILLER.STUDENT
+    path: Any = options.STUDENT_WEIGHTS
+    arguments, features = options.STUDENT_ARGS or {}, options.STUDENT_FEATURES or {}
+    student = build_model(arch, info.num_classes, info.name, info.input_size, arguments, features)
+    if not path:
+        return student
+    classifier = _classifier_name(student)
+    if path == PRETRAINED and library_of(arch):
+        state = library_weights(arch, info.input_size, arguments)
+        load_weights(student, state, f"the pretrained {arch}", classifier)
+        return student
+    if path == PRETRAINED:
+        path = released_weights(arch, info.name, info.input_size)
+    checkpoint = read_checkpoint(path)
+    if is_described(checkpoint):
+        held = checkpoint["arch"]
+        if held != arch and not library_of(held) == library_of(arch) == "user":
+            raise UserError(f"DISTILLER.STUDENT is {arch}, but {path} holds a {held}; set it to {held}")
+        if checkpoint["head"] is not None:
+            log.info(f"note: of {path}, the student starts from the bare model, without its head")
+    load_checkpoint(student, checkpoint, path, classifier)
+    return student
+
+
+def _classifier_name(model: Any) -> Optional[str]:
+    try:
+        classifier = model.get_classifier()
+    except UserError:  # a model that gives logits alone
+        return None
+    return next(name for name, module in model.named_modules() if module is classifier)

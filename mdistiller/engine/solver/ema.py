@@ -1,0 +1,112 @@
+"""An exponential moving average of the student's weights (`SOLVER.EMA`), evaluated and deployed in their place.
+
+Training never reads the averages. They are those of the student and its head: parameters, and buffers such as
+BatchNorm's running statistics.
+
+Source: "Acceleration of Stochastic Approximation by Averaging" (1992); the ramp is that of TensorFlow's
+`ExponentialMovingAverage`.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Union
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ... import distributed
+from ...distillers import DeployedStudent, Distiller
+from ...errors import UserError
+from ..data_parallel import convert_sync_bn, own_statistics
+
+
+def decay_of(step: int, decay: float) -> float:
+    """Return the weight of the earlier average in step `step`, counted from 1 over the run: `decay` in the long run.
+
+    It rises as `step / (step + 9)`, so that the initial weights are forgotten in a short run too.
+    """
+    return min(decay, step / (step + 9))
+
+
+class StudentAverage:
+    """Keeps the average, and puts it in the place of the student and its head.
+
+    Args:
+        distiller: on its device and in its memory format.
+        decay: of the average, in (0, 1).
+
+    Attributes:
+        averaged: the average, as a model of its own.
+
+    Raises:
+        UserError: the student cannot be copied.
+    """
+
+    def __init__(self, distiller: Distiller, decay: float) -> None:
+        self._distiller = distiller
+        self._decay = decay
+        try:
+            self.averaged = AveragedModel(self._trained(), multi_avg_fn=self._average, use_buffers=True).train()
+        except (TypeError, RuntimeError) as error:  # of a user's own model
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"SOLVER.EMA needs a copy of the student, which fails ({reason}); set it to 0") from None
+        self.averaged.requires_grad_(False)
+
+    def _trained(self) -> DeployedStudent:
+        return DeployedStudent(self._distiller.student, self._distiller.head)
+
+    def _average(self, averages: Any, current: Any, num_averaged: Union[Tensor, int]) -> None:
+        if not averages[0].is_floating_point():  # a counter, such as BatchNorm's
+            for average, value in zip(averages, current):
+                average.copy_(value)
+            return
+        get_ema_multi_avg_fn(decay_of(int(num_averaged), self._decay))(averages, current, num_averaged)
+
+    def update(self) -> None:
+        """Add the present weights to the average; called after each step."""
+        self.averaged.update_parameters(self._trained())
+
+    def start_parallel(self, sync_bn: bool) -> None:
+        """Prepare for a process group as `in_parallel` prepares the student."""
+        if sync_bn:
+            convert_sync_bn(self.averaged, next(self.averaged.parameters()).device.type)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Use the average as the distiller's student and head within a `with` block."""
+        distiller: Any = self._distiller
+        model: Any = self.averaged.module
+        trained = distiller.student, distiller.head
+        distiller.student, distiller.head = model.backbone, model.head
+        try:
+            yield
+        finally:
+            distiller.student, distiller.head = trained
+            self.averaged.train()
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return the averages, and the statistics of each process. All processes of a group call it together."""
+        statistics = {key: value.cpu() for key, value in own_statistics(self.averaged).items()}
+        return {"averages": self.averaged.state_dict(), "statistics": distributed.all_gather(statistics)}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned.
+
+        Raises:
+            ValueError: it is of another student.
+        """
+        try:
+            self.averaged.load_state_dict(state["averages"])
+            statistics = statistics_of_process(state["statistics"])
+            self.averaged.load_state_dict(statistics, strict=False)
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"its average is of another student ({' '.join(str(error).split())[:160]})") from None
+
+
+def statistics_of_process(of_processes: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
+    """Return the running means and variances of this process, or their averages if other processes saved them."""
+    if len(of_processes) == distributed.get_world_size():
+        return of_processes[distributed.get_rank()]
+    return {key: torch.stack([part[key] for part in of_processes]).mean(0) for key in of_processes[0]}

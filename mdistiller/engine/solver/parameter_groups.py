@@ -1,0 +1,95 @@
+"""Which parameters share a weight decay and a learning rate: the groups of the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, List, Mapping, Set, Tuple
+
+from torch import nn
+from yacs.config import CfgNode
+
+from ...distillers import Distiller
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def parameter_groups(
+    parameters: List[nn.Parameter], no_decay: Iterable[nn.Parameter], lr_scales: Mapping[nn.Parameter, float]
+) -> List[Dict[str, Any]]:
+    """Return the groups of an optimizer; with equal settings for all parameters there is one.
+
+    Among groups with the same learning rate, that without weight decay comes last.
+
+    Args:
+        parameters: all of them.
+        no_decay: those that take no weight decay. Others than `parameters` are ignored.
+        lr_scales: factors of the learning rate, for parameters whose factor is not 1.
+    """
+    exempt = {id(parameter) for parameter in no_decay}
+    groups: Dict[Tuple[float, bool], List[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault((lr_scales.get(parameter, 1.0), id(parameter) in exempt), []).append(parameter)
+    return [
+        {
+            "params": members,
+            **({"weight_decay": 0.0} if is_exempt else {}),
+            **({"lr_scale": scale} if lr_scales else {}),
+        }
+        for (scale, is_exempt), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def exempt_parameters(distiller: Distiller, cfg: CfgNode) -> List[nn.Parameter]:
+    """Return the parameters that take no weight decay: those that the method names, and perhaps norms and biases.
+
+    With `SOLVER.DECAY_NORMS False` these are the parameters of normalisation layers, all with at most one dimension,
+    and those that a student names in `no_weight_decay()`, as models of timm do.
+    """
+    exempt = list(distiller.get_no_decay_parameters())
+    if cfg.SOLVER.DECAY_NORMS:
+        return exempt
+    exempt += [p for p in distiller.get_learnable_parameters() if p.ndim <= 1]
+    for module in distiller.modules():
+        if isinstance(module, NORMS):
+            exempt += module.parameters(recurse=False)
+    names = getattr(distiller.student, "no_weight_decay", None)
+    if callable(names):
+        exempt += [p for name, p in distiller.student.named_parameters() if name in names()]
+    return exempt
+
+
+def lr_scales(distiller: Distiller, cfg: CfgNode) -> Dict[nn.Parameter, float]:
+    """Return the factor of the learning rate of each of the student's parameters; none for `SOLVER.LAYER_DECAY` 1.
+
+    The last layer has the factor 1, the one before it `LAYER_DECAY`, the one before that `LAYER_DECAY²`, and so on.
+    What a method adds to the student, such as a head, keeps the factor 1.
+    """
+    if cfg.SOLVER.LAYER_DECAY == 1:
+        return {}
+    layers = layers_of(distiller.student)
+    return {
+        parameter: cfg.SOLVER.LAYER_DECAY ** (len(layers) - 1 - depth)
+        for depth, layer in enumerate(layers)
+        for parameter in layer
+    }
+
+
+def layers_of(model: nn.Module) -> List[List[nn.Parameter]]:
+    """Return the parameters of a model layer by layer, in the order in which its modules are defined.
+
+    A layer is a child of the model; a block, for a child that is a sequence of blocks. Normalisation layers and
+    single parameters with at most one dimension belong to the layer before them.
+    """
+    layers: List[List[nn.Parameter]] = []
+    seen: Set[int] = set()
+    units: List[List[nn.Parameter]] = [list(model.parameters(recurse=False))]
+    for child in model.children():
+        blocks = child.children() if isinstance(child, (nn.Sequential, nn.ModuleList)) else [child]
+        units += [list(block.parameters()) for block in blocks]
+    for unit in units:
+        new = [parameter for parameter in unit if id(parameter) not in seen]
+        seen.update(map(id, new))
+        if layers and all(parameter.ndim <= 1 for parameter in new):
+            layers[-1] += new
+        elif new:
+            layers.append(new)
+    return layers
