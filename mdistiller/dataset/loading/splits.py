@@ -8,7 +8,7 @@ import stat
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Protocol, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -176,7 +176,20 @@ def _check(image: Image.Image) -> None:
         raise ValueError(f"{width}×{height} px, one side more than {MAX_ASPECT_RATIO} times the other")
 
 
-ImageSplit = Union[ArraySplit, FileSplit]
+class ImageSplit(Protocol):
+    """Images with labels; what loaders need of a split. `load`, `digest` and the others are described above."""
+
+    targets: Tensor
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, transform: Transform = upright) -> Image.Image: ...
+
+    def digest(self) -> str: ...
+
+    def fingerprint(self) -> Tuple[str, str]: ...
+
+    def subset(self, indices: Tensor) -> ImageSplit: ...
 
 
 class Splits:
