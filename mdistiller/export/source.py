@@ -109,8 +109,8 @@ def read_source(path: str | os.PathLike[str], overrides: Sequence[str] = (), mod
     check_arch(checkpoint, arch, file)
     if not model and library_of(arch) == "user":
         raise UserError(
-            f"checkpoint {file} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME on"
-            " the command line, model=... in Python"
+            f"checkpoint {file} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME"
+            " on the command line, model=... in Python"
         )
     use_described_dataset(cfg, checkpoint, overrides, str(file))
     check_known(checkpoint, arch, dataset, size)

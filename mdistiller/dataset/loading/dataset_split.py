@@ -124,7 +124,7 @@ def _as_int(label: Any) -> Optional[int]:
 
 
 def _known_targets(dataset: Any) -> Optional[List[int]]:
-    """Return the labels that torchvision's data sets hold as `targets`, also of a `Subset`; `None` if there are none."""
+    """Return the labels that a data set of torchvision, or a `Subset` of one, holds as `targets`; else `None`."""
     if isinstance(dataset, Subset):
         inner = _known_targets(dataset.dataset)
         return None if inner is None else [inner[index] for index in dataset.indices]

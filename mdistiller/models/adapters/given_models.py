@@ -16,7 +16,7 @@ from ...errors import UserError
 
 PLACE = "python"  # what stands before the colon of their names
 
-_models: ContextVar[Mapping[str, nn.Module]] = ContextVar("given_models", default={})
+_models: ContextVar[Mapping[str, nn.Module]] = ContextVar("given_models")
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def given_models(**models: nn.Module) -> Iterator[Dict[str, str]]:
         models: by role, such as `student`.
     """
     names = {role: f"{PLACE}:{role}.{type(model).__name__}" for role, model in models.items()}
-    token = _models.set({**_models.get(), **{names[role]: model for role, model in models.items()}})
+    token = _models.set({**_models.get({}), **{names[role]: model for role, model in models.items()}})
     try:
         yield names
     finally:
@@ -44,11 +44,11 @@ def given_constructor(name: str) -> Optional[Callable[[], nn.Module]]:
     """
     if not name.startswith(f"{PLACE}:"):
         return None
-    model = _models.get().get(name)
+    model = _models.get({}).get(name)
     if model is None:
         raise UserError(
             f"the model {name} was given as an object in Python, which cannot be named from elsewhere; give the object"
-            " again (mdistiller.load(path, model=...)), or the name of code that builds it, such as path/to/file.py:make"
+            " again (mdistiller.load(path, model=...)), or the name of code that builds it: path/to/file.py:make"
         )
     given = model
     return lambda: copy.deepcopy(given)
