@@ -22,7 +22,7 @@ class Result:
         model: the student's backbone, if it was given as an object; not trained.
     """
 
-    summary: Dict[str, Any]
+    summary: Dict[str, Any] = field(repr=False)
     folder: Path
     model: Optional[nn.Module] = field(default=None, repr=False)
 

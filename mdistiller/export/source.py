@@ -28,6 +28,7 @@ from ..engine.evaluation.eval_checkpoint import use_described_dataset
 from ..engine.networks.teacher_outputs import check_classes
 from ..errors import UserError
 from ..models import library_of
+from ..models.adapters.given_models import given_constructor
 from ..paths import find_file
 
 STUDENT_FILES = ("student_best.pth", "student_latest.pth")  # of a run folder
@@ -108,6 +109,7 @@ def read_source(path: str | os.PathLike[str], overrides: Sequence[str] = (), mod
     arch, dataset, size = model or checkpoint["arch"], checkpoint["dataset"], checkpoint["input_size"]
     check_arch(checkpoint, arch, file)
     if not model and library_of(arch) == "user":
+        given_constructor(arch)  # has its own message
         raise UserError(
             f"checkpoint {file} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME"
             " on the command line, model=... in Python"
