@@ -21,24 +21,20 @@ VAL = "val"  # the validation images, whatever the data set calls them
 def named_split(cfg: CfgNode, name: str) -> Splits:
     """Return the images of `<DATASET.ROOT>/<name>/<class>/`, in the place of the validation images.
 
-    The data set's classes, which give the labels, are the folders of `train/`, or of `name/` if that is missing; `name/`
-    may not have others, nor fewer.
+    Its class folders give the labels. If `train/` is there, they must be the same.
 
     Raises:
         UserError: the data set is no image folder, the folder is missing, or its classes are not those of `train/`.
     """
     if cfg.DATASET.TYPE != "imagefolder":
         dataset_dict[cfg.DATASET.TYPE]  # an unknown name has its own message
-        raise UserError(
-            f"--split {name} needs an image folder (-d imagefolder), given {cfg.DATASET.TYPE}; leave it out"
-        )
+        raise UserError(f"--split {name} needs an image folder, given {cfg.DATASET.TYPE}; leave it out")
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else None
     if root is None or not is_folder(root):
         raise UserError(f"--split {name} needs DATASET.ROOT, the folder that holds {name}/; given {cfg.DATASET.ROOT!r}")
     if Path(name).name != name or name in ("", "..") or not is_folder(root / name):
-        raise UserError(
-            f"--split {name}: there is no such folder in {root}; it holds {listed(folders_in(root)) or 'none'}"
-        )
+        here = listed(folders_in(root)) or "no folders"
+        raise UserError(f"--split {name}: there is no such folder in {root}, which holds {here}; give one of these")
     options = read_options(cfg, own_size=DEFAULT_SIZE)
     layout = f"expected {root / name}/<class>/<image>"
     classes = class_folders(root / name, layout)
@@ -50,7 +46,11 @@ def named_split(cfg: CfgNode, name: str) -> Splits:
                     f"--split {name} {fault} the classes {listed(sorted(names))}, unlike {TRAIN}/ in {root}; give both"
                     " the same class folders"
                 )
-    mean, std = options.statistics or (lambda info: (info.mean, info.std))(imagefolder(cfg).info)
+    if options.statistics is not None:
+        mean, std = options.statistics
+    else:
+        measured = imagefolder(cfg).info
+        mean, std = measured.mean, measured.std
     info = DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std, root)
     images = find_images(root / name, classes)
     return Splits(images, images, info, options.val_fraction, options)

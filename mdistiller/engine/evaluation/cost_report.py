@@ -50,7 +50,9 @@ def speed_text(backbone: nn.Module, head: Optional[Head], input_size: int) -> st
     """
     model = DeployedStudent(backbone, head).eval()
     device = next(model.parameters()).device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s'[: threads != 1]}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     parts: List[str] = []
     speed = 0.0  # images/s
     for size in BATCH_SIZES:
@@ -103,7 +105,7 @@ def teacher_lines(
             raise
         log.info(f"note: the cost of the teacher is not known here: {error.faults[0]}")
         return []
-    teacher.to(pick_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher.to(pick_device()).to(memory_format=torch.channels_last)
     weights = section.get("TEACHER_WEIGHTS")
     file = find_file(weights) if isinstance(weights, str) and weights not in ("", PRETRAINED) else None
     text = cost_text(teacher, None, size, file if file is not None and file.is_file() else None)
