@@ -177,4 +177,5 @@ def test_seeds_never_change() -> None:
 
 
 def test_names() -> None:
-    assert {"cifar10", "cifar100", "imagefolder", "fashion_demo", "imagenet", "tiny_imagenet"} == set(dataset_dict)
+    names = {"cifar10", "cifar100", "imagefolder", "fashion_demo", "imagenet", "tiny_imagenet", "python"}
+    assert names == set(dataset_dict)
