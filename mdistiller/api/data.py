@@ -60,14 +60,16 @@ class Part(NamedTuple):
     side: Optional[int]
 
 
-def read_data(train: Data, val: Optional[Data], classes: Optional[Sequence[str]] = None) -> GivenData:
+def read_data(
+    train: Data, val: Optional[Data], classes: Optional[Sequence[str]] = None, otherwise: Sequence[str] = ()
+) -> GivenData:
     """Find the data of a run.
 
     Args:
         train: the name of a data set; a folder with `<class>/<image>`, or with `train/` and `val/` of this layout; or a
             PyTorch `Dataset` of (image, label), see `as_picture` for images.
         val: a folder with `<class>/<image>` or a `Dataset`; `None` if `train` names both parts.
-        classes: names in label order; by default those of the folders, `dataset.classes`, or the numbers.
+        classes, otherwise: see `class_names`.
 
     Raises:
         UserError: data are missing, have another layout, or do not fit each other.
@@ -77,13 +79,14 @@ def read_data(train: Data, val: Optional[Data], classes: Optional[Sequence[str]]
     folder, val_folder = _folder(train, "train_data"), _folder(val, "val_data")
     if folder is not None and (val is None or (val_folder == folder and is_folder(folder / TRAIN))):
         return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder)})
+    train_part = read_part(train, "train_data")
     if val is None:
         raise UserError("val_data is missing; give a folder or a Dataset whose images the networks are not trained on")
     if folder is not None and val_folder is not None and _are_one_root(folder, val_folder):
         return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder.parent)})
-    parts = read_part(train, "train_data"), read_part(val, "val_data")
-    names = class_names(classes, *parts)
-    return GivenData({"DATASET.TYPE": NAME}, lambda cfg: _splits(cfg, parts[0], parts[1], names))
+    val_part = read_part(val, "val_data")
+    names = class_names(classes, train_part, val_part, otherwise=otherwise)
+    return GivenData({"DATASET.TYPE": NAME}, lambda cfg: _splits(cfg, train_part, val_part, names))
 
 
 def _folder(data: Any, role: str) -> Optional[Path]:
@@ -120,8 +123,13 @@ def read_part(data: Any, role: str) -> Part:
     return Part(find_images(place, found), found, DEFAULT_SIZE)
 
 
-def class_names(given: Optional[Sequence[str]], *parts: Part) -> List[str]:
+def class_names(given: Optional[Sequence[str]], *parts: Part, otherwise: Sequence[str] = ()) -> List[str]:
     """Return the names of the classes, in label order.
+
+    Args:
+        given: the names; `None` for those of the folders or of `dataset.classes`.
+        parts: the data.
+        otherwise: names where neither says them and there are enough of these; if not, the numbers of the labels.
 
     Raises:
         UserError: the parts have other classes, or a label without a name.
@@ -135,7 +143,9 @@ def class_names(given: Optional[Sequence[str]], *parts: Part) -> List[str]:
     if given is not None:
         names = list(given)
     else:
-        names = named[0] if named else [str(label) for label in range(count)]
+        names = named[0] if named else list(otherwise)
+        if not named and count > len(names):
+            names = [str(label) for label in range(count)]
     if isinstance(given, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise UserError(f"classes is {given!r:.200}; expected different names, one for each label")
     if count > len(names):

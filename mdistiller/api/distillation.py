@@ -64,7 +64,8 @@ def distill(
         output: folder of the run.
         resume: continue the run in `output`.
         overwrite: replace the run in `output`.
-        classes: names in label order; by default those of the folders, `train_data.classes`, or the numbers.
+        classes: names in label order; by default those of the folders or of `train_data.classes`, otherwise those of a
+            teacher that `load` returned, otherwise the numbers.
         settings: further values by configuration key, such as `{"SFAKD.SIGMA": 0.2}`; see docs/configuration.md.
         options: see docs/python.md: `epochs`, `batch_size`, `lr`, `seed`, `amp`, `input_size`, … Defaults are those of
             the configuration, except that the schedule is `cosine` and Weights & Biases is off.
@@ -79,7 +80,8 @@ def distill(
     if not isinstance(method, str):
         raise UserError(f"method is {method!r:.100}; expected the name of a distiller, such as 'SFAKD'")
     keys = {**given_keys(options, settings or {}), **output_keys(output), "DISTILLER.TYPE": method}
-    data = read_data(train_data, val_data, classes)
+    known = teacher.classes if isinstance(teacher, Student) else ()
+    data = read_data(train_data, val_data, classes, known)
     if data.make is None and classes is not None:
         raise UserError("classes is for a Dataset; the names of these classes are those of their folders or data set")
     _merge(keys, data.keys)

@@ -72,7 +72,8 @@ def evaluate(
     network = model.network if isinstance(model, Student) else model
 
     def forward(image: Tensor) -> Dict[str, Tensor]:
-        logits = logits_of(network(image))
+        output = logits_of(network(image))
+        logits = output[0] if isinstance(output, (tuple, list)) else output
         if logits.ndim != 2 or logits.shape[1] != loader.info.num_classes:
             raise UserError(
                 f"the model gives logits of the shape {list(logits.shape)} for {len(image)} images; expected one column"
@@ -105,8 +106,7 @@ def _loader(model: nn.Module, data: Optional[Data], keys: Dict[str, Any], device
         loader = get_val_loader(cfg_from(nested({**keys, "DATASET.TYPE": data}), SOURCE), device)
     else:
         part = read_part(data, "val_data")
-        names = model.classes if isinstance(model, Student) and part.classes is None else None
-        classes = tuple(class_names(names, part))
+        classes = tuple(class_names(None, part, otherwise=model.classes if isinstance(model, Student) else ()))
 
         def make(cfg: CfgNode) -> Splits:
             options = read_options(cfg, side_of(cfg, part))

@@ -61,6 +61,7 @@ class Student(nn.Module):
         normalise = Normaliser(source.info, torch.device("cpu"))
         self.register_buffer("scale", normalise.scale, persistent=False)
         self.register_buffer("shift", normalise.shift, persistent=False)
+        self.eval()
 
     @cached_property
     def card(self) -> str:
