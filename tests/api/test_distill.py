@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
 
 import pytest
@@ -11,10 +12,13 @@ import torch
 from torch.utils.data import Subset
 
 import mdistiller
+from mdistiller.api.options import OPTIONS
 from mdistiller.dataset import DatasetInfo
+from mdistiller.engine.cfg import CFG, leaves
 from mdistiller.engine.trainer import Trainer
 from mdistiller.models import build_model
 from tests.api.conftest import SIZE, OwnNet, Pictures
+from tests.conftest import REPO
 
 NAMES = ["class_0", "class_1", "class_2"]
 
@@ -157,3 +161,9 @@ def test_class_names_of_a_dataset(image_folder, quick):
     )
     assert result.load().classes == ("x", "y", "z")
     assert isinstance(result.load().source.info, DatasetInfo)
+
+
+def test_the_docs_name_every_option():
+    table = re.findall(r"`(\w+)` \| `([A-Z_.]+)`", (REPO / "docs/python.md").read_text(encoding="utf-8"))
+    assert dict(table) == OPTIONS and len(table) == len(OPTIONS)
+    assert set(OPTIONS.values()) <= dict(leaves(CFG)).keys()
