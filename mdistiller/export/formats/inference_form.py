@@ -16,6 +16,7 @@ from ...distillers import DeployedStudent
 from ...distillers._spectral import FrequencyBranch
 from ...distillers.SFAKD import Fusion
 from ...engine.speed.fold_batchnorm import fold_batchnorm
+from ...models._adapt import with_logits_alone
 
 
 class CircularConvolution(nn.Module):
@@ -151,7 +152,10 @@ def inference_form(
         input_size: side of its images in pixels.
         mean, std, half: see `InferenceForm`.
     """
-    model = without_fourier(copy.deepcopy(student).cpu()).eval()
+    made = copy.deepcopy(student).cpu()
+    if student.head is None:
+        made = DeployedStudent(with_logits_alone(made.backbone))
+    model = without_fourier(made).eval()
     model = _without_unused(model, torch.rand(2, 3, input_size, input_size))
     folded, _ = fold_batchnorm(model, input_size)
     return InferenceForm(folded, mean, std, half).eval()
