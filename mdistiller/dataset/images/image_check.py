@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...errors import UserError
-from ..loading.splits import FileSplit, ImageSplit, Transform, UnusableImage
+from ..loading.encoded import EncodedSplit, Transform, UnusableImage
+from ..loading.splits import ImageSplit
 from ..loading.workers import explain_worker_deaths
 from .decode import decode_region
 from .orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
@@ -169,7 +170,7 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
     The result is cached until a file is added, removed or changed. Unusable images are read again each time. With
     `corrupt` "unchecked" nothing is read.
     """
-    if corrupt == "unchecked" or not isinstance(split, FileSplit):
+    if corrupt == "unchecked" or not isinstance(split, EncodedSplit):
         return split
     ends = [split.path(index).parent for index in (0, len(split) - 1)]
     # The role is part of the key, because both splits may be in train/.
@@ -194,7 +195,7 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
 class _CheckDataset(Dataset):
     """Maps a list of indices to the reports on these images."""
 
-    def __init__(self, split: FileSplit) -> None:
+    def __init__(self, split: EncodedSplit) -> None:
         self.split = split
 
     def __getitem__(self, indices: List[int]) -> List[Tuple[int, ImageReport]]:
@@ -205,7 +206,7 @@ def _shrink(image: Image.Image) -> Image.Image:
     return decode_region(image, (0, 0, *upright_size(image)), CHECK_SIZE)
 
 
-def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> Iterator[Tuple[int, ImageReport]]:
+def _read(split: EncodedSplit, indices: Sequence[int], num_workers: int) -> Iterator[Tuple[int, ImageReport]]:
     chunks = [list(indices[start : start + CHUNK]) for start in range(0, len(indices), CHUNK)]
     loader = DataLoader(
         _CheckDataset(split),
