@@ -78,6 +78,11 @@ def make_image_folder(root: Path, classes: int = 3, train: int = 12, val: int = 
     return root
 
 
+def with_distiller(trainer, distiller):
+    """Return a trainer like `trainer` with another distiller."""
+    return type(trainer)(trainer.name, distiller, trainer.train_loader, trainer.val_loader, trainer.cfg)
+
+
 @pytest.fixture
 def image_folder(tmp_path):
     return make_image_folder(tmp_path / "images")

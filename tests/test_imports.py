@@ -16,6 +16,10 @@ PARTS = (
     "benchmark",
     "export",
     "engine",
+    "engine.log",
+    "engine.evaluation",
+    "engine.solver",
+    "engine.networks",
     "engine.run",
     "engine.checkpoint",
     "engine.speed",
@@ -24,6 +28,8 @@ PARTS = (
     "dataset",
     "dataset.folders",
     "dataset.loading",
+    "dataset.augment",
+    "dataset.images",
     "models",
     "",  # modules directly in the package
 )

@@ -127,7 +127,7 @@ def _step_cost(case: Case) -> Cost:
     cfg.TEACHER_CACHE, cfg.SOLVER.AMP = "off", "off"
     cfg.DATASET.TRAIN_FRACTION = min(COST_FRACTION, cfg.DATASET.TRAIN_FRACTION)
     trainer = build_trainer(cfg)
-    trainer.check_losses()
+    trainer.step.check_losses(1)
     info, size = trainer.train_loader.info, cfg.SOLVER.BATCH_SIZE
     index = torch.arange(size, device=trainer.device) % trainer.train_loader.num_images
     image = torch.randn(size, 3, info.input_size, info.input_size, device=trainer.device)

@@ -16,9 +16,9 @@ from ..errors import UserError
 from . import cifar10, cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (registers)
 from .augment.epoch_plan import EpochPlan
 from .images.decode import View
-from .images.image_check import check_images
 from .info import DatasetInfo
 from .loading.device_loader import DeviceLoader
+from .loading.image_check import check_images
 from .loading.in_memory import decode_all
 from .loading.loader import Batch, Loader
 from .loading.splits import ArraySplit, FileSplit, ImageSplit, Splits, balanced_part, dataset_dict

@@ -15,9 +15,9 @@ from .augment.epoch_plan import derive_seed
 from .folders.class_folders import entries, is_folder
 from .folders.layout import TRAIN, find_parts
 from .images.decode import View
-from .images.image_check import SplitReport, unusable_error
 from .images.stats import FolderCache, measure
 from .info import DatasetInfo
+from .loading.image_check import SplitReport, unusable_error
 from .loading.in_memory import decode_all, decode_chunks
 from .loading.splits import FileSplit, ImageSplit, Splits, dataset_dict
 from .options import Channels, Options, read_options

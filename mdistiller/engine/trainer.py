@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Type
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from .. import distributed
 from ..dataset import Batch
-from ..distillers import DeployedStudent, Distiller
+from ..distillers import Distiller
 from ..registry import Registry
-from . import checkpoint
-from .cfg import to_dict
-from .data_parallel import average_statistics, in_parallel
 from .evaluation.cost import deployed_cost
 from .evaluation.evaluate import evaluate
-from .evaluation.precise_bn import Statistics, estimate_statistics, eval_with, replaced_buffers
+from .evaluation.student import StudentEvaluation
 from .log import run_text
 from .log.logger import RunLogger, SilentLogger, open_logger
 from .meter import EpochMeter
@@ -34,15 +29,10 @@ from .run.progress import Progress
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
-from .solver.ema import StudentAverage
-from .solver.gradients import Part, join_outputs, split_batch
-from .solver.optim import learning_rate, set_learning_rate
-from .solver.parameter_groups import exempt_parameters, lr_scales
-from .solver.soft_labels import with_soft_labels
-from .solver.update_rules import DistillationOriented, SummedLosses, UpdateRule, loss_names
+from .solver.update_rules import DistillationOriented, SummedLosses, UpdateRule
 from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
-from .speed.precision import pick_precision
+from .step import TrainStep
 from .training_state import TrainingState
 
 SYNC_STEPS = 50  # steps between two transfers of losses from the device
@@ -65,9 +55,9 @@ class Trainer:
 
     Attributes:
         update_rule: how the losses of a step change the parameters.
-        average: of the student's weights, which is evaluated and deployed; `None` without `SOLVER.EMA`.
+        step: takes a training step; it holds the optimizer.
+        evaluation: evaluates the student and describes it for its checkpoint.
         state: what is saved and restored: weights, optimizer, progress, random numbers.
-        networks: the student and the teacher in their fastest form; set by `prepare`.
     """
 
     update_rule: Type[UpdateRule] = SummedLosses
@@ -86,25 +76,18 @@ class Trainer:
             self.origin = distributed.run_on_main(partial(origin_of, train_loader, val_loader, distiller.teacher))
         self.references = run_text.read_references(cfg.EXPERIMENT.REFERENCE)
         self.device = next(distiller.parameters()).device
-        self.precision = pick_precision(cfg.SOLVER.AMP, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
-        self.update = self.update_rule(
-            cfg,
-            distiller.get_learnable_parameters(),
-            self.scaler,
-            exempt_parameters(distiller, cfg),
-            lr_scales(distiller, cfg),
-        )
-        self.optimizer = self.update.optimizer
-        self.average = StudentAverage(self.distiller, cfg.SOLVER.EMA) if cfg.SOLVER.EMA > 0 else None
-        self.state = TrainingState(distiller, self.optimizer, self.scaler, cfg, train_loader, self.origin, self.average)
-        self.teacher_accuracy: Dict[str, float] = {}  # percent
-        self.statistics: Statistics = {}  # BatchNorm's, of the last evaluation, where they were re-estimated
         self.stop = StopSignals()
+        self.step = TrainStep(self.distiller, self.update_rule, train_loader, cfg)
+        self.precision = self.step.precision
+        self.evaluation = StudentEvaluation(
+            self.distiller, self.step.average, val_loader, self._sample, self.precision, cfg, lambda: self.stop.check()
+        )
+        self.state = TrainingState(
+            distiller, self.step.optimizer, self.step.scaler, cfg, train_loader, self.origin, self.step.average
+        )
+        self.teacher_accuracy: Dict[str, float] = {}  # percent
         self.save_interval = SaveInterval(cfg.SOLVER.CHECKPOINT_EVERY)
         self.logger: RunLogger = SilentLogger()
-        self.networks: Optional[FastNetworks] = None
-        self._parallel: Optional[nn.Module] = None  # averages gradients over the processes of a group
         # Shifted back by the time that an interrupted process had spent on the epoch.
         self._epoch_start = time.perf_counter()
 
@@ -125,7 +108,7 @@ class Trainer:
             UserError: the folder holds another run, cannot be written to, or has nothing to resume from.
             RunStopped: SIGINT or SIGTERM arrived; the state is saved.
         """
-        self.check_losses()
+        self.step.check_losses(self.progress.epoch + 1)
         with self.folder.claim(resume, overwrite) as resumed:
             notes: List[str] = []
             if resumed:
@@ -186,27 +169,8 @@ class Trainer:
 
     def prepare(self) -> None:
         """Make the networks ready for `train_epoch`: gradient averaging, fast inference form, teacher cache."""
-        self.start_parallel()
-        self.networks = FastNetworks(self.distiller, self.train_loader, self.cfg, self.precision, self.logger.say)
-
-    def start_parallel(self) -> None:
-        """In a process group, average gradients over the processes from now on."""
-        self.distiller.train()
-        if distributed.get_world_size() > 1:
-            self._parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
-            if self.average is not None:
-                self.average.start_parallel(self.cfg.SOLVER.SYNC_BN)
-
-    def check_losses(self) -> None:
-        """Raise a UserError if the update rule cannot use the losses of this distiller; nothing is written."""
-        if type(self.update).check is UpdateRule.check:
-            return
-        size = self.train_loader.info.input_size
-        image, label = torch.zeros(2, 3, size, size, device=self.device), torch.zeros(2, device=self.device).long()
-        with self.precision.autocast():
-            names = loss_names(self.distiller, image=image, target=label, index=label, epoch=self.progress.epoch + 1)
-        if names is not None:
-            self.update.check(names)
+        self.step.start_parallel()
+        self.step.networks = FastNetworks(self.distiller, self.train_loader, self.cfg, self.precision, self.logger.say)
 
     def _announce(self, resumed: bool) -> None:
         loaders = self.train_loader, self.val_loader
@@ -228,9 +192,16 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the epoch in the distiller's memory format, with cached teacher outputs."""
-        assert self.networks is not None, "call prepare first"
         batches = map(self.in_memory_format, self.train_loader.iterate(self.progress.step))
-        return self.networks.serve(batches, self.progress.step)
+        return self._networks.serve(batches, self.progress.step)
+
+    @property
+    def _networks(self) -> FastNetworks:
+        assert self.step.networks is not None, "call prepare first"
+        return self.step.networks
+
+    def _sample(self, num_batches: int) -> Iterator[Batch]:
+        return map(self.in_memory_format, self.train_loader.sample(num_batches))
 
     def in_memory_format(self, batch: Batch) -> Batch:
         """Return a batch whose images have the strides that the distiller expects."""
@@ -243,12 +214,11 @@ class Trainer:
             epoch: counted from 1.
             batches: by default `self.batches()`.
         """
-        assert self.networks is not None, "call prepare first"
         self.distiller.train()
         self.train_loader.set_epoch(epoch)
         num_steps, meter = len(self.train_loader), self.meter
         first_step = (epoch - 1) * num_steps
-        with self._progress_bar(epoch) as bar, self.networks.in_place():
+        with self._progress_bar(epoch) as bar, self._networks.in_place():
             remaining = self.batches() if batches is None else batches
             for step, batch in enumerate(remaining, start=self.progress.step + 1):
                 losses, logits = self.train_step(batch, epoch, first_step + step - 1, num_steps)
@@ -264,7 +234,7 @@ class Trainer:
         seconds = time.perf_counter() - self._epoch_start
         return {
             "epoch": epoch,
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "lr": max(group["lr"] for group in self.step.optimizer.param_groups),
             **meter.averages(),
             "images_per_second": round(meter.images / seconds, 1),
             "seconds": round(seconds, 2),
@@ -283,73 +253,13 @@ class Trainer:
     def train_step(
         self, batch: Batch, epoch: int, global_step: int, steps_per_epoch: int
     ) -> Tuple[Dict[str, Tensor], Tensor]:
-        """Train on one batch; return its scalar losses by name and the student's logits `[B, N]`.
-
-        Args:
-            batch: as `batches` yields it.
-            epoch: counted from 1.
-            global_step: counted from 0 over the run.
-            steps_per_epoch: for the learning rate.
-        """
-        set_learning_rate(self.optimizer, learning_rate(self.cfg, global_step, steps_per_epoch))
-        step, world_size = global_step % steps_per_epoch, distributed.get_world_size()
-        num_images = len(batch["target"]) if world_size == 1 else self.train_loader.images_in(step)
-        parts = split_batch(batch, self.cfg.SOLVER.ACCUMULATE, num_images)
-        self.update.zero_grad()
-        outputs = []
-        for number, part in enumerate(parts, start=1):
-            with self._part_in_use(part, is_last=number == len(parts)):
-                outputs.append((part, *self._add_gradients(part.batch, epoch, num_images)))
-        self.update.step()
-        if self.average is not None:
-            self.average.update()
-        return join_outputs(outputs)
-
-    def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:
-        """Compute the gradients of a part of a step; return its losses and logits. The step has `num_images`."""
-        if "soft_target" in batch or self.cfg.SOLVER.LABEL_SMOOTHING:
-            num_classes = self.train_loader.info.num_classes
-            batch = with_soft_labels(batch, self.cfg.SOLVER.LABEL_SMOOTHING, num_classes)
-        with self.precision.autocast():
-            logits, losses = (self._parallel or self.distiller)(**batch, epoch=epoch)
-        # Distillers written for MDistiller may return a loss for each image; MDistiller averages them too.
-        losses = {name: loss.mean() if loss.ndim else loss for name, loss in losses.items()}
-        # DDP averages over the processes; the result is the mean over all images of the step
-        weight = len(batch["target"]) * distributed.get_world_size() / num_images
-        self.update.backward(losses if weight == 1 else {name: weight * loss for name, loss in losses.items()})
-        return {name: loss.detach() for name, loss in losses.items()}, logits.detach()
-
-    @contextmanager
-    def _part_in_use(self, part: Part, is_last: bool) -> Iterator[None]:
-        """Look up cached teacher outputs for a part; processes exchange gradients after the last one only."""
-        with ExitStack() as stack:
-            if self.networks is not None:
-                stack.enter_context(self.networks.part_in_use(part.batch, part.rows))
-            if isinstance(self._parallel, DistributedDataParallel) and not is_last:
-                stack.enter_context(self._parallel.no_sync())
-            yield
+        """Take a training step; see `TrainStep`."""
+        return self.step(batch, epoch, global_step, steps_per_epoch)
 
     def validate(self) -> Dict[str, float]:
-        """Evaluate on the validation set; return top-1 and top-5 in percent by name.
-
-        With an average of the weights, the accuracies are those of the average, and `plain` is the trained student's.
-        """
-        accuracy = self._evaluate()
-        if self.average is not None:
-            plain = {f"plain_top{k}": accuracy[f"deployed_top{k}"] for k in (1, 5)}
-            with self.average.in_place():
-                accuracy = {**self._evaluate(), **plain}
-        self.progress.last = accuracy
-        return accuracy
-
-    def _evaluate(self) -> Dict[str, float]:
-        average_statistics(self.distiller)
-        if self.cfg.SOLVER.PRECISE_BN:
-            batches = map(self.in_memory_format, self.train_loader.sample(self.cfg.SOLVER.PRECISE_BN))
-            self.statistics = estimate_statistics(self.distiller, batches, self.precision, self.stop.check)
-        self.distiller.eval()
-        forward = partial(eval_with, self.distiller, self.statistics, self.cfg.SOLVER.PRECISE_BN_COMPARE)
-        return evaluate(forward, self.val_loader, self.stop.check)
+        """Evaluate on the validation set; return top-1 and top-5 in percent by name."""
+        self.progress.last = self.evaluation()
+        return self.progress.last
 
     def start_epoch(self, epoch: int) -> None:
         """Reset what is counted within an epoch; `epoch` counts from 1. Timing goes on."""
@@ -377,17 +287,12 @@ class Trainer:
         improved = self.progress.last["deployed_top1"] > self.progress.best.get("deployed_top1", -1.0)
         if improved:
             self.progress.best = {**self.progress.last, "epoch": self.progress.epoch}
-        distributed.run_on_main(partial(self._write, self.deployed_student(), self.state.state_dict(), improved))
+        student, state = self.evaluation.checkpoint(self.progress), self.state.state_dict()
+        keep = self.progress.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0
+        distributed.run_on_main(
+            lambda: self.folder.save_epoch(student, state, self.progress.epoch, improved=improved, keep=keep)
+        )
         self.save_interval.reset()
-
-    def _write(self, student: Dict[str, Any], state: Dict[str, Any], improved: bool) -> None:
-        checkpoint.save(student, self.folder.student_latest)
-        if improved:
-            checkpoint.save(student, self.folder.student_best)
-            checkpoint.save(state, self.folder.best)
-        if self.progress.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
-            checkpoint.save(state, self.folder.kept(self.progress.epoch))
-        checkpoint.save(state, self.folder.latest, self.folder.previous)
 
     def _save_within_epoch(self) -> None:
         fetched = self.meter.sync()
@@ -398,26 +303,7 @@ class Trainer:
     def _write_within_epoch(self, fetched: Dict[int, Dict[str, float]], state: Dict[str, Any]) -> None:
         self._log_steps(fetched, self.progress.epoch * len(self.train_loader))
         self.logger.flush()
-        checkpoint.save(state, self.folder.latest, self.folder.previous)
-
-    def deployed_student(self) -> Dict[str, Any]:
-        """Return the checkpoint of the student as it was in the last evaluation, with the accuracies of that."""
-        last = self.progress.last
-        accuracy = {name: value for name, value in last.items() if not name.startswith(("running_", "plain_"))}
-        if self.distiller.tests_otherwise:
-            accuracy = {f"deployed_top{k}": last[f"bare_top{k}"] for k in (1, 5)}
-        with ExitStack() as stack:
-            if self.average is not None:
-                stack.enter_context(self.average.in_place())
-            stack.enter_context(replaced_buffers(self.distiller, self.statistics))
-            return checkpoint.describe_student(
-                DeployedStudent(self.distiller.student, self.distiller.head),
-                self.cfg.DISTILLER.STUDENT,
-                self.train_loader.info,
-                accuracy,
-                self.progress.epoch,
-                to_dict(self.cfg),
-            )
+        self.folder.save_state(state)
 
 
 @trainer_dict.register("crd_dot")

@@ -13,7 +13,6 @@ from ..distillers import Distiller
 from ..errors import UserError
 from .cfg import to_dict
 from .checkpoint import save
-from .data_parallel import own_statistics
 from .meter import EpochMeter
 from .resume import check_same_config, schedule_changes
 from .run.folder import RunFolder
@@ -21,6 +20,7 @@ from .run.origin import check_origin
 from .run.progress import Progress
 from .run.random_state import get_random_state, set_random_state
 from .run.saved_state import check_state, random_states, saved_origin
+from .solver.data_parallel import own_statistics
 from .solver.ema import StudentAverage, statistics_of_process
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ..dataset.folders.class_folders import images_below
 from ..dataset.images.file_names import picture_suffixes
-from ..dataset.images.image_check import SplitReport
+from ..dataset.loading.image_check import SplitReport
 from ..dataset.loading.in_memory import decode_chunks
 from ..dataset.loading.splits import FileSplit
 from ..errors import UserError

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from ..dataset import DatasetInfo, dataset_dict, get_val_loader
 from ..dataset.images.decode import View
-from ..dataset.images.image_check import SplitReport, unusable_error
+from ..dataset.loading.image_check import SplitReport, unusable_error
 from ..dataset.loading.in_memory import decode_chunks
 from ..dataset.options import read_options
 from ..distillers import DeployedStudent

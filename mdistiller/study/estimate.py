@@ -68,8 +68,8 @@ def _seconds_per_epoch(cell: Cell) -> float:
         num_steps = len(trainer.train_loader)
         count = min(num_steps, WARM_UP_STEPS + TIMED_STEPS)
         marks = []
-        assert trainer.networks is not None
-        with trainer.networks.in_place():
+        assert trainer.step.networks is not None
+        with trainer.step.networks.in_place():
             for step, batch in enumerate(islice(trainer.batches(), count)):
                 trainer.train_step(batch, 1, step, num_steps)
                 synchronize_device(trainer.device)

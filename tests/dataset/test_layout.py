@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mdistiller.dataset import dataset_dict, get_dataset, get_val_loader
-from mdistiller.dataset.images import image_check
-from mdistiller.dataset.images.image_check import check_images
+from mdistiller.dataset.loading import image_check
+from mdistiller.dataset.loading.image_check import check_images
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder
 

@@ -16,6 +16,7 @@ from mdistiller.engine.log.run_text import size_lines
 from mdistiller.engine.meter import NonFiniteLoss
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
+from tests.conftest import with_distiller
 
 
 def settings(root, *overrides, name="run", method="NONE", epochs=2):
@@ -177,8 +178,7 @@ class Exploding(Distiller):
 
 def exploding(root):
     trainer = build_trainer(settings(root, "LOG.WANDB", "False"))
-    trainer.distiller = Exploding(trainer.distiller.student, None, None)
-    return trainer
+    return with_distiller(trainer, Exploding(trainer.distiller.student, None, None))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_state(image_folder):
@@ -325,7 +325,7 @@ class OwnTest(Distiller):
 
 def test_a_forward_test_of_its_own_is_told_from_the_student_that_is_saved(image_folder, capsys):
     trainer = build_trainer(settings(image_folder))
-    trainer.distiller = OwnTest(trainer.distiller.student)
+    trainer = with_distiller(trainer, OwnTest(trainer.distiller.student))
     trainer.train()
     assert "note: NONE tests by a forward_test of its own" in capsys.readouterr().out
     saved = checkpoint.read_checkpoint(trainer.folder.student_latest)["accuracy"]

@@ -43,7 +43,7 @@ def test_steps_of_the_trainer(image_folder, trainer, method):
             with gpu.step(method):
                 losses, logits = trainer.train_step(trainer.in_memory_format(batch), 1, step, len(loader))
                 trainer.meter.add(step, losses, logits, batch)
-        state = [value for entry in trainer.optimizer.state.values() for value in entry.values()]
+        state = [value for entry in trainer.step.optimizer.state.values() for value in entry.values()]
         assert state
         assert all(value.device == gpu.device for value in state)
 

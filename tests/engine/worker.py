@@ -38,9 +38,9 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
     trainer = build_trainer(settings(f"{folder}/images", *OPTIONS, *rate, *recipe, method=method, name=name))
     if double:
         trainer.distiller.double()
-        if trainer.average is not None:
-            trainer.average.averaged.double()
-    trainer.start_parallel()
+        if trainer.step.average is not None:
+            trainer.step.average.averaged.double()
+    trainer.step.start_parallel()
     first = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
     losses: List[Dict[str, Any]] = []
     step = epoch = 0
@@ -54,8 +54,8 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
             step += 1
         losses.append({**trainer.meter.sync(), "averages": trainer.meter.averages()})
     state = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
-    if trainer.average is not None:
-        averages = trainer.average.averaged.module.state_dict()
+    if trainer.step.average is not None:
+        averages = trainer.step.average.averaged.module.state_dict()
         state.update({f"average.{key}": value.clone() for key, value in averages.items()})
     accuracy = trainer.validate()
     return {
@@ -63,7 +63,7 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
         "state": state,
         "losses": losses,
         "accuracy": accuracy,
-        "statistics": trainer.statistics,
+        "statistics": trainer.evaluation.statistics,
         "own_after": {
             **{key: value for key, value in state.items() if key.startswith("average.")},
             **{key: value.clone() for key, value in trainer.distiller.state_dict().items()},

@@ -40,7 +40,7 @@ def test_compiled(images, method, mode):
 def test_a_run(images, method, options):
     trainer = build_trainer(settings(images, "CRD.NCE.K", "8", *options, method=method))
     trainer.train()
-    assert trainer.scaler.is_enabled() == ("fp16" in options)
+    assert trainer.step.scaler.is_enabled() == ("fp16" in options)
     assert losses(trainer)[1] < 2 * losses(trainer)[0]
 
 

@@ -98,8 +98,9 @@ def child(kill: Optional[Kill], arguments: List[str]) -> None:
 
 
 def _arm(kill: Kill) -> None:
-    from mdistiller.engine import checkpoint
-    from mdistiller.engine import trainer as loop
+    from mdistiller.engine.evaluation.student import StudentEvaluation
+    from mdistiller.engine.run.folder import RunFolder
+    from mdistiller.engine.trainer import Trainer
 
     present, entered = ["outside"], {"n": 0}
 
@@ -124,9 +125,10 @@ def _arm(kill: Kill) -> None:
 
         setattr(owner, name, call)
 
-    within("step", loop.Trainer, "train_step")
-    within("save", checkpoint, "save")
-    within("evaluation", loop, "evaluate")
+    within("step", Trainer, "train_step")
+    within("save", RunFolder, "save_epoch")
+    within("save", RunFolder, "save_state")
+    within("evaluation", StudentEvaluation, "__call__")
 
 
 def killed_and_resumed(arguments: List[str], folder: Path, kills: List[Kill]) -> Tuple[List[str], str]:

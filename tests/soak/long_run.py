@@ -58,7 +58,7 @@ def main() -> None:
     smaller = "DATASET.TRAIN_FRACTION 0.1 SOLVER.EPOCHS 1000000 SOLVER.SCHEDULE step LOG.TENSORBOARD_FREQ 5"
     own = ["LOG.PREFIX", args.folder, "EXPERIMENT.NAME", "run", "SOLVER.CHECKPOINT_EVERY", "20 steps"]
     trainer = build_trainer(load_cfg(str(REPO / "configs/demo/sfakd.yaml"), [*smaller.split(), *own]))
-    save, samples, end = trainer._save, [], time.monotonic() + 60 * args.minutes
+    save, samples, end = trainer.save, [], time.monotonic() + 60 * args.minutes
     shown = 0.0
 
     def looking(*given: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.dataset.images.test_image_check import FAULTY
+from tests.dataset.loading.test_image_check import FAULTY
 
 # overrides, and what each line of stderr begins with; first single faults, then several at once
 CONFIGURATIONS = [

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ..images.decode import View
-from ..images.image_check import ImageReport, SplitReport, inspect_image, usable_indices
+from .image_check import ImageReport, SplitReport, inspect_image, usable_indices
 from .splits import ArraySplit, ImageSplit
 
 CHUNK = 1024  # images

@@ -17,11 +17,11 @@ from ...errors import UserError
 from ..augment.epoch_plan import EpochPlan, derive_seed
 from ..augment.policy import ImagePolicy
 from ..images.decode import View, decode_region
-from ..images.image_check import unusable_error
 from ..images.orientation import upright_size
 from ..info import DatasetInfo
 from ..options import Options
 from .encoded import UnusableImage
+from .image_check import unusable_error
 from .loader import Batch, Loader
 from .splits import ImageSplit
 from .workers import explain_worker_deaths, ignore_signals, kill_workers, signals_blocked, worker_context

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ...dataset import Batch
 from ...distillers import Distiller
-from ..data_parallel import average_statistics
 from ..run.random_state import keep_random_state
+from ..solver.data_parallel import average_statistics
 from ..speed.precision import Precision
 
 Statistics = Dict[str, Tensor]  # running means and variances `[C]` by their names in the distiller

@@ -6,12 +6,13 @@ import os
 import shutil
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 from ... import distributed, torchrun
 from ...atomic_files import replace_text, writing_to
 from ...errors import UserError
 from ...paths import check_not_device, expanded
+from ..checkpoint import save
 from .lock import check_free, lock_file, locked
 
 LAUNCHER = ".launcher"  # holds the name of the torchrun job that wrote the run; see `torchrun.py`
@@ -148,3 +149,27 @@ class RunFolder:
             raise UserError(f"cannot write to {self.path} ({reason}); set LOG.PREFIX to another folder") from None
         if torchrun.name():
             replace_text(self.path / LAUNCHER, torchrun.name())
+
+    def save_epoch(
+        self, student: Dict[str, Any], state: Dict[str, Any], epoch: int, improved: bool, keep: bool
+    ) -> None:
+        """Save what an epoch ends with.
+
+        Args:
+            student: checkpoint of the deployed student.
+            state: to resume from.
+            epoch: counted from 1.
+            improved: whether the student is the best one so far.
+            keep: whether the state also gets a file of its own.
+        """
+        save(student, self.student_latest)
+        if improved:
+            save(student, self.student_best)
+            save(state, self.best)
+        if keep:
+            save(state, self.kept(epoch))
+        self.save_state(state)
+
+    def save_state(self, state: Dict[str, Any]) -> None:
+        """Save the state to resume from; the one before stays as `previous`."""
+        save(state, self.latest, self.previous)

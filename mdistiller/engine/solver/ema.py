@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ... import distributed
 from ...distillers import DeployedStudent, Distiller
 from ...errors import UserError
-from ..data_parallel import convert_sync_bn, own_statistics
+from .data_parallel import convert_sync_bn, own_statistics
 
 
 def decay_of(step: int, decay: float) -> float:

@@ -305,26 +305,26 @@ def test_the_statistics_are_of_batches_of_their_own(make: Callable[..., Trainer]
             expected.forward_eval(batch["image"])
     names = [name for name, _ in expected.named_buffers() if name.endswith(("running_mean", "running_var"))]
     names = [name for name in names if not name.startswith("teacher.")]
-    assert trainer.statistics.keys() == set(names)
+    assert trainer.evaluation.statistics.keys() == set(names)
     assert len(names) == 2 * len(norms)
-    for name, value in trainer.statistics.items():
+    for name, value in trainer.evaluation.statistics.items():
         torch.testing.assert_close(value, expected.get_buffer(name))
 
 
 def test_all_modules_of_a_forward_test_count(make: Callable[..., Trainer]) -> None:
     trainer = make("run", "OWN")
     trainer.train()
-    assert {"norm.running_mean", "norm.running_var", "student.bn1.running_var"} <= trainer.statistics.keys()
-    assert not [name for name in trainer.statistics if name.startswith("spare")]
+    assert {"norm.running_mean", "norm.running_var", "student.bn1.running_var"} <= trainer.evaluation.statistics.keys()
+    assert not [name for name in trainer.evaluation.statistics if name.startswith("spare")]
 
 
 def test_a_second_evaluation_is_the_same(make: Callable[..., Trainer]) -> None:
     trainer = make("run", "SIMKD")
     trainer.train()
-    before, accuracy = trainer.statistics, dict(trainer.progress.last)
+    before, accuracy = trainer.evaluation.statistics, dict(trainer.progress.last)
     assert trainer.validate() == accuracy
-    assert before.keys() == trainer.statistics.keys()
-    assert all(torch.equal(value, trainer.statistics[name]) for name, value in before.items())
+    assert before.keys() == trainer.evaluation.statistics.keys()
+    assert all(torch.equal(value, trainer.evaluation.statistics[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize(("method", "ending"), [("SFAKD", "signal"), ("NONE", "crash")])
@@ -359,7 +359,9 @@ def test_more_batches_than_there_are(make: Callable[..., Trainer]) -> None:
     many, all_full = make("many", "NONE", 1000), make("all", "NONE", 4)
     for trainer in (many, all_full):
         trainer.train()
-    assert all(torch.equal(value, all_full.statistics[name]) for name, value in many.statistics.items())
+    assert all(
+        torch.equal(value, all_full.evaluation.statistics[name]) for name, value in many.evaluation.statistics.items()
+    )
 
 
 class NoNorm(nn.Module):
@@ -379,6 +381,6 @@ def test_a_student_without_batch_norm_costs_nothing(make: Callable[..., Trainer]
     trainer = _with_distiller(trainer, trainer.distiller)
     trainer.train_loader.sample = lambda number: iter(lambda: 1 / 0, None)  # type: ignore[assignment, return-value]
     trainer.train()
-    assert trainer.statistics == {}
+    assert trainer.evaluation.statistics == {}
     assert "running_top1" not in rows(trainer)[-1]
     assert "running statistics" not in trainer.folder.worklog.read_text()

@@ -17,6 +17,7 @@ from mdistiller.engine.log.tensorboard import records
 from mdistiller.engine.run.signals import STATUS, RunStopped
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
+from tests.conftest import with_distiller
 from tests.engine.test_trainer import rows, settings
 from tests.soak.kill_and_resume import differences
 
@@ -47,7 +48,7 @@ def built(folder, name, method="KD", trainer="base", every="2 steps", epochs=3, 
     ]
     made = build_trainer(settings(folder, *own, *more, name=name, method=method, epochs=epochs))
     if wrap is not None:
-        made.distiller = wrap(made.distiller.student)
+        return with_distiller(made, wrap(made.distiller.student))
     return made
 
 
@@ -119,7 +120,7 @@ def test_with_parameters_that_take_no_weight_decay(folder, trainer):
         return built(folder, name, "SFAKD", trainer, more=more)
 
     whole = make("whole")
-    assert {group["weight_decay"] for group in whole.optimizer.param_groups[:2]} == {1e-4, 0.0}
+    assert {group["weight_decay"] for group in whole.step.optimizer.param_groups[:2]} == {1e-4, 0.0}
     whole.train()
     resumed = crashed_and_resumed(STEPS + 5, make)
     assert differences(whole.folder.path, resumed.folder.path) == []
@@ -287,7 +288,7 @@ def test_a_signal_while_saving_lets_it_finish(folder, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         save(content, path, previous)
 
-    monkeypatch.setattr(checkpoint, "save", signalled)
+    monkeypatch.setattr("mdistiller.engine.run.folder.save", signalled)
     with pytest.raises(RunStopped):
         part.train()
     assert calls == ["latest.pth", "latest.pth"]  # at the signal, and where the run ends

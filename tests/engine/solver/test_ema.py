@@ -73,8 +73,8 @@ def test_the_average_is_deployed_and_training_does_not_change(image_folder, teac
     }
     assert "without the average" in run.folder.worklog.read_text()
 
-    assert run.average is not None
-    averages = run.average.averaged.module.backbone.state_dict()
+    assert run.step.average is not None
+    averages = run.step.average.averaged.module.backbone.state_dict()
     student = checkpoint.read_checkpoint(run.folder.student_latest)
     assert all(torch.equal(student["model"][key], value) for key, value in averages.items())
     assert not torch.equal(student["model"]["conv1.weight"], run.distiller.student.conv1.weight)
@@ -87,8 +87,8 @@ def test_the_average_is_deployed_and_training_does_not_change(image_folder, teac
 def test_precise_statistics_are_those_of_the_average(image_folder) -> None:  # type: ignore[no-untyped-def]
     run = build_trainer(settings(image_folder, "SOLVER.EMA", "0.8", "SOLVER.PRECISE_BN", "2", epochs=1))
     run.train()
-    assert run.average is not None
-    own = run.average.averaged.module.backbone
+    assert run.step.average is not None
+    own = run.step.average.averaged.module.backbone
     saved = checkpoint.read_checkpoint(run.folder.student_latest)["model"]
     assert torch.equal(saved["conv1.weight"], own.conv1.weight)
     assert not torch.equal(saved["bn1.running_mean"], own.bn1.running_mean)

@@ -125,7 +125,7 @@ def test_parts_take_the_teachers_outputs_from_the_cache(image_folder: Path) -> N
         more[3] = choice
         runs[choice] = build_trainer(settings(image_folder, *more, method="KD", name=choice, epochs=2))
         runs[choice].train()
-    networks = runs["memory"].networks
+    networks = runs["memory"].step.networks
     assert networks is not None
     cached = networks._teacher
     assert isinstance(cached, CachedTeacher)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import distributed
-from ..distillers import Distiller
+from ... import distributed
+from ...distillers import Distiller
 
 
 def in_parallel(distiller: Distiller, sync_bn: bool) -> nn.Module:

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...errors import UserError
-from ..loading.encoded import EncodedSplit, Transform, UnusableImage
-from ..loading.splits import ImageSplit
-from ..loading.workers import explain_worker_deaths
-from .decode import decode_region
-from .orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
-from .stats import FolderCache
+from ..images.decode import decode_region
+from ..images.orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
+from ..images.stats import FolderCache
+from .encoded import EncodedSplit, Transform, UnusableImage
+from .splits import ImageSplit
+from .workers import explain_worker_deaths
 
 log = logging.getLogger("mdistiller")
 

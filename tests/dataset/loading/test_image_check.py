@@ -17,7 +17,7 @@ from PIL import Image
 
 from mdistiller import cli
 from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader
-from mdistiller.dataset.images import image_check
+from mdistiller.dataset.loading import image_check
 from mdistiller.errors import UserError, dead_worker
 from tests.conftest import REPO, make_image_folder
 from tests.processes import run_python

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mdistiller import distributed
-from mdistiller.engine.data_parallel import convert_sync_bn, own_statistics
+from mdistiller.engine.solver.data_parallel import convert_sync_bn, own_statistics
 from tests.processes import run_python
 
 

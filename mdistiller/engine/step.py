@@ -1,0 +1,132 @@
+"""A training step: forward and backward passes in parts, the update, and the average of the student's weights."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import Any, Dict, Iterator, Optional, Tuple, Type
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from yacs.config import CfgNode
+
+from .. import distributed
+from ..dataset import Batch
+from ..distillers import Distiller
+from .solver.data_parallel import in_parallel
+from .solver.ema import StudentAverage
+from .solver.gradients import Part, join_outputs, split_batch
+from .solver.optim import learning_rate, set_learning_rate
+from .solver.parameter_groups import exempt_parameters, lr_scales
+from .solver.soft_labels import with_soft_labels
+from .solver.update_rules import UpdateRule, loss_names
+from .speed.fast_networks import FastNetworks
+from .speed.precision import pick_precision
+
+
+class TrainStep:
+    """Trains a distiller on one batch after another.
+
+    Args:
+        distiller: on its device and in its memory format.
+        update_rule: how the losses of a step change the parameters.
+        train_loader: of the batches; `None` for a benchmark of steps in one process.
+        cfg: the resolved configuration.
+
+    Attributes:
+        precision: of the forward passes.
+        update, optimizer, scaler: what changes the parameters.
+        average: of the student's weights; `None` without `SOLVER.EMA`.
+        networks: the student and the teacher in their fastest form; `None` for the networks as built.
+    """
+
+    def __init__(self, distiller: Distiller, update_rule: Type[UpdateRule], train_loader: Any, cfg: CfgNode) -> None:
+        self.distiller = distiller
+        self.train_loader = train_loader
+        self.cfg = cfg
+        device = next(distiller.parameters()).device
+        self.precision = pick_precision(cfg.SOLVER.AMP, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.needs_scaler)
+        self.update = update_rule(
+            cfg,
+            distiller.get_learnable_parameters(),
+            self.scaler,
+            exempt_parameters(distiller, cfg),
+            lr_scales(distiller, cfg),
+        )
+        self.optimizer = self.update.optimizer
+        self.average = StudentAverage(distiller, cfg.SOLVER.EMA) if cfg.SOLVER.EMA > 0 else None
+        self.networks: Optional[FastNetworks] = None
+        self._parallel: Optional[nn.Module] = None  # averages gradients over the processes of a group
+
+    def check_losses(self, epoch: int) -> None:
+        """Raise a UserError if the update rule cannot use the losses of this distiller.
+
+        Args:
+            epoch: the next one, counted from 1.
+        """
+        if type(self.update).check is UpdateRule.check:
+            return
+        size, device = self.train_loader.info.input_size, next(self.distiller.parameters()).device
+        image, label = torch.zeros(2, 3, size, size, device=device), torch.zeros(2, device=device).long()
+        with self.precision.autocast():
+            names = loss_names(self.distiller, image=image, target=label, index=label, epoch=epoch)
+        if names is not None:
+            self.update.check(names)
+
+    def start_parallel(self) -> None:
+        """In a process group, average gradients over the processes from now on."""
+        self.distiller.train()
+        if distributed.get_world_size() > 1:
+            self._parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
+            if self.average is not None:
+                self.average.start_parallel(self.cfg.SOLVER.SYNC_BN)
+
+    def __call__(
+        self, batch: Batch, epoch: int, global_step: int, steps_per_epoch: int
+    ) -> Tuple[Dict[str, Tensor], Tensor]:
+        """Train on one batch; return its scalar losses by name and the student's logits `[B, N]`.
+
+        Args:
+            batch: in the distiller's memory format.
+            epoch: counted from 1.
+            global_step: counted from 0 over the run.
+            steps_per_epoch: for the learning rate.
+        """
+        set_learning_rate(self.optimizer, learning_rate(self.cfg, global_step, steps_per_epoch))
+        step, world_size = global_step % steps_per_epoch, distributed.get_world_size()
+        num_images = len(batch["target"]) if world_size == 1 else self.train_loader.images_in(step)
+        parts = split_batch(batch, self.cfg.SOLVER.ACCUMULATE, num_images)
+        self.update.zero_grad()
+        outputs = []
+        for number, part in enumerate(parts, start=1):
+            with self._part_in_use(part, is_last=number == len(parts)):
+                outputs.append((part, *self._add_gradients(part.batch, epoch, num_images)))
+        self.update.step()
+        if self.average is not None:
+            self.average.update()
+        return join_outputs(outputs)
+
+    def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:
+        """Compute the gradients of a part of a step; return its losses and logits. The step has `num_images`."""
+        if "soft_target" in batch or self.cfg.SOLVER.LABEL_SMOOTHING:
+            num_classes = self.train_loader.info.num_classes
+            batch = with_soft_labels(batch, self.cfg.SOLVER.LABEL_SMOOTHING, num_classes)
+        with self.precision.autocast():
+            logits, losses = (self._parallel or self.distiller)(**batch, epoch=epoch)
+        # Distillers written for MDistiller may return a loss for each image; MDistiller averages them too.
+        losses = {name: loss.mean() if loss.ndim else loss for name, loss in losses.items()}
+        # DDP averages over the processes; the result is the mean over all images of the step.
+        weight = len(batch["target"]) * distributed.get_world_size() / num_images
+        self.update.backward(losses if weight == 1 else {name: weight * loss for name, loss in losses.items()})
+        return {name: loss.detach() for name, loss in losses.items()}, logits.detach()
+
+    @contextmanager
+    def _part_in_use(self, part: Part, is_last: bool) -> Iterator[None]:
+        """Look up cached teacher outputs for a part; processes exchange gradients after the last one only."""
+        with ExitStack() as stack:
+            if self.networks is not None:
+                stack.enter_context(self.networks.part_in_use(part.batch, part.rows))
+            if isinstance(self._parallel, DistributedDataParallel) and not is_last:
+                stack.enter_context(self._parallel.no_sync())
+            yield
