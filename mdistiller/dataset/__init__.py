@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..errors import UserError
-from . import cifar10, cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (registers)
+from . import cifar10, cifar100, fashion_demo, huggingface, imagefolder, imagenet, tiny_imagenet, webdataset  # noqa: F401 (register)  # noqa: F401
 from .augment.epoch_plan import EpochPlan
 from .images.decode import View
 from .info import DatasetInfo
