@@ -155,10 +155,9 @@ def usable_indices(split: ImageSplit, findings: SplitReport, corrupt: str, role:
     keep[list(findings.unusable)] = False
     lost = set(split.targets.tolist()) - set(split.targets[keep].tolist())
     if lost:
+        of_classes = "" if len(faults) == total else f" in {len(lost)} of the classes"
         first = next(fault for index, fault in findings.unusable.items() if int(split.targets[index]) in lost)
-        raise UserError(
-            f"no {role} image can be read in {len(lost)} of the classes, for example {first}; replace or convert some"
-        )
+        raise UserError(f"no {role} image can be read{of_classes}, for example {first}; replace or convert some")
     named = _first_few(faults)
     log.warning("left out %d of %d %s images that cannot be read: %s", len(faults), total, role, named)
     return keep.nonzero().squeeze(1)
