@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ..folders.layout import TRAIN, VAL_NAMES, find_parts, part_of
-from ..imagefolder import LAYOUT
 from ..images.file_names import suffix_of
 from ..loading.image_check import check_images
 from ..loading.splits import FileSplit
@@ -21,6 +20,7 @@ from .index import LABEL, Shards, scan_shard, write_index
 log = logging.getLogger("mdistiller")
 
 VAL = VAL_NAMES[0]
+LAYOUT = "expected an image folder with train/<class>/<image> and val/<class>/<image>"
 
 
 def make_shards(
