@@ -89,6 +89,9 @@ def scan_shard(path: Path, num_classes: int) -> Shard:
                     content = tar.extractfile(member)
                     text = b"" if content is None else content.read(20)
                     labels[folder + slash + stem] = _label(text, num_classes, f"{path}: {member.name}")
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut header for the end
+                raise tarfile.ReadError("unexpected end of data")
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"the shard {path} cannot be read ({' '.join(str(error).split())}); expected a complete tar file that is"
