@@ -126,6 +126,8 @@ def test_a_single_file_and_a_held_out_part(load: Make, image_folder: Path, tmp_p
     assert (train.num_images, val.num_images) == (9, 3)
     cfg = make_cfg(TYPE="huggingface", ROOT=str(tmp_path / "all.parquet"), VAL_FRACTION=0.25, **GIVEN)
     assert torch.equal(get_val_loader(cfg, "cpu").targets, val.targets)
+    streamed, _ = load(tmp_path / "all.parquet", VAL_FRACTION=0.25, IN_MEMORY="no", MEAN=None, STD=None)
+    assert torch.equal(streamed.targets, train.targets)
 
 
 def test_other_columns(load: Make, image_folder: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Loader:
     A batch is a dict with
 
     - "image": float32 [B, 3, S, S], normalized, with channels_last strides;
-    - "target": int64 [B], labels;
+    - "target": int64 [B], labels; −1 for an image without one;
     - "index": int64 [B], indices of the images in the split;
     - "soft_target": float32 [B, N], the labels in the proportions of the images, if images are mixed; "target" then is
       the label with the larger share;
