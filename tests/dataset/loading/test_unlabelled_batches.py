@@ -66,7 +66,7 @@ def test_a_joined_batch_by_hand() -> None:
 
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
 def test_passes_follow_each_other_through_all_epochs(load: Make, in_memory: str) -> None:
-    loader = load(IN_MEMORY=in_memory)
+    loader = load(IN_MEMORY=in_memory, NUM_WORKERS=2)
     assert (len(loader), loader.num_images, loader.num_indices) == (3, 12, 19)
     batches = batches_of(loader, epochs=7)
     other: List[int] = []
