@@ -79,11 +79,11 @@ def read_data(
     folder, val_folder = _folder(train, "train_data"), _folder(val, "val_data")
     if folder is not None and (val is None or (val_folder == folder and is_folder(folder / TRAIN))):
         return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder)})
+    if folder is not None and val_folder is not None and _are_one_root(folder, val_folder):
+        return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder.parent)})
     train_part = read_part(train, "train_data")
     if val is None:
         raise UserError("val_data is missing; give a folder or a Dataset whose images the networks are not trained on")
-    if folder is not None and val_folder is not None and _are_one_root(folder, val_folder):
-        return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder.parent)})
     val_part = read_part(val, "val_data")
     names = class_names(classes, train_part, val_part, otherwise=otherwise)
     return GivenData({"DATASET.TYPE": NAME}, lambda cfg: _splits(cfg, train_part, val_part, names))

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from ..dataset import DatasetInfo, Splits, dataset_dict, get_val_loader
 from ..dataset.given import NAME, given_data
+from ..dataset.loading.dataset_split import DatasetSplit
 from ..dataset.options import read_options
 from ..engine.cfg import cfg_from
 from ..engine.evaluation.confusion import Confusion
@@ -113,6 +114,9 @@ def _loader(model: nn.Module, data: Optional[Data], keys: Dict[str, Any], device
             assert options.statistics is not None
             info = DatasetInfo(NAME, classes, options.input_size, *options.statistics)
             return Splits(part.split, part.split, info, options=options)
+
+        if isinstance(part.split, DatasetSplit):
+            keys["DATASET.NUM_WORKERS"] = 0  # a user's Dataset may not allow threads
 
         with given_data(make):
             loader = get_val_loader(cfg_from(nested({**keys, "DATASET.TYPE": NAME}), SOURCE), device)

@@ -163,6 +163,34 @@ def test_class_names_of_a_dataset(image_folder, quick):
     assert isinstance(result.load().source.info, DatasetInfo)
 
 
+def test_the_command_line_refuses_a_run_of_objects(command, image_folder, quick):
+    pictures = Pictures(image_folder / "train"), Pictures(image_folder / "val")
+    run = mdistiller.distill(OwnNet(), None, *pictures, method="NONE", output="out/objects", **quick)
+    status, _, err = command("train", "--cfg", run.folder / "config.yaml", "EXPERIMENT.NAME", "again")
+    assert status == 2 and "the model python:student.OwnNet was given as an object in Python" in err
+    code = ["-m", "tests.api.conftest:OwnNet", "-c", run.student, "--no-speed"]
+    status, _, err = command("eval", *code)
+    assert status == 2 and "data that were given in Python" in err
+    status, _, err = command("eval", *code, "-d", "imagefolder", "DATASET.ROOT", image_folder)
+    assert status == 2 and "knows class 0 as '0'" in err  # the labels had no names
+    found = mdistiller.evaluate(run.load(), pictures[1])
+    assert found["top1"] == run.summary["best"]["deployed_top1"]
+
+
+@pytest.mark.usefixtures("registries_as_before")
+def test_a_plug_in(image_folder, quick):
+    with open("mine.py", "w", encoding="utf-8") as file:
+        file.write(
+            "from mdistiller.distillers import register\nfrom mdistiller.distillers.KD import KD\n\n"
+            "@register('MINE')\nclass Mine(KD):\n    pass\n"
+        )
+    models = OwnNet(), OwnNet(16)
+    settings = {"PLUGINS": ["mine.py"]}
+    mine = mdistiller.distill(*models, image_folder, method="MINE", output="out/mine", settings=settings, **quick)
+    kd = mdistiller.distill(*models, image_folder, method="KD", output="out/kd", **quick)
+    assert_equal(weights(mine), weights(kd))
+
+
 def test_the_docs_name_every_option():
     table = re.findall(r"`(\w+)` \| `([A-Z_.]+)`", (REPO / "docs/python.md").read_text(encoding="utf-8"))
     assert dict(table) == OPTIONS and len(table) == len(OPTIONS)

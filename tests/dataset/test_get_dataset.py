@@ -177,5 +177,5 @@ def test_seeds_never_change() -> None:
 
 
 def test_names() -> None:
-    names = {"cifar10", "cifar100", "imagefolder", "fashion_demo", "imagenet", "tiny_imagenet", "python"}
-    assert names == set(dataset_dict)
+    folders = {"imagefolder", "imagenet", "tiny_imagenet", "webdataset", "huggingface"}
+    assert {"cifar10", "cifar100", "fashion_demo", "python", *folders} == set(dataset_dict)

@@ -25,7 +25,7 @@ def test_a_hostile_checkpoint_runs_nothing(command, student_file, image_folder):
         with open("hostile.py", "w", encoding="utf-8") as file:
             file.write("open('hacked', 'w').close()\n")
         torch.save({**content, "arch": arch, "arguments": {"command": "touch hacked"}}, student_file)
-        calls = (("predict", image_folder / "val"), ("export", "--format", "safetensors"), ("export",))
+        calls = (("predict", image_folder / "val"), ("export", "--format", "safetensors"))
         for tool, *arguments in calls:
             status, out, err = command(tool, "-c", student_file, *arguments)
             assert (status, out, len(err.splitlines())) == (2, "", 1), err

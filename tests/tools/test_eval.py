@@ -138,6 +138,7 @@ BAD = [
     (("--split", "test"), "--split test lacks the classes class_2, unlike train/ in .*images; give both the same"),
     (("--split", "test", "-d", "fashion_demo"), "--split test needs an image folder, given fashion_demo; leave it out"),
     (("--split", "test", "-d", "imagefold"), "unknown data set 'imagefold'; did you mean imagefolder"),
+    (("-d", "python"), "DATASET.TYPE python stands for data that were given in Python .*; give a data set: -d image"),
     (("--split", "more"), "--split more has the classes class_3, unlike train/ in"),
     (("--split", "flat"), "flat holds no class folders; expected .*flat/<class>/<image>"),
     (("--split", "hollow"), "the class folders class_0, class_1, class_2 of .*hollow hold no image"),

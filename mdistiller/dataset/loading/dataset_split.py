@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...errors import UserError
 from ..images.orientation import upright
 from ..images.pictures import as_picture
-from .splits import Transform, UnusableImage
+from .encoded import Transform, UnusableImage
 
 READ_TWICE = 8  # images, to find random transforms
 SAMPLED = 64  # images whose pixels identify a set
