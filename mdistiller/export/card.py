@@ -16,9 +16,7 @@ MAX_CLASSES = 100  # named in a card
 NOT_STATED = "not stated; ask who trained it before you pass this model on (`--teacher-license`)"
 
 
-def model_card(
-    source: Source, title: str, precision: str, teacher_license: str = "", form: str = "safetensors"
-) -> str:
+def model_card(source: Source, title: str, precision: str, teacher_license: str = "", form: str = "safetensors") -> str:
     """Return the card without the proof.
 
     Folders of this machine do not appear in it.

@@ -30,6 +30,7 @@ from .source import Source, read_source, training_pixels
 
 log = logging.getLogger("mdistiller")
 
+
 @dataclass(frozen=True)
 class Result:
     """A finished export.

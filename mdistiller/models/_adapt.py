@@ -129,23 +129,6 @@ def insert(model: nn.Module, mixin: Type[Mixin], name: str, **attributes: Any) -
     return inserted
 
 
-class LogitsModel(AdaptedModel):
-    """A model that computes only its logits, by its own `forward`."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict[str, Any]]:
-        output = super(AdaptedModel, self).forward(*args, **kwargs)
-        return (output if isinstance(output, Tensor) else standardise_output(output, self.adapted_name)[0]), {}
-
-
-def with_logits_alone(model: nn.Module) -> nn.Module:
-    """Make an adapted model a `LogitsModel`, in place, and return it; any other model is returned unchanged."""
-    if not isinstance(model, AdaptedModel):
-        return model
-    name, changed = model.adapted_name, model
-    changed.__class__ = type(model).__bases__[1]
-    return insert(changed, LogitsModel, name)
-
-
 def noise(model: nn.Module, input_size: int, num_images: int = 2) -> Tensor:
     """Return images `[num_images, 3, input_size, input_size]` of fixed noise, on the device of `model`."""
     first = next(model.parameters(), torch.zeros(()))

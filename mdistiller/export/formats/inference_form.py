@@ -6,7 +6,7 @@ Shapes: `N` images, `S` side in pixels, `C` channels, `H`/`W` height and width o
 from __future__ import annotations
 
 import copy
-from typing import List, Sequence, Set, Union
+from typing import Any, Dict, List, Sequence, Set, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from ...distillers import DeployedStudent
 from ...distillers._spectral import FrequencyBranch
 from ...distillers.SFAKD import Fusion
 from ...engine.speed.fold_batchnorm import fold_batchnorm
-from ...models._adapt import with_logits_alone
+from ...models._adapt import AdaptedModel, insert
+from ...models._outputs import standardise_output
 
 
 class CircularConvolution(nn.Module):
@@ -112,6 +113,23 @@ def _without_unused(model: nn.Module, image: Tensor) -> nn.Module:
         if own and module not in called and name not in used and not list(module.children()):
             _replace(model, name, nn.Identity())
     return model.requires_grad_(False)
+
+
+class LogitsModel(AdaptedModel):
+    """A model that computes only its logits, by its own `forward`."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict[str, Any]]:
+        output = super(AdaptedModel, self).forward(*args, **kwargs)
+        return (output if isinstance(output, Tensor) else standardise_output(output, self.adapted_name)[0]), {}
+
+
+def with_logits_alone(model: nn.Module) -> nn.Module:
+    """Make an adapted model a `LogitsModel`, in place, and return it; any other model is returned unchanged."""
+    if not isinstance(model, AdaptedModel):
+        return model
+    name, changed = model.adapted_name, model
+    changed.__class__ = type(model).__bases__[1]
+    return insert(changed, LogitsModel, name)
 
 
 class InferenceForm(nn.Module):

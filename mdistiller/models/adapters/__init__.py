@@ -11,6 +11,7 @@ from typing import Any, Dict, Mapping, Optional
 from torch import Tensor, nn
 
 from ...errors import UserError
+from .._adapt import evaluation_mode, noise, running_on
 from . import timm_models, torchvision_models, user_models
 from .own_input import InputSpec
 
@@ -56,6 +57,8 @@ def build(
         return user_models.adapt(model, name, num_classes, input_size, features)
     model = LIBRARIES[library].build(model_name, num_classes, input_size, arguments)
     if kind == "torchvision":
+        with evaluation_mode(model), running_on(name, input_size):
+            model(noise(model, input_size))
         return user_models.infer_outputs(model, name, num_classes, input_size, features)
     if features:
         raise UserError(f"the features of {name} come from timm itself; leave STUDENT_FEATURES or TEACHER_FEATURES out")
