@@ -21,14 +21,13 @@ sys.meta_path.insert(0, Refuse())
 
 
 @pytest.mark.usefixtures("onnx_libraries")
-def test_the_five_lines_classify_a_picture(exported, session_folder, tmp_path, started):
+def test_the_five_lines_classify_a_picture(exported, session_folder, started):
     text = (REPO / "docs" / "deploy.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
-    assert len(block.split("\n\n")[1].splitlines()) == 5
-    (tmp_path / "classify.py").write_text(FORBIDDEN + block, encoding="utf-8")
+    (lines,) = re.findall(r"^```bash\npython3 -c '\n(.*?)\n' student.onnx picture.png\n```", text, flags=re.M | re.S)
+    assert len(lines.splitlines()) == 5
     export = exported().path
     picture = session_folder / "images" / "val" / "class_2" / "0.png"
-    process = started(sys.executable, tmp_path / "classify.py", export, picture)
+    process = started(sys.executable, "-c", FORBIDDEN + lines, export, picture)
     status, out, err = process.finish()
     assert status == 0, err
     predictions, _ = predict(open_runner(session_folder / "SFAKD" / "student_best.pth"), [picture], 1)
