@@ -14,6 +14,7 @@ PARTS = (
     "commands",
     "study",
     "benchmark",
+    "report",
     "export",
     "engine",
     "engine.log",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import List, Sequence, Union
+from typing import Collection, List, Sequence, Tuple, Union
 
 MAX_LENGTH = 60  # characters of a name that somebody else chose
 
@@ -25,10 +25,19 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels beside each other, with a caption."""
+    """Panels beside each other, with a caption.
+
+    Attributes:
+        panels: the drawings.
+        caption: says what is seen, and how it was measured.
+        narrow: whether the panels are `NARROW`, so that three fit beside each other.
+        legend: names with their colours, for all panels.
+    """
 
     panels: Sequence[Panel]
     caption: str
+    narrow: bool = False
+    legend: Sequence[Tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,16 @@ class Table:
         head: the cells of the first row.
         rows: the other cells.
         caption: says what the numbers are.
-        numeric: whether the columns after the first hold numbers.
+        words: how many of the first columns hold words; the others hold numbers.
+        marked: numbers of the rows to mark.
         folded: the line that unfolds it; if empty, it is open.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str
-    numeric: bool = True
+    words: int = 1
+    marked: Collection[int] = ()
     folded: str = ""
 
 
@@ -76,7 +87,14 @@ class Note:
     text: str
 
 
-Block = Union[Figure, Table, Gallery, Note]
+@dataclass(frozen=True)
+class Facts:
+    """A few numbers in large letters, each with its meaning."""
+
+    facts: Sequence[Tuple[str, str]]
+
+
+Block = Union[Figure, Table, Gallery, Note, Facts]
 
 
 @dataclass

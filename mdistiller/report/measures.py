@@ -36,14 +36,18 @@ def agreement(student: Tensor, teacher: Tensor, target: Tensor) -> Agreement:
     guess, taught = student.argmax(1), teacher.argmax(1)
     right, teacher_right = guess == target, taught == target
     divergence = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
-    parts = (
-        guess == taught,
-        right & teacher_right,
-        teacher_right & ~right,
-        right & ~teacher_right,
-        ~(right | teacher_right),
+    return Agreement(
+        same=_share(guess == taught),
+        both=_share(right & teacher_right),
+        only_teacher=_share(teacher_right & ~right),
+        only_student=_share(right & ~teacher_right),
+        neither=_share(~(right | teacher_right)),
+        divergence=divergence.item(),
     )
-    return Agreement(*(part.float().mean().item() for part in parts), divergence.item())
+
+
+def _share(chosen: Tensor) -> float:
+    return chosen.double().mean().item()
 
 
 class Reliability(NamedTuple):
@@ -111,11 +115,10 @@ def paired_difference(right: Tensor, reference: Tensor) -> Tuple[float, float]:
 
 
 class Axes(NamedTuple):
-    """The first two principal axes of features: `mean [C]`, `axes [C, 2]`, `explained` fraction of the variance."""
+    """The first two principal axes of features: `mean [C]`, `axes [C, 2]`."""
 
     mean: Tensor
     axes: Tensor
-    explained: Tuple[float, float]
 
     def project(self, features: Tensor) -> Tensor:
         """Return the coordinates `[m, 2]` of features `[m, C]`."""
@@ -125,14 +128,10 @@ class Axes(NamedTuple):
 def principal_axes(features: Tensor) -> Axes:
     """Return the principal axes of `features [m, C]`, `m ≥ 1`. The largest entry of an axis is positive."""
     mean = features.mean(0)
-    values, directions = torch.linalg.svd(features - mean, full_matrices=False)[1:]
-    directions = directions[:2]
+    directions = torch.linalg.svd(features - mean, full_matrices=False).Vh[:2]
     strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     axes = (directions * torch.where(strongest < 0, -1.0, 1.0)).T
-    share = (values**2 / (values**2).sum().clamp(min=1e-30))[:2].tolist()
-    if len(share) < 2:  # a single image or channel
-        axes, share = F.pad(axes, (0, 2 - axes.shape[1])), [*share, 0.0]
-    return Axes(mean, axes, (share[0], share[1]))
+    return Axes(mean, F.pad(axes, (0, 2 - axes.shape[1])))  # a single image or channel has one axis
 
 
 def radial_profile(energy: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .runs import Run
 from .teachers import Teacher
 
 MAX_FEATURES = 1500  # images whose features are kept
+MAX_CLASSES = 10  # whose features are kept
 MAX_PICTURES = 12  # of a gallery
 
 
@@ -36,7 +37,7 @@ class Outputs(NamedTuple):
 class Shown(NamedTuple):
     """An image of a gallery: its number, its pixels uint8 `[S, S, 3]`."""
 
-    index: int
+    number: int
     pixels: Tensor
 
 
@@ -60,7 +61,7 @@ class Observation:
 
     Attributes:
         target: labels, int64 `[n]`.
-        sampled: numbers of the images with features, int64 `[m]`.
+        sampled: numbers of the images with features, int64 `[m]`; see `feature_classes`.
         student, teacher: their outputs.
         only_teacher, only_student: images that only one of them gets right, the surest first.
         spectra: of SFAKD's frequency branch.
@@ -75,6 +76,12 @@ class Observation:
     only_student: List[Shown]
     spectra: Optional[Spectra]
     checksum: int
+
+
+def feature_classes(num_classes: int) -> List[int]:
+    """Return the labels whose features are kept: all, or `MAX_CLASSES` that are evenly spread."""
+    number = min(num_classes, MAX_CLASSES)
+    return [place * num_classes // number for place in range(number)]
 
 
 def observe(runs: Sequence[Run], teachers: Sequence[Teacher]) -> List[Observation]:
@@ -94,11 +101,15 @@ def observe(runs: Sequence[Run], teachers: Sequence[Teacher]) -> List[Observatio
         seen.append(found)
         first, size = seen[0], run.source.view == runs[0].source.view
         if not torch.equal(found.target, first.target) or (size and found.checksum != first.checksum):
-            raise UserError(
-                f"the runs {runs[0].folder} and {run.folder} were validated on different images; give runs with the"
-                " same DATASET.ROOT, VAL_FRACTION and seed"
-            )
+            raise _other_images(run)
     return seen
+
+
+def _other_images(run: Run) -> UserError:
+    return UserError(
+        f"the run {run.folder} was validated on other images than the first run; give runs with the same DATASET.ROOT,"
+        " DATASET.VAL_FRACTION and EXPERIMENT.SEED"
+    )
 
 
 @torch.no_grad()
@@ -109,22 +120,25 @@ def _observe(run: Run, teacher: Teacher, known: Optional[Outputs], device: torch
         model = model.to(device).to(memory_format=torch.channels_last)
     normalise = Normaliser(run.source.info, device)
     num_images, batches = val_pixels(run.source)
-    stride = -(-num_images // MAX_FEATURES)
-    targets, own, taught = [], _Collected(stride), _Collected(stride)
+    if known is not None and len(known.logits) != num_images:
+        raise _other_images(run)
+    sample, own, taught = _Sample(run.source.info.num_classes), _Collected(), _Collected()
+    targets = []
     spectra = _SpectraSum(student)
     only_teacher, only_student = _Surest(MAX_PICTURES), _Surest(MAX_PICTURES)
     checksum, start = 0, 0
     for pixels, target in batches:
         image = normalise(pixels.to(device))
         logits, pooled, final_map = student_outputs(student, image)
-        logits = own.add(logits, pooled)
-        spectra.add(final_map)
         targets.append(target.cpu())
+        chosen = sample.choose(targets[-1], start)
+        logits = own.add(logits, pooled, chosen)
+        spectra.add(final_map)
         checksum = zlib.crc32(pixels.numpy().tobytes(), checksum)
         reference: Optional[Tensor] = None
         if model is not None:
             output, feats = model(image)
-            reference = taught.add(output, feats.get("pooled_feat"))
+            reference = taught.add(output, feats.get("pooled_feat"), chosen)
         elif known is not None:
             reference = known.logits[start : start + len(target)]
         if reference is not None:
@@ -133,7 +147,7 @@ def _observe(run: Run, teacher: Teacher, known: Optional[Outputs], device: torch
         start += len(target)
     return Observation(
         torch.cat(targets),
-        torch.arange(0, start, stride),
+        torch.tensor(sample.numbers),
         own.outputs(),
         known if model is None else taught.outputs(),
         only_teacher.shown(),
@@ -156,21 +170,37 @@ def student_outputs(student: DeployedStudent, image: Tensor) -> Tuple[Tensor, Op
     return output.logits, output.pooled, final_map
 
 
+class _Sample:
+    """Chooses the images whose features are kept: the first ones of each of `feature_classes`."""
+
+    def __init__(self, num_classes: int) -> None:
+        labels = feature_classes(num_classes)
+        self._left = dict.fromkeys(labels, MAX_FEATURES // len(labels))
+        self.numbers: List[int] = []
+
+    def choose(self, target: Tensor, start: int) -> List[int]:
+        """Return places in a batch that begins with image `start`."""
+        places = []
+        for place, label in enumerate(target.tolist()):
+            if self._left.get(label, 0) > 0:
+                self._left[label] -= 1
+                places.append(place)
+        self.numbers += [start + place for place in places]
+        return places
+
+
 @dataclass
 class _Collected:
-    """Outputs of the batches so far; features of every `stride`-th image."""
+    """Outputs of the batches so far; features of the sampled images."""
 
-    stride: int
     logits: List[Tensor] = field(default_factory=list)
     pooled: List[Tensor] = field(default_factory=list)
-    count: int = 0
 
-    def add(self, logits: Tensor, pooled: Optional[Tensor]) -> Tensor:
+    def add(self, logits: Tensor, pooled: Optional[Tensor], chosen: List[int]) -> Tensor:
         """Add a batch; return its logits on the CPU."""
         self.logits.append(logits.float().cpu())
         if pooled is not None:
-            self.pooled.append(pooled[-self.count % self.stride :: self.stride].float().cpu())
-        self.count += len(logits)
+            self.pooled.append(pooled[chosen].float().cpu())
         return self.logits[-1]
 
     def outputs(self) -> Outputs:
@@ -189,7 +219,7 @@ class _Surest:
         sure = right.softmax(1).gather(1, target[:, None])[:, 0]
         for i in chosen.nonzero()[:, 0].tolist():
             self._kept.append((sure[i].item(), Shown(start + i, pixels[i].clone())))
-        self._kept = sorted(self._kept, key=lambda entry: (-entry[0], entry[1].index))[: self.limit]
+        self._kept = sorted(self._kept, key=lambda entry: (-entry[0], entry[1].number))[: self.limit]
 
     def shown(self) -> List[Shown]:
         return [image for _, image in self._kept]

@@ -10,7 +10,7 @@ from typing import Sequence
 from ..errors import UserError
 from ..export.place import staging
 from ..paths import check_not_device, user_path
-from .blocks import Figure, Gallery, Note, Panel, Section
+from .blocks import Facts, Figure, Gallery, Note, Panel, Section
 from .svg import ID
 
 EXTRA = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}  # import names, and names to install
@@ -66,7 +66,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["svg"] = svg
-    kinds = {"figure": Figure, "gallery": Gallery, "note": Note}
+    kinds = {"facts": Facts, "figure": Figure, "gallery": Gallery, "note": Note}
     environment.tests.update({name: lambda block, kind=kind: isinstance(block, kind) for name, kind in kinds.items()})
     style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
     page = environment.get_template("page.html").render(title=title, subtitle=subtitle, sections=sections, style=style)

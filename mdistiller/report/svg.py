@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import Any, Callable, Dict, Sequence
+from typing import Any, Callable, Sequence
 
 INK = "#010203"  # written by matplotlib, replaced by the colour of the page's text
 # readable on white and on near black, and in pairs for readers who see no red or green
 SERIES = ("#2f7fd1", "#e07b22", "#2a9d74", "#b65bc7", "#c9a227", "#d6495a", "#7a86b8", "#a0684a", "#3aa7b8", "#7d9a2b")
-WIDTH, HEIGHT = 400, 280  # pixels of a panel
+WIDTH, NARROW, HEIGHT = 380, 300, 270  # pixels of a panel
 PIXEL = 72  # per inch in matplotlib's SVG
 ID = "PANEL-"  # beginning of the identifiers in a drawing; `page` replaces it, so that they differ between drawings
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
-STYLE: Dict[str, Any] = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.grid": True,

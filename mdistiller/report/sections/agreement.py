@@ -50,8 +50,9 @@ def agreement_section(material: Material) -> Section:
             rows,
             "Same class: the largest logit is that of the same class. KL: mean divergence of the student's"
             " probabilities from the teacher's, at temperature 1. Cosine: mean similarity of the deployed student's"
-            " pooled feature with the teacher's, for students that imitate it. A run that was trained alone is compared"
-            " with the other runs' teacher.",
+            " pooled feature with the teacher's, for students that end in its classifier, over the images of"
+            " Features below. A run that was trained alone is compared with the other runs' teacher.",
+            words=2,
         )
     )
     return section
@@ -89,7 +90,7 @@ def _bars(material: Material, found: Dict[int, Agreement]) -> Panel:
         for place, (name, colour) in enumerate(PARTS, start=1):
             widths = [100 * value[place] for value in found.values()]
             bars = axes.barh(labels, widths, left=left, color=colour, label=name, height=0.6)
-            written = [f"{width:.1f}" if width >= 4 else "" for width in widths]
+            written = [f"{width:.1f}" if width >= 8 else "" for width in widths]
             axes.bar_label(bars, written, label_type="center", color="white", fontsize=11, fontweight="bold")
             left = [start + width for start, width in zip(left, widths)]
         axes.set_xlim(0, 100)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..blocks import Figure, Panel, Section, Table, percent
 from ..material import TEACHER_COLOUR, Material
 from ..measures import NUM_BINS, Reliability, reliability
-from ..svg import draw
+from ..svg import NARROW, draw
 
 
 def calibration_section(material: Material) -> Section:
@@ -35,6 +35,7 @@ def calibration_section(material: Material) -> Section:
             f"Above: accuracy of the images in each of {NUM_BINS} bins of confidence, the largest softmax probability"
             " at temperature 1. Bars below the dashed line are overconfident, bars above it underconfident. Below: the"
             " share of images in each bin.",
+            narrow=True,
         )
     )
     section.blocks.append(
@@ -83,4 +84,4 @@ def _diagram(label: str, colour: str, value: Reliability) -> Panel:
         f"Reliability diagram of {label}: expected calibration error {percent(value.ece)} points, mean confidence"
         f" {percent(value.mean_confidence)} %, accuracy {percent(value.mean_accuracy)} %."
     )
-    return Panel(label, draw(paint, height=380, grid=(2, 1)), alt)
+    return Panel(label, draw(paint, NARROW, height=340, grid=(2, 1)), alt)

@@ -27,7 +27,7 @@ def cost_section(material: Material) -> Section:
         rows.append([f"{run.label} ({plain(run.source.checkpoint['arch'])})", *_cells(cost), f"{size / MIB:.2f}"])
     section.blocks.append(
         Table(
-            ("model", "parameters", "MACs", "weights, MiB", "of the head: parameters", "MACs", "file, MiB"),
+            ("model", "parameters", "MACs", "weights, MiB", "head: parameters", "head: MACs", "file, MiB"),
             rows,
             "Parameters that the deployed logits depend on. MACs: multiply-accumulate operations of one image, in"
             " convolutions and matrix products, counted by PyTorch's FlopCounterMode. Weights: the parameters in"

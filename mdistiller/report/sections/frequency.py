@@ -5,17 +5,17 @@ Shapes: `C` channels, `H`/`W` of the student's final map.
 
 from __future__ import annotations
 
-from typing import Any, List, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from ..blocks import Block, Figure, Note, Panel, Section
+from ..blocks import Block, Figure, Note, Panel, Section, percent
 from ..material import Material
 from ..measures import radial_profile
 from ..observe import Spectra, frequency_fusion
 from ..runs import Run
-from ..svg import SERIES, draw
+from ..svg import NARROW, SERIES, draw
 
 NUM_CHANNELS = 6  # drawn singly: those that the filter changes most
 
@@ -49,9 +49,12 @@ def _run_blocks(material: Material, number: int) -> List[Block]:
         )
     else:
         blocks += [_filter_figure(run, fusion), _channel_figure(run, fusion)]
-    if fusion is not None and spectra is not None:
-        blocks.append(_spectrum_figure(material, run, spectra))
-    blocks.append(_weights(run))
+    parts = [_weights(run)]
+    if spectra is not None:
+        blocks.append(_spectrum_maps(material, run, spectra))
+        parts.insert(0, _energy(run, spectra))
+    panels, captions = zip(*parts)
+    blocks.append(Figure([panel for panel in panels if panel is not None], " ".join(captions)))
     return blocks
 
 
@@ -87,26 +90,30 @@ def _filter_figure(run: Run, fusion: Any) -> Figure:
         f"The trained filter K of {run.label} and its mask M, one square a frequency. Magnitude and absolute phase are"
         f" means over the {len(weight)} channels; before training the magnitude is 1 and the phase 0 (with"
         " SFAKD.FILTER_INIT identity). Drawn is the Hermitian part of K: the rest has no effect on a real map.",
+        narrow=True,
     )
 
 
 def _channel_figure(run: Run, fusion: Any) -> Figure:
     weight, mask = effective_filter(fusion)
-    change = ((weight - 1).abs() * mask).square().sum((1, 2))
-    chosen = change.topk(min(NUM_CHANNELS, len(change))).indices.tolist()
+    inside = weight * mask
+    chosen = (inside - inside.mean(0)).abs().square().sum((1, 2)).topk(min(NUM_CHANNELS, len(weight))).indices.tolist()
+    magnitude, phase = weight[chosen].abs(), weight[chosen].angle() * 180 / torch.pi
+    turned = float(phase.abs().max())
     kinds = (
-        ("magnitude", weight.abs(), "viridis", (0.0, float(weight[chosen].abs().max())), "|K|"),
-        ("phase", weight.angle() * 180 / torch.pi, "twilight", (-180.0, 180.0), "degrees"),
+        ("magnitude", magnitude, "viridis", (float(magnitude.min()), float(magnitude.max())), "|K|"),
+        ("phase", phase, "twilight" if turned > 90 else "RdBu_r", (-turned, turned), "arg K, degrees"),
     )
     panels = []
     for kind, maps, colours, limits, unit in kinds:
         svg = _channel_grid(maps, chosen, colours, limits, unit)
-        channels = ", ".join(map(str, chosen))
-        panels.append(Panel(f"Single channels: {kind}", svg, f"Maps of the {kind} for channels {channels}."))
+        alt = f"The {kind} from {limits[0]:.3g} to {limits[1]:.3g}, for channels {', '.join(map(str, chosen))}."
+        panels.append(Panel(f"Single channels: {kind}", svg, alt))
     return Figure(
         panels,
-        f"The {len(chosen)} channels whose filter differs most from 1, weighted by the mask, with the largest first."
-        " A phase of 180° turns the sign of a frequency, other phases move it within the map.",
+        f"The {len(chosen)} channels of {run.label} whose filter differs most from the mean filter, where the mask lets"
+        " frequencies pass; mind the scale. A phase of 180° turns the sign of a frequency, other phases move its wave"
+        " within the map.",
     )
 
 
@@ -118,57 +125,80 @@ def _channel_grid(maps: Tensor, chosen: Sequence[int], colours: str, limits: Tup
         parts = axes if isinstance(axes, list) else [axes]
         for part in parts:
             part.set_axis_off()
-        for part, channel in zip(parts, chosen):
-            image = _show(part, maps[channel], colours, limits)
+        for part, channel, values in zip(parts, chosen, maps):
+            image = _show(part, values, colours, limits)
             part.set_title(f"channel {channel}", fontsize=11)
         part.figure.colorbar(image, ax=parts, label=unit, shrink=0.8)
 
     return draw(paint, height=60 + 110 * rows, grid=(rows, columns))
 
 
-def _spectrum_figure(material: Material, run: Run, spectra: Spectra) -> Figure:
-    parts = (
-        ("before: the student's map", spectra.before, SERIES[0]),
-        ("frequency branch", spectra.filtered, SERIES[1]),
-        ("after: both branches", spectra.fused, SERIES[2]),
+def _named(spectra: Spectra) -> Tuple[Tuple[str, Tensor, str], ...]:
+    return (
+        ("before", spectra.before, SERIES[0]),
+        ("after filter and mask", spectra.filtered, SERIES[1]),
+        ("after both branches", spectra.fused, SERIES[2]),
     )
 
+
+def _spectrum_maps(material: Material, run: Run, spectra: Spectra) -> Figure:
+    floor = 1e-3 * min(float(energy[energy > 0].min()) for energy in (spectra.before, spectra.fused))
+    maps = [torch.fft.fftshift(energy).clamp(min=floor).log10() for energy in spectra]
+    limits = min(float(maps[i].min()) for i in (0, 2)), max(float(each.max()) for each in maps)
+    panels = [
+        _map_panel(
+            f"Spectrum {name}",
+            values,
+            "log10 of the energy",
+            f"Map of the energy {name}: {10 ** float(values.max()):.3g} at most",
+            "viridis",
+            limits,
+        )
+        for (name, _, _), values in zip(_named(spectra), maps)
+    ]
+    return Figure(
+        panels,
+        f"Energy |FFT|² of the last map of {run.label}, mean over channels and over all {material.num_images:,}"
+        " validation images: of the map itself, of the frequency branch before its weight α, and of the weighted sum of"
+        " both branches, which the projector sees. One scale for all; the darkest colour also stands for less.",
+        narrow=True,
+    )
+
+
+def _energy(run: Run, spectra: Spectra) -> Tuple[Optional[Panel], str]:
+    """Return a panel, and its part of the caption."""
+    profiles = [(name, radial_profile(energy), colour) for name, energy, colour in _named(spectra)]
+
     def paint(axes: Any) -> None:
-        for name, energy, colour in parts:
-            profile = radial_profile(energy).tolist()
-            axes.plot(range(len(profile)), profile, marker="o", markersize=4, color=colour, label=name)
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+
+        for name, profile, colour in profiles:
+            axes.plot(range(len(profile)), profile.tolist(), marker="o", markersize=4, color=colour, label=name)
         axes.set_yscale("log")
+        axes.set_ylim(bottom=0.3 * min(float(profiles[i][1].min()) for i in (0, 2)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("distance from zero frequency, bins")
         axes.set_ylabel("mean energy")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
 
-    def shifted(energy: Tensor) -> Tensor:
-        return torch.fft.fftshift(energy).clamp(min=1e-12).log10()
-
-    maps = [shifted(spectra.before), shifted(spectra.fused)]
-    limits = min(float(each.min()) for each in maps), max(float(each.max()) for each in maps)
-    first, last = radial_profile(spectra.before), radial_profile(spectra.fused)
-    high = [float(profile[1:].sum() / profile.sum()) for profile in (first, last)]
-    alt = f"Lines of energy by frequency. Share outside zero frequency: before {high[0]:.3f}, after {high[1]:.3f}."
-    panels = [
-        Panel("Energy by frequency", draw(paint), alt),
-        _map_panel("Spectrum before", maps[0], "log10 energy", "Map of the energy before the branches", limits=limits),
-        _map_panel("Spectrum after", maps[1], "log10 energy", "Map of the energy after the branches", limits=limits),
-    ]
-    return Figure(
-        panels,
-        f"Energy |FFT|² of the last map of {run.label}, mean over channels and over all {material.num_images:,}"
-        " validation images. Left: means over rings around zero frequency, for the map itself, for the frequency branch"
-        " (filter and mask) before its weight, and for the weighted sum of both branches, which the projector sees.",
+    shares = [f"{name} {percent(1 - float(each[0, 0] / each.sum()), 1)} %" for name, each, _ in _named(spectra)]
+    shares_in_words = ", ".join(shares)
+    return (
+        Panel("Energy by frequency", draw(paint), f"Lines of the energy by frequency. {shares_in_words}."),
+        f"Energy by frequency: the spectra of {run.label} as means over rings around zero frequency. Share of the"
+        f" energy that is not at zero frequency: {shares_in_words}. The mask is 0 at zero frequency, so that point of"
+        " the branch is off the scale.",
     )
 
 
-def _weights(run: Run) -> Block:
+def _weights(run: Run) -> Tuple[Optional[Panel], str]:
+    """Return a panel, `None` if there is nothing to draw, and its part of the caption."""
     series = {"α, frequency": run.series("fusion_alpha"), "β, spatial": run.series("fusion_beta")}
     sigma = run.series("mask_sigma")
     if not any(series.values()):
-        return Note(f"{run.label} logged no weights of its branches; runs of earlier versions did not.")
+        return None, f"The log of {run.label} has no weights of the branches; earlier versions did not record them."
 
     def paint(axes: Any) -> None:
         for (name, values), colour in zip(series.items(), SERIES[1::2]):
@@ -179,14 +209,13 @@ def _weights(run: Run) -> Block:
         axes.set_xlabel("epoch")
         axes.set_ylabel("weight")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        axes.legend(loc="best")
 
     ends = "; ".join(f"{name} ends at {values[max(values)]:.3f}" for name, values in series.items() if values)
     width = f" The mask's width, which is trained here, ends at {sigma[max(sigma)]:.3g} bins." if sigma else ""
-    return Figure(
-        [Panel("Weights of the branches", draw(paint), f"{ends}.")],
-        f"The weights α of the frequency branch and β of the spatial branch of {run.label} after each epoch; both start"
-        f" at 0.5.{width}",
+    return (
+        Panel("Weights of the branches", draw(paint), f"{ends}."),
+        f"Weights: α of the frequency branch and β of the spatial branch after each epoch, both from 0.5.{width}",
     )
 
 
@@ -195,11 +224,11 @@ def _map_panel(
 ) -> Panel:
     def paint(axes: Any) -> None:
         image = _show(axes, values, colours, limits)
-        axes.set_xlabel("horizontal frequency, bins")
-        axes.set_ylabel("vertical frequency, bins")
-        axes.figure.colorbar(image, ax=axes, label=unit)
+        axes.set_xlabel("horizontal, bins")
+        axes.set_ylabel("vertical, bins")
+        axes.figure.colorbar(image, ax=axes, label=unit, shrink=0.85)
 
-    return Panel(title, draw(paint), f"{alt}.")
+    return Panel(title, draw(paint, NARROW, 230), f"{alt}.")
 
 
 def _show(axes: Any, values: Tensor, colours: str, limits: Tuple[float, float]) -> Any:

@@ -58,10 +58,10 @@ def _galleries(material: Material, number: int) -> List[Gallery]:
 def _picture(material: Material, number: int, image: Shown) -> Picture:
     seen, names = material.seen[number], material.classes
     assert seen.teacher is not None
-    label = names[int(seen.target[image.index])]
-    guesses = [_guess(output.logits[image.index], names) for output in (seen.teacher, seen.student)]
+    label = names[int(seen.target[image.number])]
+    guesses = [_guess(output.logits[image.number], names) for output in (seen.teacher, seen.student)]
     lines = [label, f"T: {guesses[0]}", f"S: {guesses[1]}"]
-    alt = f"Validation image {image.index} of class {label}; teacher: {guesses[0]}, student: {guesses[1]}"
+    alt = f"Validation image {image.number} of class {label}; teacher: {guesses[0]}, student: {guesses[1]}"
     return Picture(data_address(image.pixels), alt, lines, pixelated=image.pixels.shape[0] < SHARP_SIDE)
 
 

@@ -27,16 +27,21 @@ def configuration_section(material: Material) -> Section:
     defaults = dict(leaves(to_dict(CFG)))
     values = [_own_leaves(run) for run in material.runs]
     keys = sorted({key for own in values for key, value in own.items() if value != defaults.get(key)})
-    rows = []
+    rows: List[List[str]] = []
+    marked = []
     for key in keys:
+        if any(own.get(key) != values[0].get(key) for own in values):
+            marked.append(len(rows))
         cells = [_text(own[key]) if key in own else "–" for own in values]
         rows.append([plain(key), *cells, _text(defaults[key]) if key in defaults else "–"])
     section.blocks.append(
         Table(
             ("key", *(run.label for run in material.runs), "default"),
             rows,
-            "Values as the checkpoint records them. A dash: the method does not have the key.",
-            numeric=False,
+            "Values as the checkpoint records them. A dash: the method does not have the key. Rows with a blue mark"
+            " differ between the runs.",
+            words=len(material.runs) + 2,
+            marked=marked,
         )
     )
     return section
@@ -64,7 +69,7 @@ def environment_section(material: Material) -> Section:
             ("", *(run.label for run in material.runs), "this page"),
             [[name, *(plain(column.get(name, "–"), MAX_VALUE) for column in columns)] for name in names],
             "From summary.json, which training writes at its end.",
-            numeric=False,
+            words=len(material.runs) + 2,
         )
     )
     return section
@@ -72,7 +77,9 @@ def environment_section(material: Material) -> Section:
 
 def _environment(run: Run) -> Dict[str, Any]:
     summary = run.summary
-    found = {key: summary[key] for key in ("hardware", "device", "precision", "processes", "seed") if key in summary}
+    found: Dict[str, Any] = {
+        key: summary[key] for key in ("hardware", "device", "precision", "processes", "seed") if key in summary
+    }
     known = summary.get("versions")
     found.update(known if isinstance(known, dict) else {})
     if isinstance(summary.get("seconds"), (int, float)):

@@ -24,12 +24,15 @@ def training_section(material: Material) -> Section:
         _accuracy(material, "train_top1", "Training top-1, %"),
         _accuracy(material, "lr", "Learning rate"),
     ]
+    if any("probe_top1" in row for run in material.runs for row in run.rows):
+        curves.append(_accuracy(material, "probe_top1", "Own classifier, top-1, %"))
     section.blocks.append(
         Figure(
             curves,
             "Accuracy of the deployed student on the validation images; accuracy on the augmented training images,"
             " averaged over the steps of an epoch; and the learning rate after the epoch's last step. The dashed line"
-            " is the teacher on the validation images, measured for this page.",
+            " is the teacher on the validation images, measured for this page. Own classifier: validation top-1 of"
+            " the bare student with its own classifier, where a head replaces it.",
         )
     )
     losses = [_losses(run) for run in material.runs if run.rows]
@@ -49,7 +52,9 @@ def _accuracy(material: Material, key: str, title: str, teacher: bool = False) -
     def paint(axes: Any) -> None:
         for number, values in series.items():
             if values:
-                _line(axes, values, color=material.colour(number), label=material.runs[number].label)
+                # later lines are thinner, so that equal ones are seen
+                width = 2 + (1.2 * (len(series) - 1 - number) if key == "lr" else 0)
+                _line(axes, values, color=material.colour(number), label=material.runs[number].label, linewidth=width)
         for number in material.distinct_teachers if teacher else []:
             top1 = 100 * teacher_right(material.seen[number]).float().mean().item()
             axes.axhline(top1, color=TEACHER_COLOUR, linestyle="--", label=material.teachers[number].label)
