@@ -202,7 +202,7 @@ class SFAKD(Distiller):
         values = {"fusion_alpha": fusion.alpha, "fusion_beta": fusion.beta}
         if fusion.frequency is not None and fusion.frequency.mask.log_sigma is not None:
             values["mask_sigma"] = fusion.frequency.mask.log_sigma.exp()
-        return {name: float(value) for name, value in values.items() if value is not None}
+        return {name: value.item() for name, value in values.items() if value is not None}
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         with torch.no_grad():

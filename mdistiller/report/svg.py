@@ -43,7 +43,11 @@ STYLE: Any = {
 
 
 def draw(
-    paint: Callable[[Any], None], width: float = WIDTH, height: float = HEIGHT, grid: Sequence[int] = (1, 1)
+    paint: Callable[[Any], None],
+    width: float = WIDTH,
+    height: float = HEIGHT,
+    grid: Sequence[int] = (1, 1),
+    layout: str = "constrained",
 ) -> str:
     """Return a drawing as an SVG element.
 
@@ -51,6 +55,7 @@ def draw(
         paint: draws on matplotlib axes; with a larger `grid` on a flat list of them, row by row.
         width, height: in pixels.
         grid: rows and columns of axes.
+        layout: of matplotlib; "compressed" for axes with a fixed aspect.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -58,7 +63,7 @@ def draw(
     buffer = io.StringIO()
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # letters that matplotlib's font lacks; the browser has them
-        figure = Figure(figsize=(width / PIXEL, height / PIXEL), dpi=PIXEL, layout="constrained")
+        figure = Figure(figsize=(width / PIXEL, height / PIXEL), dpi=PIXEL, layout=layout)
         axes = figure.subplots(*grid, squeeze=False).flatten()
         paint(axes[0] if len(axes) == 1 else list(axes))
         figure.savefig(buffer, format="svg", dpi=2 * PIXEL, metadata=dict.fromkeys(("Date", "Creator")))

@@ -130,7 +130,7 @@ def _channel_grid(maps: Tensor, chosen: Sequence[int], colours: str, limits: Tup
             part.set_title(f"channel {channel}", fontsize=11)
         part.figure.colorbar(image, ax=parts, label=unit, shrink=0.8)
 
-    return draw(paint, height=60 + 110 * rows, grid=(rows, columns))
+    return draw(paint, height=60 + 110 * rows, grid=(rows, columns), layout="compressed")
 
 
 def _named(spectra: Spectra) -> Tuple[Tuple[str, Tensor, str], ...]:
@@ -228,7 +228,7 @@ def _map_panel(
         axes.set_ylabel("vertical, bins")
         axes.figure.colorbar(image, ax=axes, label=unit, shrink=0.85)
 
-    return Panel(title, draw(paint, NARROW, 230), f"{alt}.")
+    return Panel(title, draw(paint, NARROW, 230, layout="compressed"), f"{alt}.")
 
 
 def _show(axes: Any, values: Tensor, colours: str, limits: Tuple[float, float]) -> Any:

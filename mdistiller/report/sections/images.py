@@ -67,7 +67,7 @@ def _picture(material: Material, number: int, image: Shown) -> Picture:
 
 def _guess(logits: Tensor, names: Sequence[str]) -> str:
     probability, label = logits.softmax(0).max(0)
-    return f"{names[int(label)]} {100 * probability:.0f} %"
+    return f"{names[int(label)]} {100 * probability:.0f}\u00a0%"
 
 
 def data_address(pixels: Tensor) -> str:
