@@ -119,7 +119,13 @@ def _observe(run: Run, teacher: Teacher, known: Optional[Outputs], device: torch
     if model is not None:
         model = model.to(device).to(memory_format=torch.channels_last)
     normalise = Normaliser(run.source.info, device)
-    num_images, batches = val_pixels(run.source)
+    try:
+        num_images, batches = val_pixels(run.source)
+    except UserError as error:
+        raise UserError(
+            f"the validation images of the run {run.folder} cannot be read: {error} (--set DATASET.ROOT FOLDER names"
+            " another place)"
+        ) from None
     if known is not None and len(known.logits) != num_images:
         raise _other_images(run)
     sample, own, taught = _Sample(run.source.info.num_classes), _Collected(), _Collected()

@@ -45,7 +45,7 @@ def write_report(
     runs = read_runs([*paths, *([reference] if reference is not None else [])], overrides)
     number = 0 if reference is None else _number_of(reference, runs)
     teachers = find_teachers(runs)
-    for why in dict.fromkeys(teacher.why_missing for teacher in teachers if teacher.why_missing):
+    for why in dict.fromkeys(teacher.why_missing for teacher in teachers if teacher.label and teacher.why_missing):
         log.info("note: %s The sections that need a teacher say so.", why)
     material = Material(runs, teachers, observe(runs, teachers), number)
     names = [runs[place].label for place in material.in_focus]

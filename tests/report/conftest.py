@@ -9,6 +9,13 @@ import pytest
 
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.report import report
+from mdistiller.report.material import Material
+from mdistiller.report.observe import observe
+from mdistiller.report.report import write_report
+from mdistiller.report.runs import read_runs
+from mdistiller.report.sections.summary import summary_section
+from mdistiller.report.teachers import find_teachers
 from tests.conftest import make_image_folder
 
 CLASSES = ("$\\frac{&amp;", "<img src=x onerror=alert(1)>", "\u202eclass' \"--><script>")
@@ -54,3 +61,25 @@ def runs(trained, tmp_path):
     for name in ("vanilla", "sfakd"):
         shutil.copytree(trained / "output" / name, tmp_path / "runs" / name)
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def material(trained):
+    """What the sections read, of both runs."""
+    runs = read_runs([trained / "output" / "vanilla", trained / "output" / "sfakd"])
+    teachers = find_teachers(runs)
+    return Material(runs, teachers, observe(runs, teachers), 0)
+
+
+@pytest.fixture(scope="session")
+def page(trained):
+    """The file of the whole page on both runs."""
+    place = trained / "page"
+    place.mkdir()
+    return write_report([trained / "output" / "vanilla", trained / "output" / "sfakd"], place / "report.html")
+
+
+@pytest.fixture
+def only_the_summary(monkeypatch):
+    """Leave the drawings out, which take most of the time."""
+    monkeypatch.setattr(report, "all_sections", lambda material: [summary_section(material)])
