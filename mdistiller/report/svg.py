@@ -47,7 +47,7 @@ def draw(
     width: float = WIDTH,
     height: float = HEIGHT,
     grid: Sequence[int] = (1, 1),
-    layout: str = "constrained",
+    layout: Any = "constrained",
 ) -> str:
     """Return a drawing as an SVG element.
 

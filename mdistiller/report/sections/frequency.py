@@ -130,7 +130,7 @@ def _channel_grid(maps: Tensor, chosen: Sequence[int], colours: str, limits: Tup
             part.set_title(f"channel {channel}", fontsize=11)
         part.figure.colorbar(image, ax=parts, label=unit, shrink=0.8)
 
-    return draw(paint, height=60 + 110 * rows, grid=(rows, columns), layout="compressed")
+    return draw(paint, height=36 + 100 * rows, grid=(rows, columns), layout="compressed")
 
 
 def _named(spectra: Spectra) -> Tuple[Tuple[str, Tensor, str], ...]:
