@@ -42,8 +42,14 @@ class Run:
         return self.source.checkpoint["config"]
 
     @property
+    def distiller(self) -> Dict[str, Any]:
+        """The section `DISTILLER` of the configuration; empty if the checkpoint lacks it."""
+        section = self.config.get("DISTILLER")
+        return section if isinstance(section, dict) else {}
+
+    @property
     def method(self) -> str:
-        return str(self.config.get("DISTILLER", {}).get("TYPE", "unknown"))
+        return str(self.distiller.get("TYPE", "unknown"))
 
     @property
     def method_in_words(self) -> str:
@@ -122,13 +128,17 @@ def read_metrics(path: Path) -> List[Row]:
         if not line.endswith("\n") and number == len(lines):
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_int=_number)
         except (ValueError, RecursionError):
             row = None
         if not (isinstance(row, dict) and type(row.get("epoch")) is int):
             raise UserError(f"line {number} of {path} is not a row of a run ({line.strip()[:60]!r}); fix or remove it")
         rows.append(row)
     return rows
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 16 else float(digits)  # drawings need floating point
 
 
 def _read_summary(path: Path) -> Dict[str, Any]:

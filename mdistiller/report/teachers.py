@@ -53,7 +53,7 @@ def find_teachers(runs: Sequence[Run]) -> List[Teacher]:
 
 def _teacher_options(run: Run) -> Optional[Dict[str, Any]]:
     """Return the keys `DISTILLER.TEACHER…` of a run's configuration; `None` if its method has no teacher."""
-    options = run.config.get("DISTILLER", {})
+    options = run.distiller
     method = distiller_dict.get(run.method)
     if not options.get("TEACHER") or (method is not None and not method.needs_teacher):
         return None

@@ -80,3 +80,19 @@ def test_a_head_saved_without_a_kind_of_mask_is_gaussian():
 def test_bad_options(overrides, message):
     with pytest.raises(UserError, match=message):
         build("SFAKD", *overrides)
+
+
+def test_weights_of_the_branches_and_a_trained_width_are_logged():
+    distiller = build("SFAKD", "SFAKD.LEARNABLE_SIGMA", "True", "SFAKD.SIGMA", "0.25")
+    with torch.no_grad():
+        distiller.head.projector.fusion.alpha.fill_(0.25)
+    height = distiller.head.map_size[0]
+    assert distiller.get_log_values() == {
+        "fusion_alpha": 0.25,
+        "fusion_beta": 0.5,
+        "mask_sigma": pytest.approx(0.25 * height),
+    }
+    assert build("SFAKD", "SFAKD.FREQUENCY_BRANCH", "False").get_log_values() == {"fusion_beta": 0.5}
+    bare = build("SFAKD", "SFAKD.CLASSIFIER", "student", "SFAKD.CE_WEIGHT", "1.0", "SFAKD.FUSION", "fixed")
+    assert bare.get_log_values() == {"fusion_alpha": 0.5, "fusion_beta": 0.5}
+    assert build("KD").get_log_values() == {}

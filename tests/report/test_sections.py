@@ -19,6 +19,7 @@ from mdistiller.report.sections.frequency import frequency_section
 from mdistiller.report.sections.images import data_address, images_section
 from mdistiller.report.sections.settings import configuration_section, environment_section
 from mdistiller.report.sections.summary import summary_section
+from mdistiller.report.sections.training import training_section
 from mdistiller.report.teachers import find_teachers
 from tests.conftest import REPO
 from tests.report.conftest import train
@@ -155,3 +156,23 @@ def test_a_model_of_the_users_own(trained, registries_as_before):
     (table,) = blocks(cost_section(material), Table)
     deployed = json.loads((material.runs[0].folder / "summary.json").read_text())["deployed"]
     assert table.rows[1][1:3] == [f"{deployed['parameters']:,}", f"{deployed['macs']:,}"]
+
+
+def test_odd_values_in_the_files_of_a_run(runs):
+    (runs / "vanilla" / "metrics.jsonl").write_text(
+        f'{{"epoch": 1, "lr": NaN, "loss": {"9" * 400}, "deployed_top1": "x"}}\n{{"epoch": 2, "loss": Infinity}}\n'
+    )
+    summary = {"seconds": float("nan"), "versions": [], "hardware": ["<b>"], "peak_memory_mib": 1e300}
+    (runs / "vanilla" / "summary.json").write_text(json.dumps(summary))
+    path = runs / "vanilla" / "student_best.pth"
+    content = torch.load(path, weights_only=True)
+    content["config"] = {"DATASET": content["config"]["DATASET"], "DISTILLER": [], "X": torch.ones(3), "Y": {1: None}}
+    torch.save(content, path)
+    material = look_at(runs / "vanilla")
+    assert material.runs[0].series("loss") == {1: float("inf"), 2: float("inf")}
+    assert not material.runs[0].series("deployed_top1")
+    (table,) = blocks(configuration_section(material), Table)
+    assert {row[0]: row[1] for row in table.rows}["X"] == "tensor([1., 1., 1.])"
+    training_section(material)
+    environment_section(material)
+    summary_section(material)

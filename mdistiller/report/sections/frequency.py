@@ -29,7 +29,7 @@ def frequency_section(material: Material) -> Section:
         " result to a spatial branch. Zero frequency, the map's average, is in the middle of each square.",
     )
     for number, run in enumerate(material.runs):
-        if run.method == "SFAKD":
+        if run.method == "SFAKD" or frequency_fusion(run.source.student) is not None:
             section.blocks += _run_blocks(material, number)
     if not section.blocks:
         section.blocks.append(Note("No run here was trained by SFAKD."))

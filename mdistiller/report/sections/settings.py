@@ -26,11 +26,11 @@ def configuration_section(material: Material) -> Section:
     )
     defaults = dict(leaves(to_dict(CFG)))
     values = [_own_leaves(run) for run in material.runs]
-    keys = sorted({key for own in values for key, value in own.items() if value != defaults.get(key)})
+    keys = sorted({key for own in values for key, value in own.items() if repr(value) != repr(defaults.get(key))})
     rows: List[List[str]] = []
     marked = []
     for key in keys:
-        if any(own.get(key) != values[0].get(key) for own in values):
+        if len({repr(own.get(key)) for own in values}) > 1:
             marked.append(len(rows))
         cells = [_text(own[key]) if key in own else "–" for own in values]
         rows.append([plain(key), *cells, _text(defaults[key]) if key in defaults else "–"])
@@ -82,8 +82,9 @@ def _environment(run: Run) -> Dict[str, Any]:
     }
     known = summary.get("versions")
     found.update(known if isinstance(known, dict) else {})
-    if isinstance(summary.get("seconds"), (int, float)):
-        found["duration"] = duration(summary["seconds"])
+    seconds = summary.get("seconds")
+    if isinstance(seconds, (int, float)) and 0 <= seconds < 1e9:
+        found["duration"] = duration(seconds)
     for key, unit in (("images_per_second", "images/s"), ("peak_memory_mib", "MiB")):
         if isinstance(summary.get(key), (int, float)):
             found[key.replace("_mib", "").replace("_", " ")] = f"{summary[key]:,.0f} {unit}"
