@@ -13,6 +13,9 @@ from .runs import Run
 from .svg import SERIES
 from .teachers import Teacher
 
+TEACHER_COLOUR = SERIES[2]
+RUN_COLOURS = [colour for colour in SERIES if colour != TEACHER_COLOUR]
+
 
 @dataclass(frozen=True)
 class Material:
@@ -66,15 +69,12 @@ class Material:
 
     def colour(self, number: int) -> str:
         """Return the colour of a run in all drawings."""
-        return SERIES[number % len(SERIES)]
+        return RUN_COLOURS[number % len(RUN_COLOURS)]
 
     def right(self, number: int) -> Tensor:
         """Return which images the student of a run gets right, bool `[n]`."""
         seen = self.seen[number]
         return seen.student.logits.argmax(1) == seen.target
-
-
-TEACHER_COLOUR = SERIES[2]
 
 
 def teacher_right(seen: Observation) -> Tensor:

@@ -70,6 +70,20 @@ def draw(
     return _for_page(buffer.getvalue())
 
 
+def log_scale(axes: Any) -> None:
+    """Give the vertical axis a logarithmic scale, with plain numbers: matplotlib's powers of ten need `parse_math`."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    few = high < 100 * low  # then powers of ten alone are too few
+    number = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(number)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if few:
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+
+
 def _for_page(svg: str) -> str:
     """Return matplotlib's SVG file as an element of a page: its size relative, its identifiers renamed."""
     svg = svg[svg.index("<svg") :]

@@ -70,7 +70,7 @@ def _bars(material: Material, number: int, change: torch.Tensor) -> Panel:
     def paint(axes: Any) -> None:
         places = range(len(order))
         bars = axes.barh(places, values, color=[GAIN if value >= 0 else LOSS for value in values], height=0.7)
-        axes.bar_label(bars, [f"{value:+.1f}" for value in values], padding=3, fontsize=11)
+        axes.bar_label(bars, [f"{value:+.1f}".replace("-", "−") for value in values], padding=3, fontsize=11)
         axes.axvline(0, color=axes.spines["left"].get_edgecolor(), linewidth=0.8)
         axes.set_yticks(places, names)
         axes.set_ylim(len(order) - 0.4, -0.6)

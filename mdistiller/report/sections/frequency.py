@@ -15,7 +15,7 @@ from ..material import Material
 from ..measures import radial_profile
 from ..observe import Spectra, frequency_fusion
 from ..runs import Run
-from ..svg import NARROW, SERIES, draw
+from ..svg import NARROW, SERIES, draw, log_scale
 
 NUM_CHANNELS = 6  # drawn singly: those that the filter changes most
 
@@ -170,14 +170,10 @@ def _energy(run: Run, spectra: Spectra) -> Tuple[Optional[Panel], str]:
     profiles = [(name, radial_profile(energy), colour) for name, energy, colour in _named(spectra)]
 
     def paint(axes: Any) -> None:
-        from matplotlib.ticker import FuncFormatter, NullFormatter
-
         for name, profile, colour in profiles:
             axes.plot(range(len(profile)), profile.tolist(), marker="o", markersize=4, color=colour, label=name)
-        axes.set_yscale("log")
         axes.set_ylim(bottom=0.3 * min(float(profiles[i][1].min()) for i in (0, 2)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        log_scale(axes)
         axes.set_xlabel("distance from zero frequency, bins")
         axes.set_ylabel("mean energy")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -42,14 +42,15 @@ def _galleries(material: Material, number: int) -> List[Gallery]:
         (label, teacher, seen.only_student, student_right & ~taught_right),
     ):
         count = int(chosen.sum())
-        surest = f"Shown are the {len(shown)} that it is surest of. " if count > len(shown) else ""
+        how = f" Shown are the {len(shown)} that it is surest of." if count > len(shown) else ""
+        if shown:
+            how += " Below each: its label, then what teacher (T) and student (S) say, with their probabilities."
         galleries.append(
             Gallery(
                 f"Only {who} is right",
                 [_picture(material, number, image) for image in shown],
                 f"{count:,} of {material.num_images:,} validation images are classified correctly by {who} and not by"
-                f" {other}. {surest}Below each: its label, then what teacher (T) and student (S) say, with their"
-                " probabilities.",
+                f" {other}.{how}",
             )
         )
     return galleries

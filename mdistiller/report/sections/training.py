@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 from ..blocks import Figure, Note, Panel, Section
 from ..material import TEACHER_COLOUR, Material, teacher_right
 from ..runs import Run
-from ..svg import SERIES, draw
+from ..svg import SERIES, draw, log_scale
 
 
 def training_section(material: Material) -> Section:
@@ -78,9 +78,9 @@ def _losses(run: Run) -> Panel:
                 _line(axes, values, color=SERIES[(place + 3) % len(SERIES)], label=name.partition("_")[2] or name)
         finite: List[float] = [v for values in parts.values() for v in values.values() if math.isfinite(v)]
         if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(bottom=0)
+            log_scale(axes)
+        elif finite and max(finite) > 0:
+            axes.set_ylim(min(0, *finite), 1.06 * max(finite))
         _finish(axes)
 
     ends = "; ".join(f"{name} ends at {values[max(values)]:.4g}" for name, values in parts.items() if values)
