@@ -173,6 +173,16 @@ def test_odd_values_in_the_files_of_a_run(runs):
     assert not material.runs[0].series("deployed_top1")
     (table,) = blocks(configuration_section(material), Table)
     assert {row[0]: row[1] for row in table.rows}["X"] == "tensor([1., 1., 1.])"
-    training_section(material)
+    training_section(material)  # must not fail
     environment_section(material)
     summary_section(material)
+
+
+def test_runs_without_a_filter_to_draw_say_why(trained):
+    small = ("DATASET.INPUT_SIZE", "4", "DATASET.PADDING", "1")
+    one = train(trained, "one_frequency", "DISTILLER.TYPE", "SFAKD", *small, epochs=1)
+    assert "The last map of one_frequency is 1×1" in notes(frequency_section(look_at(one)))
+    spatial = train(trained, "spatial", "DISTILLER.TYPE", "SFAKD", "SFAKD.FREQUENCY_BRANCH", "False", epochs=1)
+    section = frequency_section(look_at(spatial))
+    assert "The student of spatial is deployed without a frequency branch" in notes(section)
+    assert [panel.title for panel in blocks(section, Figure)[0].panels] == ["Weights of the branches"]

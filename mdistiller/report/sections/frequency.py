@@ -47,6 +47,9 @@ def _run_blocks(material: Material, number: int) -> List[Block]:
                 " SFAKD.CLASSIFIER student), so there is no filter to show."
             )
         )
+    elif fusion.frequency.mask().numel() == 1:
+        spectra = None
+        blocks.append(Note(f"The last map of {run.label} is 1×1: it has one frequency, so there is nothing to draw."))
     else:
         blocks += [_filter_figure(run, fusion), _channel_figure(run, fusion)]
     parts = [_weights(run)]
@@ -99,7 +102,7 @@ def _channel_figure(run: Run, fusion: Any) -> Figure:
     inside = weight * mask
     chosen = (inside - inside.mean(0)).abs().square().sum((1, 2)).topk(min(NUM_CHANNELS, len(weight))).indices.tolist()
     magnitude, phase = weight[chosen].abs(), weight[chosen].angle() * 180 / torch.pi
-    turned = float(phase.abs().max())
+    turned = max(float(phase.abs().max()), 0.01)
     kinds = (
         ("magnitude", magnitude, "viridis", (float(magnitude.min()), float(magnitude.max())), "|K|"),
         ("phase", phase, "twilight" if turned > 90 else "RdBu_r", (-turned, turned), "arg K, degrees"),
@@ -168,11 +171,12 @@ def _spectrum_maps(material: Material, run: Run, spectra: Spectra) -> Figure:
 def _energy(run: Run, spectra: Spectra) -> Tuple[Optional[Panel], str]:
     """Return a panel, and its part of the caption."""
     profiles = [(name, radial_profile(energy), colour) for name, energy, colour in _named(spectra)]
+    lowest = 0.3 * min(float(profiles[i][1].min()) for i in (0, 2))
 
     def paint(axes: Any) -> None:
         for name, profile, colour in profiles:
             axes.plot(range(len(profile)), profile.tolist(), marker="o", markersize=4, color=colour, label=name)
-        axes.set_ylim(bottom=0.3 * min(float(profiles[i][1].min()) for i in (0, 2)))
+        axes.set_ylim(bottom=lowest)
         log_scale(axes)
         axes.set_xlabel("distance from zero frequency, bins")
         axes.set_ylabel("mean energy")
@@ -181,11 +185,11 @@ def _energy(run: Run, spectra: Spectra) -> Tuple[Optional[Panel], str]:
 
     shares = [f"{name} {percent(1 - float(each[0, 0] / each.sum()), 1)} %" for name, each, _ in _named(spectra)]
     shares_in_words = ", ".join(shares)
+    cut = " The mask is 0 at zero frequency, so that point of the branch is off the scale."
     return (
         Panel("Energy by frequency", draw(paint), f"Lines of the energy by frequency. {shares_in_words}."),
         f"Energy by frequency: the spectra of {run.label} as means over rings around zero frequency. Share of the"
-        f" energy that is not at zero frequency: {shares_in_words}. The mask is 0 at zero frequency, so that point of"
-        " the branch is off the scale.",
+        f" energy that is not at zero frequency: {shares_in_words}.{cut if profiles[1][1][0] < lowest else ''}",
     )
 
 
