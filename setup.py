@@ -45,7 +45,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mdistiller", "mdistiller.*"]),
-    package_data={"mdistiller.report": ["page.html", "page.css"]},
+    package_data={"mdistiller.report": ["template/*"]},
     cmdclass={"build_py": BuildWithShippedFiles},
     entry_points={
         "console_scripts": [

@@ -15,7 +15,7 @@ from .svg import ID
 
 EXTRA = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}  # import names, and names to install
 MARK = b'<meta name="generator" content="mdistiller report">'  # near the beginning of every page
-HERE = Path(__file__).parent
+TEMPLATE = Path(__file__).parent / "template"
 
 
 def check_libraries() -> None:
@@ -63,12 +63,12 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         return Markup(panel.svg.replace(ID, f"p{number}-"))
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["svg"] = svg
     kinds = {"facts": Facts, "figure": Figure, "gallery": Gallery, "note": Note}
     environment.tests.update({name: lambda block, kind=kind: isinstance(block, kind) for name, kind in kinds.items()})
-    style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    style = Markup((TEMPLATE / "page.css").read_text(encoding="utf-8"))
     page = environment.get_template("page.html").render(title=title, subtitle=subtitle, sections=sections, style=style)
     return "\n".join(line for line in page.splitlines() if line.strip()) + "\n"
 

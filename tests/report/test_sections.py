@@ -8,8 +8,9 @@ import torch
 
 from mdistiller.engine.evaluation.eval_checkpoint import eval_checkpoint
 from mdistiller.report.blocks import Figure, Gallery, Note, Table
+from mdistiller.report.collect import feature_classes
 from mdistiller.report.material import Material
-from mdistiller.report.observe import feature_classes, observe
+from mdistiller.report.observe import observe
 from mdistiller.report.runs import read_metrics, read_runs
 from mdistiller.report.sections import frequency
 from mdistiller.report.sections.agreement import agreement_section, in_teachers_space

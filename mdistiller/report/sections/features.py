@@ -7,9 +7,9 @@ from typing import Any, Dict, List, Optional
 from torch import Tensor
 
 from ..blocks import Figure, Note, Panel, Section, percent
+from ..collect import feature_classes
 from ..material import Material
 from ..measures import Axes, principal_axes
-from ..observe import feature_classes
 from ..svg import NARROW, SERIES, draw
 from .agreement import in_teachers_space
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..blocks import Block, Figure, Note, Panel, Section, percent
+from ..collect import Spectra, frequency_fusion
 from ..material import Material
 from ..measures import radial_profile
-from ..observe import Spectra, frequency_fusion
 from ..runs import Run
 from ..svg import NARROW, SERIES, draw, log_scale
 

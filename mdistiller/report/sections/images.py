@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks import Gallery, Note, Picture, Section
+from ..collect import Shown
 from ..material import Material
-from ..observe import Shown
 
 MAX_SIDE = 128  # pixels; larger images are made smaller
 SHARP_SIDE = 64  # below this, pixels are shown as squares

@@ -66,11 +66,13 @@ def _facts(material: Material, number: int) -> Facts:
     facts = [(f"{percent(right.float().mean().item())} %", f"top-1 of {material.runs[number].label}")]
     if number != material.reference:
         difference, _ = paired_difference(right, material.right(material.reference))
-        facts.append((f"{100 * difference:+.2f}", f"points against {material.runs[material.reference].label}"))
+        facts.append(
+            (f"{100 * difference:+.2f}".replace("-", "−"), f"points against {material.runs[material.reference].label}")
+        )
     if seen.teacher is not None:
         label = material.teachers[number].label
         difference, _ = paired_difference(right, teacher_right(seen))
         same = (seen.student.logits.argmax(1) == seen.teacher.logits.argmax(1)).float().mean().item()
-        facts.append((f"{100 * difference:+.2f}", f"points against the teacher {label}"))
+        facts.append((f"{100 * difference:+.2f}".replace("-", "−"), f"points against the teacher {label}"))
         facts.append((f"{percent(same)} %", "of the images get the teacher's class"))
     return Facts(facts)
