@@ -66,12 +66,10 @@ def effective_filter(fusion: Any) -> Tuple[Tensor, Tensor]:
 
     Only the Hermitian part acts on a real map.
     """
-    branch = fusion.frequency
     with torch.no_grad():
-        weight = torch.view_as_complex(branch.filter.weight.detach().float().cpu().contiguous())
-        mirrored = torch.roll(weight.flip(-2, -1), shifts=(1, 1), dims=(-2, -1)).conj()
-        mask = branch.mask().detach().float().cpu()
-    return torch.fft.fftshift(0.5 * (weight + mirrored), dim=(-2, -1)), torch.fft.fftshift(mask)
+        parts = fusion.frequency.filter.hermitian(), fusion.frequency.mask()
+    weight, mask = (torch.fft.fftshift(part.cpu(), dim=(-2, -1)) for part in parts)
+    return weight, mask
 
 
 def _filter_figure(run: Run, fusion: Any) -> Figure:
