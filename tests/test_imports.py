@@ -27,6 +27,8 @@ PARTS = (
     "engine.cfg",
     "distillers",
     "dataset",
+    "dataset.shards",
+    "dataset.tables",
     "dataset.folders",
     "dataset.loading",
     "dataset.augment",

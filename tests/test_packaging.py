@@ -74,6 +74,7 @@ def test_its_metadata_name_commands_and_requirements(wheel):
         "mdistiller-fetch-ckpts",
         "mdistiller-predict",
         "mdistiller-report",
+        "mdistiller-make-shards",
         "mdistiller-study",
     }
 
