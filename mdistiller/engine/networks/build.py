@@ -95,6 +95,42 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
     return student
 
 
+def with_student_input(cfg: CfgNode) -> CfgNode:
+    """Return the configuration with the input that the student's weights were trained with, where it gives no other.
+
+    This applies to the weights that a library releases, and to checkpoints that describe themselves. Mean and standard
+    deviation are set if `DATASET.MEAN` is `None`, and the size of own images if `DATASET.INPUT_SIZE` is `None`.
+    """
+    own = _student_input(cfg)
+    data = cfg.DATASET
+    values: Dict[str, Any] = {}
+    if own is not None and data.MEAN is None and data.STD is None:
+        values.update(MEAN=list(own.mean), STD=list(own.std))
+    if own is not None and data.INPUT_SIZE is None and data.TYPE == "imagefolder":
+        values["INPUT_SIZE"] = own.size
+    if not values:
+        return cfg
+    words = " ".join(f"DATASET.{key} {value}" for key, value in values.items())
+    log.info(f"note: the student sees images as its weights were trained on: {words}")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.update(values)
+    cfg.freeze()
+    return cfg
+
+
+def _student_input(cfg: CfgNode) -> Optional[InputSpec]:
+    arch, weights = cfg.DISTILLER.STUDENT, cfg.DISTILLER.STUDENT_WEIGHTS
+    if weights == PRETRAINED:
+        return library_input(arch)
+    if not weights:
+        return None
+    checkpoint = read_checkpoint(weights)
+    if not is_described(checkpoint):
+        return None
+    return InputSpec(checkpoint["input_size"], tuple(checkpoint["mean"]), tuple(checkpoint["std"]))
+
+
 def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     """Build the teacher, load its weights, and let it see the images that it was trained on.
 
@@ -117,7 +153,9 @@ def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     dataset, size = (recorded["dataset"], recorded["input_size"]) if recorded else (info.name, own.size)
     if not library_of(arch) and not recorded:
         size = info.input_size  # selects the family, as for the student
-    teacher = build_model(arch, num_outputs, dataset, own.size if library_of(arch) else size, arguments, features)
+    size = own.size if library_of(arch) else size
+    # a new classifier is complete only where a file fills it
+    teacher = build_model(arch, num_outputs, dataset, size, arguments, features, new_head=checkpoint is not None)
     given_outputs = info, options.TEACHER_CLASSES
     if checkpoint is not None:
         state = weights_of(checkpoint, path)
@@ -166,7 +204,7 @@ def _check_described_teacher(
 def build_student(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     """Build the student with fresh weights, or with those of `DISTILLER.STUDENT_WEIGHTS`.
 
-    A classifier for another number of classes is not loaded; a note says so.
+    A classifier for another number of classes is replaced or not loaded; a note says so.
 
     Raises:
         UserError: the weights do not fit the model.
@@ -174,7 +212,7 @@ def build_student(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     options, arch = cfg.DISTILLER, cfg.DISTILLER.STUDENT
     path: Any = options.STUDENT_WEIGHTS
     arguments, features = options.STUDENT_ARGS or {}, options.STUDENT_FEATURES or {}
-    student = build_model(arch, info.num_classes, info.name, info.input_size, arguments, features)
+    student = build_model(arch, info.num_classes, info.name, info.input_size, arguments, features, new_head=True)
     if not path:
         return student
     classifier = _classifier_name(student)

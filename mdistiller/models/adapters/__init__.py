@@ -35,7 +35,12 @@ def check_name(name: str) -> None:
 
 
 def build(
-    name: str, num_classes: int, input_size: int, arguments: Mapping[str, Any], features: Optional[Mapping[str, Any]]
+    name: str,
+    num_classes: int,
+    input_size: int,
+    arguments: Mapping[str, Any],
+    features: Optional[Mapping[str, Any]],
+    new_head: bool = False,
 ) -> nn.Module:
     """Build a model with fresh weights and the outputs of `ClassifierModel`.
 
@@ -45,6 +50,7 @@ def build(
         input_size: side of the images in pixels.
         arguments: of the constructor.
         features: names of modules; see `user_models.adapt`.
+        new_head: see `build_model`.
 
     Raises:
         UserError: the constructor fails, or the model does not fit these images or the number of classes.
@@ -53,6 +59,8 @@ def build(
     kind = library_of(name)
     if kind == "user":
         model = user_models.build(name, num_classes, input_size, arguments)
+        if new_head:
+            user_models.replace_classifier(model, name, num_classes, input_size, features)
         return user_models.adapt(model, name, num_classes, input_size, features)
     model = LIBRARIES[library].build(model_name, num_classes, input_size, arguments)
     if kind == "torchvision":
