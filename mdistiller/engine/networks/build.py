@@ -154,8 +154,8 @@ def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     if not library_of(arch) and not recorded:
         size = info.input_size  # selects the family, as for the student
     size = own.size if library_of(arch) else size
-    # a new classifier is complete only where a file fills it
-    teacher = build_model(arch, num_outputs, dataset, size, arguments, features, new_head=checkpoint is not None)
+    # a student of ours may have got a new classifier, which its file has
+    teacher = build_model(arch, num_outputs, dataset, size, arguments, features, new_head=bool(recorded))
     given_outputs = info, options.TEACHER_CLASSES
     if checkpoint is not None:
         state = weights_of(checkpoint, path)

@@ -1,7 +1,7 @@
-"""A linear probe: the student's classifier is trained alone, on features that are computed once (`SOLVER.PROBE_EPOCHS`).
+"""A linear probe: the student's classifier is trained alone, on features that are computed once.
 
-Fine-tuning a pretrained network under a new, random classifier first sends that classifier's gradients through it, which
-damages what it has learned. Under the probe's classifier they are small.
+Fine-tuning a pretrained network under a new, random classifier sends large gradients through it at first, which damage
+what it has learned. Under the classifier of a probe they are small. See `SOLVER.PROBE_EPOCHS`.
 
 Source: "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution" (2022), LP-FT.
 
@@ -24,8 +24,9 @@ from ...models._adapt import evaluation_mode
 from ..speed.memory import available_memory, gib
 from ..speed.precision import Precision
 
-# Of the weights, for features of deviation 1. (EfficientNet-Lite0 pretrained on ImageNet, 100 classes of 32 px pictures
-# enlarged to 96 px, top-1 for 0.01, 0.03 and 0.1: with 5,000 images 40.6, 41.9 and 42.4 %, with 10,000 45.0, 46.1 and 45.8.)
+# Of the weights, for features of deviation 1. (EfficientNet-Lite0 pretrained on ImageNet, 100 classes of 32 px images
+# enlarged to 96 px, top-1 for 0.01, 0.03 and 0.1: with 5,000 images 40.6, 41.9 and 42.4 %, with 10,000 images 45.0,
+# 46.1 and 45.8 %.)
 DECAY = 0.03
 COPIES = 3  # of the features in memory: the parts, the whole, and the scaled ones
 

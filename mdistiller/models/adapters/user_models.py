@@ -6,7 +6,6 @@ give the maps and the feature that their classifier consumes.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
 import importlib.util
@@ -122,17 +121,27 @@ def _import_file(place: str) -> Any:
 
 
 def build(name: str, num_classes: int, input_size: int, arguments: Mapping[str, Any]) -> Any:
-    """Return what the constructor of a name returns for `arguments`, and `num_classes` if it takes that.
+    """Return what the constructor of a name returns for `arguments`, and `num_classes` if it takes that, in float32.
 
     Raises:
-        UserError: the constructor fails.
+        UserError: the constructor fails, or returns no `nn.Module`.
     """
     constructor = find_constructor(name)
     given: Dict[str, Any] = {"num_classes": num_classes} if _takes_num_classes(constructor) else {}
     given.update(arguments)
     words = ", ".join(f"{key}={value!r}" for key, value in given.items())
     with user_code_errors(f"the constructor of {name} fails with {words or 'no arguments'}", REMEDY):
-        return constructor(**given)
+        model = constructor(**given)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"the constructor of {name} returns a TorchScript module; expected a torch.nn.Module in Python")
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the constructor of {name} returns a {type(model).__name__}; expected a torch.nn.Module")
+    model = getattr(model, "_orig_mod", model)  # of torch.compile; SOLVER.COMPILE compiles
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {torch.float32}
+    if kinds:
+        log.info(f"note: {name} has weights of {', '.join(sorted(map(str, kinds)))}; they become float32")
+        model.float()
+    return model
 
 
 def _takes_num_classes(constructor: Callable[..., Any]) -> bool:
@@ -159,7 +168,8 @@ def replace_classifier(
     logits = _logits(model, name, input_size)
     if logits is None or logits.dim() != 2 or logits.shape[1] == num_classes:
         return
-    adapted: Any = adapt(copy.deepcopy(model), name, logits.shape[1], input_size, features)
+    kind = type(model)
+    adapted: Any = adapt(model, name, logits.shape[1], input_size, features)
     try:
         old = adapted.get_classifier()
     except UserError as error:
@@ -168,6 +178,7 @@ def replace_classifier(
             f" replaced: {error}"
         ) from None
     path = next(path for path, module in adapted.named_modules() if module is old)
+    model.__class__ = kind
     place, _, attribute = path.rpartition(".")
     new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     setattr(model.get_submodule(place), attribute, new.to(old.weight.device, old.weight.dtype))
