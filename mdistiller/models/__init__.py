@@ -130,6 +130,8 @@ def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] =
 def _entry(name: str, dataset: str, input_size: Optional[int]) -> Tuple[Callable[..., nn.Module], Any]:
     """Return the constructor of a model and the path of its released weights, or `None` if that is unknown."""
     own, other = _families(dataset, input_size)
+    if ".py" in name:
+        raise UserError(f"{name!r} names no function; a model of your own is named path/to/file.py:make_model")
     if name in other and name not in own:
         if dataset in SINGLE_FAMILY_DATASETS:
             kind = "an ImageNet" if other is imagenet_model_dict else "a CIFAR"

@@ -61,10 +61,10 @@ def build(
         model = user_models.build(name, num_classes, input_size, arguments)
         if new_head:
             user_models.replace_classifier(model, name, num_classes, input_size, features)
+    else:
+        model = LIBRARIES[library].build(model_name, num_classes, input_size, arguments)
+    if kind != "timm":
         return user_models.adapt(model, name, num_classes, input_size, features)
-    model = LIBRARIES[library].build(model_name, num_classes, input_size, arguments)
-    if kind == "torchvision":
-        return user_models.infer_outputs(model, name, num_classes, input_size, features)
     if features:
         raise UserError(f"the features of {name} come from timm itself; leave STUDENT_FEATURES or TEACHER_FEATURES out")
     return timm_models.with_outputs(model, name, num_classes, input_size)

@@ -29,8 +29,9 @@ from .graphs import NotTraceable
 from .hooked import hook_outputs
 from .traced import trace_outputs
 
-FILE = re.compile(r"(?P<place>.+\.py):(?P<attribute>[A-Za-z_][\w.]*)")
-MODULE = re.compile(r"(?P<place>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
+NAME = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+FILE = re.compile(rf"(?P<place>.+\.py):(?P<attribute>{NAME})")
+MODULE = re.compile(rf"(?P<place>{NAME}):(?P<attribute>{NAME})")
 USER_FEATURES = ("classifier", "final_map", "feats")  # keys of DISTILLER.STUDENT_FEATURES and TEACHER_FEATURES
 REMEDY = "or name another model"
 
