@@ -75,7 +75,7 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
     if cfg.SOLVER.FREEZE_BN:
         freeze_statistics(student)
     distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
-    if not distiller.get_learnable_parameters():
+    if not any(parameter.requires_grad for parameter in student.parameters()):
         raise UserError(f"{cfg.DISTILLER.STUDENT} has no parameter to train; set requires_grad in its code")
     if distiller.channels_last:
         for name, model in ((cfg.DISTILLER.STUDENT, student), (cfg.DISTILLER.TEACHER, teacher)):

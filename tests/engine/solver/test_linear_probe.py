@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, List
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mdistiller import distributed
 from mdistiller.dataset import get_dataset
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
@@ -96,6 +97,25 @@ def test_features_are_those_of_each_image(loader: Any) -> None:
     assert features.shape == (36, 64)
     assert list(batch) == list(range(36))
     torch.testing.assert_close(features, torch.stack(list(batch.values())).detach())
+
+
+def test_features_of_two_processes(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its share of the batches; together they have those of one process, in the same order."""
+    student = build_model("resnet8", 3).eval()
+    expected = pooled_features(student, loader, FLOAT32, lambda: None)
+    num_batches = len(list(loader.unaugmented()))
+    sent: List[Any] = []
+    checks: List[int] = []
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        if rank == 1:
+            monkeypatch.setattr(distributed, "all_gather", lambda own: [sent[0], own])
+        else:
+            monkeypatch.setattr(distributed, "all_gather", lambda own: sent.append(own) or [own])
+        features = pooled_features(student, loader, FLOAT32, lambda: checks.append(1))
+    assert torch.equal(features, expected)
+    assert len(checks) == 2 * -(-num_batches // 2)  # equally many in both
 
 
 def test_a_model_without_a_classifier_and_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
