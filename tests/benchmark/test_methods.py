@@ -9,7 +9,7 @@ from mdistiller.benchmark import methods
 from mdistiller.distillers import distiller_dict
 from mdistiller.errors import UserError
 from tests.conftest import make_image_folder
-from tests.test_plugins import FORK, FORK_CFG
+from tests.plugins.files import FORK, FORK_CFG
 
 
 def test_every_method_has_a_row():

@@ -1,0 +1,126 @@
+"""Distillers are called, sized and checked as MDistiller's own scripts do it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mdistiller.distillers import distiller_dict
+from mdistiller.distillers._common import get_feat_shapes, probe, stage_shapes
+from mdistiller.engine.build import build_trainer, config_errors
+from mdistiller.engine.cfg import load_cfg
+from mdistiller.errors import UserError
+from mdistiller.models import build_model
+from tests.plugins.files import FORK, FORK_CFG, write
+
+# a test starts up to three processes, one after the other
+pytestmark = [pytest.mark.usefixtures("registries_as_before"), pytest.mark.timeout(900)]
+
+# --- what MDistiller's own scripts do
+
+
+def test_distillers_are_called_as_there():
+    cfg = load_cfg(None, ["DATASET.INPUT_SIZE", "32", "CRD.NCE.K", "8"])
+    student, teacher = build_model("resnet8", 5), build_model("resnet14", 5)
+    image, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    assert distiller_dict["NONE"](student)(image=image, target=target)[0].shape == (4, 5)
+    distiller = distiller_dict["CRD"](student, teacher, cfg, 20)
+    index, contrast = torch.arange(4), torch.randint(20, (4, 9))
+    _, losses = distiller(image=image, target=target, index=index, contrastive_index=contrast)
+    assert losses["loss_kd"].isfinite()
+
+
+def test_a_class_that_asks_for_the_number_of_images_gets_it(settings):
+    counting = FORK.replace("teacher, cfg):", "teacher, cfg, num_data):").replace(
+        "temperature = cfg", "count = num_data #"
+    )
+    write(settings, mine=counting + FORK_CFG)
+    cfg = load_cfg("base.yaml", ["PLUGINS", "mine.py", "DISTILLER.TYPE", "HINTEDKD"])
+    assert build_trainer(cfg).distiller.count == 36
+
+
+def test_input_sizes_are_a_side_or_both():
+    student, teacher = build_model("resnet8", 5), build_model("resnet32x4", 5)
+    assert get_feat_shapes(student, teacher, 16) == get_feat_shapes(student, teacher, (16, 16))
+    shapes, _ = get_feat_shapes(student, teacher, [16, 32])
+    assert shapes == stage_shapes(student, (16, 32))
+    assert [tuple(shape[1:]) for shape in shapes][-1] == (64, 4, 8)
+    assert probe(student, (16, 32))[1]["final_map"].shape[1:] == (64, 4, 8)
+    with pytest.raises(UserError, match=r"DATASET.INPUT_SIZE is None"):
+        probe(student, None)
+
+
+def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
+    """A parent's ranges and errors apply to sections that have its keys."""
+    write(
+        settings,
+        mine="""
+        from .SFAKD import SFAKD
+        from .KD import KD
+
+        CFG = {"PARTLY": {"CE_WEIGHT": -1.0}}
+
+        class Mine(SFAKD):
+            DEFAULTS = {"SIGMA": -3.0}
+
+        class Partly(SFAKD):
+            pass
+
+        class Same(KD):
+            pass
+
+        class Louder(KD):
+            @classmethod
+            def faults(cls, options, section):
+                yield f"{section}.VOLUME is {options.VOLUME}; expected less"
+            DEFAULTS = {"VOLUME": 11}
+        """,
+    )
+    cfg = load_cfg("base.yaml", ["PLUGINS", "mine.py", "SOLVER.TRAINER", "base"])
+    expected = {
+        "MINE": [],
+        "PARTLY": [],
+        "SAME": ["SAME.TEMPERATURE is -1.0; expected a number above 0"],
+        "LOUDER": ["LOUDER.VOLUME is 11; expected less"],
+    }
+    for name, faults in expected.items():
+        cfg.DISTILLER.TYPE = name
+        if name == "SAME":
+            cfg.SAME.TEMPERATURE = -1.0
+        assert config_errors(cfg) == faults
+    student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
+    assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor reads KD's section
+
+
+def test_a_plug_in_may_define_config_errors_by_its_former_name(settings):
+    """`faults` of a plug-in runs, may call its parent, and may be called by a class that uses the new name."""
+    write(
+        settings,
+        mine="""
+        from .SFAKD import SFAKD
+
+        class Old(SFAKD):
+            DEFAULTS = {**SFAKD.DEFAULTS, "VOLUME": 11}
+
+            @classmethod
+            def faults(cls, options, section):
+                yield from super().faults(options, section)
+                yield f"{section}.VOLUME is {options.VOLUME}; expected less"
+
+        class New(Old):
+            @classmethod
+            def config_errors(cls, options, section):
+                yield from super().config_errors(options, section)
+                yield f"{section}.VOLUME is {options.VOLUME}; expected 1"
+        """,
+    )
+    cfg = load_cfg("base.yaml", ["PLUGINS", "mine.py", "SOLVER.TRAINER", "base", "NEW.SIGMA", "-1", "OLD.SIGMA", "-1"])
+    for name, num_own in (("OLD", 1), ("NEW", 2)):
+        cfg.DISTILLER.TYPE = name
+        cfg[name].FREQUENCY_BRANCH = cfg[name].SPATIAL_BRANCH = False
+        assert config_errors(cfg) == [
+            f"{name}.SIGMA is -1.0; expected a number above 0 (0.1 is the default)",
+            f"{name}.FREQUENCY_BRANCH and {name}.SPATIAL_BRANCH are both off; switch at least one on",
+            *(f"{name}.VOLUME is 11; expected {expected}" for expected in ("less", "1")[:num_own]),
+        ]
+        assert config_errors(cfg) == list(distiller_dict[name].faults(cfg[name], name))
