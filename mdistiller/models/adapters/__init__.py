@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from . import timm_models, torchvision_models, user_models
+from .new_head import replace_classifier
 from .own_input import InputSpec
 
 LIBRARIES: Dict[str, Any] = {"timm": timm_models, "torchvision": torchvision_models}
@@ -60,7 +61,7 @@ def build(
     if kind == "user":
         model = user_models.build(name, num_classes, input_size, arguments)
         if new_head:
-            user_models.replace_classifier(model, name, num_classes, input_size, features)
+            replace_classifier(model, name, num_classes, input_size, features)
     else:
         model = LIBRARIES[library].build(model_name, num_classes, input_size, arguments)
     if kind != "timm":

@@ -153,41 +153,6 @@ def _takes_num_classes(constructor: Callable[..., Any]) -> bool:
     return any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def replace_classifier(
-    model: Any, name: str, num_classes: int, input_size: int, features: Optional[Mapping[str, Any]] = None
-) -> None:
-    """Give a model that has another number of classes a new classifier, in place, and say so in a note.
-
-    Args:
-        model, name, num_classes, input_size, features: see `adapt`.
-
-    Raises:
-        UserError: the model has no classifier that could be replaced.
-    """
-    if not isinstance(model, nn.Module) or isinstance(model, ClassifierModel):
-        return
-    logits = _logits(model, name, input_size)
-    if logits is None or logits.dim() != 2 or logits.shape[1] == num_classes:
-        return
-    kind = type(model)
-    adapted: Any = adapt(model, name, logits.shape[1], input_size, features)
-    try:
-        old = adapted.get_classifier()
-    except UserError as error:
-        raise UserError(
-            f"{name} has {logits.shape[1]} classes, the data set has {num_classes}, and its classifier cannot be"
-            f" replaced: {error}"
-        ) from None
-    path = next(path for path, module in adapted.named_modules() if module is old)
-    model.__class__ = kind
-    place, _, attribute = path.rpartition(".")
-    new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-    setattr(model.get_submodule(place), attribute, new.to(old.weight.device, old.weight.dtype))
-    log.info(
-        f"note: the classifier {path} of {name} has {old.out_features} outputs; a new one of {num_classes} replaces it"
-    )
-
-
 def adapt(
     model: Any, name: str, num_classes: int, input_size: int, features: Optional[Mapping[str, Any]] = None
 ) -> nn.Module:
@@ -255,17 +220,11 @@ def _check_features(features: Optional[Mapping[str, Any]], name: str) -> None:
 
 
 def _returns_logits_alone(model: nn.Module, name: str, num_classes: int, input_size: int) -> bool:
-    output = _run(model, name, input_size)
+    output = run_on_noise(model, name, input_size)
     return isinstance(output, Tensor) and tuple(output.shape) == (2, num_classes)
 
 
-def _logits(model: nn.Module, name: str, input_size: int) -> Optional[Tensor]:
-    output = _run(model, name, input_size)
-    first = output[0] if isinstance(output, (tuple, list)) and output else output
-    return first if isinstance(first, Tensor) else None
-
-
-def _run(model: nn.Module, name: str, input_size: int) -> Any:
-    """Return what a model returns for two images of noise; of an object with `logits`, those."""
+def run_on_noise(model: nn.Module, name: str, input_size: int) -> Any:
+    """Return what a model returns for two images of fixed noise; of an object with `logits`, those."""
     with evaluation_mode(model), torch.random.fork_rng(devices=[]), running_on(name, input_size):
         return logits_of(model(noise(model, input_size)))
