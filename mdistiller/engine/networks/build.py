@@ -90,9 +90,12 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
         return own
     if given == PRETRAINED:
         raise UserError(f"DISTILLER.TEACHER_INPUT pretrained needs a model of a library, given {arch}; give a mapping")
-    if checkpoint:
-        return InputSpec(checkpoint["input_size"], tuple(checkpoint["mean"]), tuple(checkpoint["std"]))
-    return student
+    return _recorded_input(checkpoint) if checkpoint else student
+
+
+def _recorded_input(checkpoint: Mapping[str, Any]) -> InputSpec:
+    """Return the images that a checkpoint of ours was trained with; the loaders resize images bilinearly."""
+    return InputSpec(checkpoint["input_size"], tuple(checkpoint["mean"]), tuple(checkpoint["std"]), "bilinear")
 
 
 def with_student_input(cfg: CfgNode) -> CfgNode:
@@ -128,7 +131,7 @@ def _student_input(cfg: CfgNode) -> Optional[InputSpec]:
     checkpoint = read_checkpoint(weights)
     if not is_described(checkpoint):
         return None
-    return InputSpec(checkpoint["input_size"], tuple(checkpoint["mean"]), tuple(checkpoint["std"]))
+    return _recorded_input(checkpoint)
 
 
 def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
