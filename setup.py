@@ -15,6 +15,8 @@ requirements = re.findall(r"^\w[^\s#]*", (here / "requirements.txt").read_text(e
 
 
 TIMM = "timm>=1.0.12"  # models by name, optimizers
+WEBDATASET = "webdataset>=0.2.100"  # writes shards; 0.2.100 supports Python 3.8
+DATASETS = "datasets>=3.1"  # Parquet and Arrow tables; 3.1 is the newest version for Python 3.8
 
 
 class BuildWithShippedFiles(build_py):
@@ -52,6 +54,7 @@ setup(
             "mdistiller-fetch-ckpts = mdistiller.commands.fetch_ckpts:command",
             "mdistiller-export = mdistiller.commands.export:command",
             "mdistiller-predict = mdistiller.commands.predict:command",
+            "mdistiller-make-shards = mdistiller.commands.make_shards:command",
             "mdistiller-study = mdistiller.commands.study:command",
         ]
     },
@@ -63,6 +66,8 @@ setup(
         "study": STUDY,
         "cluster": ["submitit>=1.5"],  # SLURM jobs
         "timm": [TIMM],  # models and optimizers
+        "webdataset": [WEBDATASET],
+        "huggingface": [DATASETS],
         "test": [
             *EXPORT,
             *STUDY,
@@ -77,6 +82,8 @@ setup(
             "types-PyYAML",
             "setuptools>=70.1",  # tests build a wheel
             TIMM,
+            WEBDATASET,
+            DATASETS,
         ],
     },
     classifiers=[

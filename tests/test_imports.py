@@ -26,6 +26,8 @@ PARTS = (
     "engine.cfg",
     "distillers",
     "dataset",
+    "dataset.shards",
+    "dataset.tables",
     "dataset.folders",
     "dataset.loading",
     "dataset.augment",

@@ -72,6 +72,7 @@ def test_its_metadata_name_commands_and_requirements(wheel):
         "mdistiller-export",
         "mdistiller-fetch-ckpts",
         "mdistiller-predict",
+        "mdistiller-make-shards",
         "mdistiller-study",
     }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Iterator, Optional, Sequence, Tuple
 
 from yacs.config import CfgNode
 
 from ..errors import did_you_mean, refuse
 from ..ranges import MAX_NUMBER, Range, at_least, is_number, out_of_range, whole
+from .augment.epoch_plan import derive_seed
 
 CHOICES = {
     "AUGMENT": ("auto", "pad_crop", "resized_crop", "rotate_flip", "none"),
@@ -31,6 +32,7 @@ RANGES = {
     "ERASING": Range(lambda value: 0 <= value <= 1, "a probability from 0 (never) to 1"),
     "MIXUP": at_least(0),
     "CUTMIX": at_least(0),
+    "UNLABELED_RATIO": Range(lambda value: 0 < value <= 1000, "a number above 0 and up to 1000"),
     "ROTATION": Range(lambda value: 0 <= value <= 180, "degrees from 0 to 180"),
     "NUM_WORKERS": whole(0, 512),
     "MEMORY_GB": at_least(0),
@@ -64,6 +66,8 @@ class Options:
         policy_ops, policy_magnitude: number and strength of RandAugment's operations.
         erasing: probability that a box of an image is erased.
         mixup, cutmix: parameters of the proportions in which images are mixed; 0 if they are not.
+        unlabelled: folder of images without labels, or an empty text.
+        unlabelled_ratio: number of them in a batch, for each labelled image.
     """
 
     batch_size: int
@@ -88,6 +92,13 @@ class Options:
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    unlabelled: str = ""
+    unlabelled_ratio: float = 1.0
+
+    def of_unlabelled(self) -> Options:
+        """Return the options of the loader of images without labels."""
+        batch_size = max(1, round(self.unlabelled_ratio * self.batch_size))
+        return replace(self, batch_size=batch_size, seed=derive_seed("unlabelled", self.seed))
 
     @property
     def changes_single_images(self) -> bool:
@@ -171,6 +182,8 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         erasing=float(data.ERASING),
         mixup=float(data.MIXUP),
         cutmix=float(data.CUTMIX),
+        unlabelled=data.UNLABELED,
+        unlabelled_ratio=float(data.UNLABELED_RATIO),
     )
 
 

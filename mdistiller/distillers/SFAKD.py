@@ -121,6 +121,7 @@ class SFAKD(Distiller):
     }
     teacher_needs: Tuple[str, ...] = ("pooled",)
     soft_labels = True
+    unlabelled = True
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

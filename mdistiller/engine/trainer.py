@@ -254,7 +254,7 @@ class Trainer:
 
     def _progress_bar(self, epoch: int) -> tqdm:
         return tqdm(
-            total=self.train_loader.num_images,
+            total=sum(map(self.train_loader.images_in, range(len(self.train_loader)))),
             initial=self.meter.images,
             desc=f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}",
             unit="img",

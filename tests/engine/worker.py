@@ -1,6 +1,7 @@
 """What test_processes.py has torchrun start: `worker.py FOLDER METHOD …`, `KD` or, in float64, `KD-double`.
 
 `KD-double-recipe` trains with mixed images, soft labels, steps in parts and an average of the weights.
+`KD-double-unlabelled` trains with mixed images, of which some have no label; neither number of them is even.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
     """Train for `STEPS` steps; return the weights before and after, each epoch's losses, and the accuracies."""
     method, _, kind = name.partition("-")
     double, recipe = kind.startswith("double"), RECIPE if kind.endswith("recipe") else []
+    if kind.endswith("unlabelled"):
+        recipe = ["DATASET.UNLABELED", f"{folder}/images/val", "DATASET.UNLABELED_RATIO", "0.8", *RECIPE[:4]]
     # in float32, rounding grows from step to step; in small steps less, and SFAKD's are the largest
     rate = ["SOLVER.LR", "0.0005" if double else "0.00005" if method == "SFAKD" else "0.0001"]
     trainer = build_trainer(settings(f"{folder}/images", *OPTIONS, *rate, *recipe, method=method, name=name))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Iterator, Optional, Tuple, Union
+from functools import partial
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..augment.epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_ord
 from ..augment.mixing import Mixing, with_neighbour
 from ..info import DatasetInfo
 from ..options import Options
+from .unlabelled import with_unlabelled
 
 Batch = Dict[str, Tensor]
 
@@ -37,12 +39,13 @@ class Loader:
     A batch is a dict with
 
     - "image": float32 [B, 3, S, S], normalized, with channels_last strides;
-    - "target": int64 [B], labels;
+    - "target": int64 [B], labels; −1 for an image without one;
     - "index": int64 [B], indices of the images in the split;
     - "soft_target": float32 [B, N], the labels in the proportions of the images, if images are mixed; "target" then is
       the label with the larger share;
     - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`; missing if `num_variants` is
-      `None`.
+      `None`;
+    - "label_weight": float32 [B], if the batch also has images without labels; see `unlabelled.py`.
 
     All randomness of an epoch follows from the seed and the number of the epoch. Call `set_epoch` before each epoch;
     otherwise every pass repeats epoch 0. Training shuffles, and keeps the last partial batch unless it has a single
@@ -69,6 +72,7 @@ class Loader:
         num_variants: number of augmented variants of an image, or `None` if unlimited.
         unlimited_by: the setting that makes their number unlimited; empty if it is not.
         epoch: last argument of `set_epoch`, initially 0.
+        unlabelled: the loader of images without labels that each batch gets too, or `None`.
 
     Raises:
         UserError: the training set has fewer than 2 images per process.
@@ -104,10 +108,14 @@ class Loader:
         if train and (options.mixup > 0 or options.cutmix > 0):
             self._mixing = Mixing(options.mixup, options.cutmix, info.num_classes)
         self.epoch = 0
+        self.unlabelled: Optional[Loader] = None
+        self._steps: Optional[int] = None  # of an epoch; see `go_along`
         self._seed = options.seed
         self._normalise = Normaliser(info, device)
 
     def __len__(self) -> int:
+        if self._steps is not None:
+            return self._steps
         full, rest = divmod(self.num_images, self.batch_size)
         return full + (rest >= 2 * distributed.get_world_size() if self.train else rest > 0)
 
@@ -117,6 +125,21 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which determines order and augmentation of later passes."""
         self.epoch = epoch
+        if self.unlabelled is not None:
+            self.unlabelled.set_epoch(epoch)
+
+    def go_along(self, num_steps: int) -> None:
+        """From now on, take `num_steps` full batches in an epoch, as another loader does.
+
+        The batches of all epochs then are consecutive parts of a sequence of passes. A pass has each image once, in an
+        order, and with augmentations, that follow from the seed and its number.
+        """
+        self._steps = num_steps
+
+    @property
+    def num_indices(self) -> int:
+        """Number of different values of "index": images with and without labels."""
+        return self.num_images + (0 if self.unlabelled is None else self.unlabelled.num_images)
 
     def plan(self, seed: Optional[int] = None) -> EpochPlan:
         """Return order, crops, flips and angles of this epoch, on the CPU; with another `seed`, others."""
@@ -124,16 +147,44 @@ class Loader:
             return plan_in_order(self.num_images)
         augment = self.augment in ("pad_crop", "rotate_flip")  # resized_crop has random numbers per image
         seed = self._seed if seed is None else seed
-        return plan_epoch(
-            self.num_images, self.padding, seed, self.epoch, augment, flips=self.flip, rotation=self.rotation
-        )
+        drawn = partial(plan_epoch, self.num_images, self.padding, seed)
+        options: Dict[str, Any] = {"augment": augment, "flips": self.flip, "rotation": self.rotation}
+        if self._steps is None:
+            return drawn(self.epoch, **options)
+        start, length = self.epoch * self._steps * self.batch_size, self._steps * self.batch_size
+        first, last = start // self.num_images, (start + length - 1) // self.num_images
+        passes = zip(*(drawn(number, **options) for number in range(first, last + 1)))
+        skipped = start - first * self.num_images
+        return EpochPlan(*(torch.cat(column)[skipped : skipped + length] for column in passes))
 
     def variants(self, plan: EpochPlan) -> Tensor:
         """Return the variant number of each image of a plan, int64 [N]; `num_variants` must not be `None`."""
         return plan.variant(self.padding, self.flip)
 
+    def variant_indices(self, start_step: int = 0) -> Iterator[Tensor]:
+        """Yield `index · num_variants + variant` of the images in each batch of `iterate`, int64 [B], on the CPU."""
+        assert self.num_variants is not None
+        plan = self.plan()
+        numbers = plan.order * self.num_variants + self.variants(plan)
+        own = (numbers[part] for part in self.slices(start_step))
+        if self.unlabelled is None:
+            yield from own
+        else:
+            offset = self.num_images * self.num_variants
+            for first, more in zip(own, self.unlabelled.variant_indices(start_step)):
+                yield torch.cat([first, offset + more])
+
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of this epoch from step `start_step` (counted from 0) on, equal to those of a full pass."""
+        if self.unlabelled is None:
+            yield from self._iterate(start_step)
+            return
+        pairs = zip(self._iterate(start_step), self.unlabelled.iterate(start_step))
+        for step, (batch, more) in enumerate(pairs, start_step):
+            weight = self.images_in(step) / self._labelled_in(step)
+            yield with_unlabelled(batch, more, self.num_images, weight)
+
+    def _iterate(self, start_step: int) -> Iterator[Batch]:
         if self._mixing is None:
             yield from self._batches(self.plan(), self.slices(start_step), self._seed)
             return
@@ -184,11 +235,14 @@ class Loader:
 
     def images_in(self, step: int) -> int:
         """Return the number of images in batch `step` (counted from 0) over all processes."""
-        return min(self.batch_size, self.num_images - step * self.batch_size)
+        return self._labelled_in(step) + (0 if self.unlabelled is None else self.unlabelled.batch_size)
+
+    def _labelled_in(self, step: int) -> int:
+        return self.batch_size if self._steps else min(self.batch_size, self.num_images - step * self.batch_size)
 
     def _whole(self, step: int) -> slice:
         start = step * self.batch_size
-        return slice(start, start + self.images_in(step))
+        return slice(start, start + self._labelled_in(step))
 
     def slices(self, start_step: int, stop_step: Optional[int] = None) -> Iterator[slice]:
         """Yield the slices of the epoch's order that are this process's batches, from `start_step` to `stop_step`."""
