@@ -26,6 +26,7 @@ from ..cfg import PRETRAINED
 from ..checkpoint import constructor_of, is_described, load_checkpoint, read_checkpoint, weights_of
 from .teacher_outputs import check_num_outputs, find_outputs, keep_outputs
 
+OF_ANY_SIZE = ("imagefolder", "webdataset", "huggingface")  # values of DATASET.TYPE: sets without a size of their own
 SAME = "same"  # value of TEACHER_INPUT: as the student
 INPUT_EXAMPLE = "{size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], interpolation: bicubic}"
 
@@ -109,7 +110,7 @@ def with_student_input(cfg: CfgNode) -> CfgNode:
     values: Dict[str, Any] = {}
     if own is not None and data.MEAN is None and data.STD is None:
         values.update(MEAN=list(own.mean), STD=list(own.std))
-    if own is not None and data.INPUT_SIZE is None and data.TYPE == "imagefolder":
+    if own is not None and data.INPUT_SIZE is None and data.TYPE in OF_ANY_SIZE:
         values["INPUT_SIZE"] = own.size
     if not values:
         return cfg
