@@ -37,6 +37,7 @@ class BuildWithShippedFiles(build_py):
 # the newest versions for Python 3.8 are onnx 1.17 and onnxruntime 1.19
 EXPORT = ["onnx>=1.15", "onnxruntime>=1.17", "onnxscript>=0.1; python_version >= '3.9'"]
 STUDY = ["scipy>=1.7", "matplotlib>=3.5"]  # Student's t, and plots
+REPORT = ["matplotlib>=3.6", "Jinja2>=3.0"]
 
 setup(
     name="mdistiller",
@@ -46,6 +47,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mdistiller", "mdistiller.*"]),
+    package_data={"mdistiller.report": ["template/*"]},
     cmdclass={"build_py": BuildWithShippedFiles},
     entry_points={
         "console_scripts": [
@@ -54,6 +56,7 @@ setup(
             "mdistiller-fetch-ckpts = mdistiller.commands.fetch_ckpts:command",
             "mdistiller-export = mdistiller.commands.export:command",
             "mdistiller-predict = mdistiller.commands.predict:command",
+            "mdistiller-report = mdistiller.commands.report:command",
             "mdistiller-make-shards = mdistiller.commands.make_shards:command",
             "mdistiller-study = mdistiller.commands.study:command",
         ]
@@ -63,6 +66,7 @@ setup(
     extras_require={
         "export": EXPORT,
         "hub": ["huggingface_hub>=0.20"],
+        "report": REPORT,
         "study": STUDY,
         "cluster": ["submitit>=1.5"],  # SLURM jobs
         "timm": [TIMM],  # models and optimizers
@@ -70,6 +74,7 @@ setup(
         "huggingface": [DATASETS],
         "test": [
             *EXPORT,
+            *REPORT,
             *STUDY,
             "huggingface_hub>=0.20",
             "submitit>=1.5",

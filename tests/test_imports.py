@@ -15,6 +15,7 @@ PARTS = (
     "api",
     "study",
     "benchmark",
+    "report",
     "export",
     "engine",
     "engine.log",

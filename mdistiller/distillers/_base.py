@@ -128,6 +128,13 @@ class Distiller(nn.Module):
         """Return the number of parameters that the method adds to the student."""
         return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
 
+    def get_log_values(self) -> Dict[str, float]:
+        """Return numbers by name that are logged once an epoch, beside the losses; by default none.
+
+        They become keys of the epoch's row of metrics.jsonl, so a name must not be one of the trainer's, such as `lr`.
+        """
+        return {}
+
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Return the student's logits `[B, N]` and the scalar losses by name; the trainer minimises their sum.
 

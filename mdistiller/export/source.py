@@ -84,7 +84,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def read_source(path: str | os.PathLike[str], overrides: Sequence[str] = (), model: str = "") -> Source:
+def read_source(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), model: str = "", own_code: Sequence[str] = ()
+) -> Source:
     """Read the student of a checkpoint or a run folder.
 
     Args:
@@ -92,6 +94,7 @@ def read_source(path: str | os.PathLike[str], overrides: Sequence[str] = (), mod
         overrides: `KEY VALUE …`, for another place of the data set, or for plug-ins.
         model: name of the backbone. It must be given for code of the user's own, because a file must not choose what
             code runs; otherwise the checkpoint names it.
+        own_code: names of such models that may be used if the checkpoint names them.
 
     Raises:
         UserError: the file is missing or damaged, does not describe itself, as a file of weights alone, or needs
@@ -114,7 +117,7 @@ def read_source(path: str | os.PathLike[str], overrides: Sequence[str] = (), mod
         )
     arch, dataset, size = model or checkpoint["arch"], checkpoint["dataset"], checkpoint["input_size"]
     check_arch(checkpoint, arch, file)
-    if not model and library_of(arch) == "user":
+    if not model and arch not in own_code and library_of(arch) == "user":
         given_constructor(arch)  # has its own message
         raise UserError(
             f"checkpoint {file} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME"
