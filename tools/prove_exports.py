@@ -1,5 +1,8 @@
 """Export students in each format, and print the deployment proofs as a table: tools/prove_exports.py RUN [RUN ...]."""
 
+import sys
+from contextlib import redirect_stdout
+
 from mdistiller.cli import OneLineParser, run
 
 
@@ -13,12 +16,13 @@ def main() -> None:
     from mdistiller.errors import UserError
     from mdistiller.export.table import HEADER, proof_rows
 
-    faults = []
+    faults, table = [], sys.stdout
     print(HEADER, flush=True)
     for path in args.runs:
         try:
-            for row in proof_rows(path, ["DATASET.ROOT", args.root] if args.root else [], args.model):
-                print(row, flush=True)
+            with redirect_stdout(sys.stderr):  # notes must not mix with the table
+                for row in proof_rows(path, ["DATASET.ROOT", args.root] if args.root else [], args.model):
+                    print(row, file=table, flush=True)
         except UserError as error:
             faults += error.faults
     if faults:

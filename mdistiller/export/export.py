@@ -67,6 +67,7 @@ class _Job:
     options: Options
     card: str
     file: Path
+    overrides: Sequence[str]
 
     def description(self, made_by: str) -> Description:
         head = self.source.student.head
@@ -113,7 +114,7 @@ def export_student(path: str | os.PathLike[str], options: Options, overrides: Se
     card = model_card(source, title, options.precision, options.teacher_license, options.format)
     evidence = Evidence(source, options.use_data)
     with staging(target) as folder:
-        job = _Job(source, evidence, options, card, folder / target.name)
+        job = _Job(source, evidence, options, card, folder / target.name, overrides)
         result = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}[options.format](job)
         text = card + "\n" + proof_section(result.proof, result.made_by, result.steps)
         (folder / CARD).write_text(text, encoding="utf-8")
@@ -204,7 +205,7 @@ def _safetensors(job: _Job) -> Result:
     from safetensors import __version__ as version
 
     write_safetensors(job.source.checkpoint, job.file, job.description(SAFETENSORS), job.options.half)
-    run = open_runner(job.file, model=job.options.model).run
+    run = open_runner(job.file, job.overrides, job.options.model).run
     runtime = f"mdistiller's loader with PyTorch {torch.__version__} on the CPU"
     proof = job.evidence.prove(run, runtime, job.file.stat().st_size, run)
     fault = job.fault(proof)
