@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Dict, Iterable, Iterator, Optional, Tuple, Union
 
+import PIL
 import torch
+import torchvision
 from torch import Tensor
 
 from ... import distributed
 from ...errors import UserError
 from ..augment.epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_order
 from ..augment.mixing import Mixing, with_neighbour
+from ..augment.views import Views
 from ..info import DatasetInfo
 from ..options import Options
 
@@ -41,8 +44,8 @@ class Loader:
     - "index": int64 [B], indices of the images in the split;
     - "soft_target": float32 [B, N], the labels in the proportions of the images, if images are mixed; "target" then is
       the label with the larger share;
-    - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`; missing if `num_variants` is
-      `None`.
+    - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`, or its fixed view; missing if
+      `num_variants` is `None`.
 
     All randomness of an epoch follows from the seed and the number of the epoch. Call `set_epoch` before each epoch;
     otherwise every pass repeats epoch 0. Training shuffles, and keeps the last partial batch unless it has a single
@@ -66,7 +69,8 @@ class Loader:
         padding: zeros on each side before the random crop, in pixels.
         flip: whether half of the augmented images are mirrored.
         rotation: largest angle of a rotation, in degrees.
-        num_variants: number of augmented variants of an image, or `None` if unlimited.
+        views: fixed views of each image; `None` for fresh changes in each epoch.
+        num_variants: number of augmented variants of an image, or of its fixed views; `None` if unlimited.
         unlimited_by: the setting that makes their number unlimited; empty if it is not.
         epoch: last argument of `set_epoch`, initially 0.
 
@@ -90,19 +94,24 @@ class Loader:
         self.padding = options.padding if self.augment == "pad_crop" else 0
         self.flip = options.flip and self.augment != "none"
         self.rotation = options.rotation if self.augment == "rotate_flip" else 0.0
+        self.views = Views(options.views, options.views_seed) if train and options.views else None
         num_variants = {"pad_crop": (1 + self.flip) * (2 * self.padding + 1) ** 2, "none": 1}.get(self.augment)
+        if self.views is not None:
+            num_variants = self.views.number
         unlimited = {
-            f"AUGMENT {self.augment}": num_variants is None,
-            f"POLICY {options.policy}": train and options.policy != "none",
-            f"ERASING {options.erasing}": train and options.erasing > 0,
             f"MIXUP {options.mixup}": train and options.mixup > 0,
             f"CUTMIX {options.cutmix}": train and options.cutmix > 0,
+            f"AUGMENT {self.augment}": num_variants is None,
+            f"POLICY {options.policy}": train and options.policy != "none" and self.views is None,
+            f"ERASING {options.erasing}": train and options.erasing > 0 and self.views is None,
         }
         self.unlimited_by = next((f"DATASET.{setting}" for setting, holds in unlimited.items() if holds), "")
         self.num_variants: Optional[int] = None if self.unlimited_by else num_variants
         self._mixing: Optional[Mixing] = None
         if train and (options.mixup > 0 or options.cutmix > 0):
             self._mixing = Mixing(options.mixup, options.cutmix, info.num_classes)
+        strength = f" {options.policy_ops} {options.policy_magnitude}" if options.policy == "rand_augment" else ""
+        self._changes = f"rotation {self.rotation:g}; policy {options.policy}{strength}; erasing {options.erasing:g}"
         self.epoch = 0
         self._seed = options.seed
         self._normalise = Normaliser(info, device)
@@ -119,18 +128,45 @@ class Loader:
         self.epoch = epoch
 
     def plan(self, seed: Optional[int] = None) -> EpochPlan:
-        """Return order, crops, flips and angles of this epoch, on the CPU; with another `seed`, others."""
+        """Return order, crops, flips, angles and views of this epoch, on the CPU.
+
+        With another `seed`, they are others, and views are not fixed.
+        """
         if not self.train:
             return plan_in_order(self.num_images)
         augment = self.augment in ("pad_crop", "rotate_flip")  # resized_crop has random numbers per image
-        seed = self._seed if seed is None else seed
-        return plan_epoch(
-            self.num_images, self.padding, seed, self.epoch, augment, flips=self.flip, rotation=self.rotation
+        plan = plan_epoch(
+            self.num_images,
+            self.padding,
+            self._seed if seed is None else seed,
+            self.epoch,
+            augment,
+            flips=self.flip,
+            rotation=self.rotation,
         )
+        if self.views is None or seed is not None:
+            return plan
+        view = self.views.in_epoch(self.num_images, self._seed, self.epoch)
+        if not augment:
+            return plan._replace(view=view[plan.order])
+        return self.views.fix(plan, view, self.padding, self.flip, self.rotation)
 
     def variants(self, plan: EpochPlan) -> Tensor:
         """Return the variant number of each image of a plan, int64 [N]; `num_variants` must not be `None`."""
-        return plan.variant(self.padding, self.flip)
+        return plan.variant(self.padding, self.flip) if self.views is None else plan.view
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with each other."""
+        return self._mixing is not None
+
+    def forms(self) -> str:
+        """Return, as text, what determines the variants or fixed views of an image."""
+        text = f"{self.augment} {self.padding}{'' if self.flip else ' no flip'}"
+        if self.views is None:
+            return text
+        libraries = f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
+        return f"{text}; {self._changes}; {self.views.number} views of seed {self.views.seed}; {libraries}"
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of this epoch from step `start_step` (counted from 0) on, equal to those of a full pass."""

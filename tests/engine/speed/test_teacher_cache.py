@@ -13,7 +13,8 @@ from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.speed.fast_networks import FastNetworks
 from mdistiller.engine.speed.precision import Precision
-from mdistiller.engine.speed.teacher_cache import CachedTeacher, open_cache, prepare_folder
+from mdistiller.engine.speed.table_folder import prepare_folder
+from mdistiller.engine.speed.teacher_cache import CachedTeacher, open_cache
 from mdistiller.engine.speed.vector_table import FileTable, MemoryTable
 from mdistiller.engine.validate import setting_errors
 from mdistiller.errors import UserError
