@@ -147,8 +147,8 @@ _C.LOG.WANDB = True  # log to Weights & Biases; offline without credentials or a
 # Cache of the teacher's logits or pooled features: `off`, `memory`, or a folder that later runs reuse. See
 # [speed.md](speed.md#teacher-cache).
 _C.TEACHER_CACHE = "off"
-# GiB that the folder of `TEACHER_CACHE`, or a cache in memory, may take; a cache that would take more is not made. 0: as
-# much as the disk has free, or half of the free memory.
+# Most GiB for the tables in the folder of `TEACHER_CACHE`, or for those in memory; a table that would take more is not
+# made. 0: all of the room on the disk, or half of the free memory.
 _C.TEACHER_CACHE_GB = 0.0
 # Keep only this many of the teacher's largest logits for each form of an image, and the probability of all other
 # classes together, to save room with many classes. 0: all logits. See [speed.md](speed.md#fixed-views).

@@ -2,8 +2,8 @@
 
 Padding, cropping and flipping give each image finitely many forms: 162 with 4 pixels of padding, 81 without flipping.
 With any other augmentation, `DATASET.VIEWS` fixes their number. A method that reads only the teacher's logits or pooled
-features can take them from a table, in row `index · num_variants + variant`. Rows are computed when an epoch first needs
-them, some steps ahead.
+features can take them from a table, in row `index · num_variants + variant`. Rows are computed some steps before an
+epoch first needs them.
 
 Shapes: `B` batch, `N` classes, `C` channels of the pooled feature.
 """
@@ -190,7 +190,8 @@ def open_cache(
         num_tables = distributed.get_local_world_size() if loader.device.type == "cpu" else 1
         if limit_gb and num_tables * size > limit_gb * 2**30:
             say(
-                f"teacher cache: none, {shape} does not fit TEACHER_CACHE_GB {limit_gb:g}; the teacher runs in each step"
+                f"teacher cache: none, {shape} does not fit TEACHER_CACHE_GB {limit_gb:g}; the teacher runs in each"
+                " step"
             )
             return None
         if num_tables * size > MAX_MEMORY_SHARE * available:

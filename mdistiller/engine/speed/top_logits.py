@@ -1,8 +1,7 @@
 """Logits as the largest few of them and the probability of all other classes together.
 
-"TinyViT: Fast Pretraining Distillation for Small Vision Transformers" (2022) stores a teacher's outputs in this way, and
-divides the rest evenly among the other classes, as does "A Fast Knowledge Distillation Framework for Visual
-Recognition" (2022).
+"TinyViT: Fast Pretraining Distillation for Small Vision Transformers" (2022) and "A Fast Knowledge Distillation Framework
+for Visual Recognition" (2022) store a teacher's outputs in this way, and divide the rest evenly among other classes.
 
 Shapes: `n` images, `N` classes, `k` logits that are kept.
 """
@@ -20,9 +19,9 @@ BASE = 2048  # float16 has every whole number up to this one
 class TopLogits:
     """Encodes logits as rows of fewer values, which float16 holds, and decodes them.
 
-    The decoded logits of the `k` most probable classes are exact. All other classes get the same logit, such that their
-    probability at temperature 1 is together what it was. So the softmax at temperature 1 is exact in the `k` classes; at
-    another temperature it is an approximation, because the other classes are not equally probable.
+    The decoded logits of the `k` most probable classes are exact. All other classes get one logit, such that their
+    probabilities at temperature 1 add up to what they were. So the softmax at temperature 1 is exact for the `k`
+    classes. At another temperature it is an approximation, because the other classes are not equally probable.
 
     Args:
         num_classes: `N`.

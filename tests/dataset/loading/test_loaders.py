@@ -174,7 +174,7 @@ def test_rotations_are_those_of_torchvision(
     assert loader.num_variants is None and "variant" not in found
     assert plan.flip.any() == flip and 15 < plan.angle.abs().max() <= 20
     images = make_split().images
-    for place, (index, _, _, flipped, angle) in enumerate(zip(*(column.tolist() for column in plan))):
+    for place, (index, _, _, flipped, angle, _) in enumerate(zip(*(column.tolist() for column in plan))):
         expected = F.rotate(Image.fromarray(images[index]), angle)
         expected = np.asarray(F.hflip(expected) if flipped else expected)
         np.testing.assert_array_equal(found["image"][place].permute(1, 2, 0).round().numpy(), expected)

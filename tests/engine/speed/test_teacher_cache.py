@@ -248,9 +248,11 @@ def test_what_cannot_be_cached_runs_without(settings, tmp_path, method, override
     assert len(fill(networks, trainer)) == len(trainer.train_loader)
 
 
-@pytest.mark.parametrize(("choice", "free"), [("memory", "available_memory"), ("./folder", "free_disk")])
+@pytest.mark.parametrize(
+    ("choice", "free"), [("memory", "teacher_cache.available_memory"), ("./folder", "table_folder.free_disk")]
+)
 def test_a_table_that_does_not_fit_is_not_made(settings, monkeypatch, choice, free):
-    monkeypatch.setattr(f"mdistiller.engine.speed.teacher_cache.{free}", lambda place: 1000)
+    monkeypatch.setattr(f"mdistiller.engine.speed.{free}", lambda place: 1000)
     line, networks, _ = opened(settings, "TEACHER_CACHE", choice)
     assert line.startswith("teacher cache: none, ")
     assert "0.00 GiB" in line
