@@ -1,7 +1,7 @@
 """Logits as the largest few of them and the probability of all other classes together.
 
-"TinyViT: Fast Pretraining Distillation for Small Vision Transformers" (2022) and "A Fast Knowledge Distillation Framework
-for Visual Recognition" (2022) store a teacher's outputs in this way, and divide the rest evenly among other classes.
+"TinyViT: Fast Pretraining Distillation for Small Vision Transformers" (2022) and "A Fast Knowledge Distillation
+Framework for Visual Recognition" (2022) store a teacher's outputs in this way, and divide the rest evenly.
 
 Shapes: `n` images, `N` classes, `k` logits that are kept.
 """
