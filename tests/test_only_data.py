@@ -42,11 +42,11 @@ CODE = ("exec_module", "import_module")
 ALLOWED = {
     *((file, call) for file in ("distillers/_plugins.py", "adapters/user_models.py") for call in CODE),
     # these start this package's own modules, and exchange arrays without pickles with them
-    *((f"export/{name}.py", "subprocess.Popen") for name in ("torch_file",)),
-    *((f"export/{name}.py", call) for name in ("torch_file", "torch_worker") for call in ("np.load", "allow_pickle")),
+    *((f"formats/{name}.py", "subprocess.Popen") for name in ("torch_file",)),
+    *((f"formats/{name}.py", call) for name in ("torch_file", "torch_worker") for call in ("np.load", "allow_pickle")),
     ("study/job.py", "subprocess.Popen"),
     ("export/export.py", "import_module"),  # of the libraries of an extra, by names in the source
-    ("export/onnx_file.py", "import_module"),
+    ("formats/onnx_file.py", "import_module"),
 }
 SOURCES = sorted([*(REPO / "mdistiller").rglob("*.py"), *(REPO / "tools").rglob("*.py")])
 

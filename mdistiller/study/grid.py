@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from yacs.config import CfgNode
 
@@ -66,7 +66,7 @@ class Study:
         compare_to: the methods that the others are compared with.
         threads: CPU threads of a run.
         teacher_cache: whether the runs share a cache of the teachers' outputs.
-        summaries: file with the results of runs on other machines, or `None`.
+        summaries: files with the results of runs of other studies, or on other machines.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Study:
     compare_to: Tuple[str, ...]
     threads: int
     teacher_cache: bool
-    summaries: Optional[Path]
+    summaries: Tuple[Path, ...]
 
     def all_cells(self) -> Tuple[Cell, ...]:
         """Return the teachers' cells and the others, in the order in which they run."""
@@ -107,7 +107,7 @@ def read_study(path: str, overrides: Sequence[str] = ()) -> Study:
     for name in compare_to:
         if name not in methods:
             raise UserError(f"{file}: COMPARE_TO names {name!r}, which is not a method{did_you_mean(name, methods)}")
-    summaries = file.parent / content["SUMMARIES"] if content.get("SUMMARIES") else None
+    summaries = tuple(file.parent / path for path in content["SUMMARIES"])
     return Study(file.stem, teachers, cells, tuple(compare_to), content["THREADS"], content["TEACHER_CACHE"], summaries)
 
 

@@ -50,19 +50,24 @@ def finished(runs: Path, cells: Iterable[Cell]) -> Dict[str, Summary]:
 
 
 def finished_elsewhere(study: Study) -> Dict[str, Summary]:
-    """Return the summaries in the study's `SUMMARIES` file that belong to its cells, by name.
+    """Return the summaries in the study's `SUMMARIES` files that belong to its cells, by name.
 
-    Runs with other settings are left out, with a note.
+    Runs with other settings are left out, with a note. A file that does not exist yet counts as empty.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: a file is damaged.
     """
-    if study.summaries is None or not study.summaries.is_file():
-        return {}
+    found: Dict[str, Summary] = {}
+    for path in filter(Path.is_file, study.summaries):
+        found.update(_finished_in(path, study))
+    return found
+
+
+def _finished_in(path: Path, study: Study) -> Dict[str, Summary]:
     cells = {cell.name: cell for cell in study.all_cells()}
     found, outdated = {}, {}
-    for number, line in enumerate(read_text(study.summaries).splitlines(), start=1):
-        summary = _parse(line, f"{study.summaries}, line {number},")
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        summary = _parse(line, f"{path}, line {number},")
         cell = cells.get(summary["name"])
         if cell is not None:
             changes = _changes(summary, cell.cfg)
@@ -73,7 +78,7 @@ def finished_elsewhere(study: Study) -> Dict[str, Summary]:
     if outdated:
         name, change = next(iter(outdated.items()))
         others = f", and {len(outdated) - 1} more" if len(outdated) > 1 else ""
-        log.info(f"note: {study.summaries} has {name} with other settings ({change}){others}; not used")
+        log.info(f"note: {path} has {name} with other settings ({change}){others}; not used")
     return found
 
 

@@ -23,7 +23,7 @@ Placeholders `{pair}`, `{teacher}` and `{student}` in a `_BASE_` stand for the n
     SETTINGS:                                  # of every run
       SOLVER: {EPOCHS: 30}
     COMPARE_TO: [student alone, KD]            # the methods that the others are compared with
-    SUMMARIES: main/summaries.jsonl            # results from other machines, relative to this file; optional
+    SUMMARIES: [main.jsonl]                    # results of other studies or machines, relative to this file; optional
 
 The settings of a run are, later ones first: `KEY VALUE` pairs of the command line, the variant, the method's own,
 `SETTINGS`, the file that `_BASE_` names.
@@ -49,11 +49,18 @@ TYPES: Dict[str, type] = {
     "TEACHER_CACHE": bool,
     "SETTINGS": dict,
     "COMPARE_TO": list,
-    "SUMMARIES": str,
+    "SUMMARIES": list,
 }
 REQUIRED = ("PAIRS", "ALONE", "METHODS")
 NAMED = ("PAIRS", "METHODS", "VARIANTS")  # sections whose entries are sections too
-DEFAULTS: Dict[str, Any] = {"SEEDS": [0], "THREADS": 1, "TEACHER_CACHE": True, "VARIANTS": {"": {}}, "SETTINGS": {}}
+DEFAULTS: Dict[str, Any] = {
+    "SEEDS": [0],
+    "THREADS": 1,
+    "TEACHER_CACHE": True,
+    "VARIANTS": {"": {}},
+    "SETTINGS": {},
+    "SUMMARIES": [],
+}
 
 Content = Dict[str, Any]
 
@@ -95,6 +102,9 @@ def _value_errors(content: Content) -> Iterator[str]:
         yield "VARIANTS is empty; leave it out, or name settings"
     if content["THREADS"] < 1:
         yield f"THREADS is {content['THREADS']}; expected at least 1"
+    for path in content["SUMMARIES"]:
+        if not isinstance(path, str):
+            yield f"SUMMARIES has {path!r:.80}; expected file names"
     if ALONE in content["METHODS"]:
         yield f"METHODS has {ALONE!r}, which is a row of every study; describe it in ALONE"
     sections = {"": content, "ALONE: ": content["ALONE"]}

@@ -95,6 +95,8 @@ def test_an_error_is_told_once(study):
         ({"PAIRS": {"a": {"TEACHER": "vgg13", "STUDENT": "vgg88"}}}, "vgg88"),
         ({"VARIANTS": {}}, "VARIANTS is empty; leave it out"),
         ({"THREADS": 0}, "THREADS is 0; expected at least 1"),
+        ({"SUMMARIES": "main.jsonl"}, "SUMMARIES is 'main.jsonl'; expected a list"),
+        ({"SUMMARIES": [1]}, "SUMMARIES has 1; expected file names"),
         ({"THREADS": "1"}, "THREADS is '1'; expected a int"),
         ({"COMPARE_TO": ["KDD"]}, "COMPARE_TO names 'KDD', which is not a method; did you mean KD?"),
         ({"SETTINGS": {"SOLVER": 3}}, "SOLVER in s.yaml is a section, given 3"),

@@ -49,7 +49,7 @@ def test_a_study_from_start_to_end(place, launcher):
 
     # on another machine: the summaries are enough for the tables
     shutil.copy(OUT / "summaries.jsonl", "elsewhere.jsonl")
-    Path("small.yaml").write_text(Path("small.yaml").read_text() + "SUMMARIES: elsewhere.jsonl\n")
+    Path("small.yaml").write_text(Path("small.yaml").read_text() + "SUMMARIES: [none.jsonl, elsewhere.jsonl]\n")
     run_study(read_study("small.yaml"), Path("again"), launcher)
     assert launcher.jobs == []
     assert rows(Path("again")) == rows()
@@ -123,7 +123,7 @@ def test_other_settings_are_refused(place, launcher):
 def test_results_with_other_settings_are_not_used(place, launcher, caplog):
     run_study(read_study("small.yaml"), OUT, launcher)
     with (place / "small.yaml").open("a") as file:
-        file.write(f"SUMMARIES: {OUT}/summaries.jsonl\n")
+        file.write(f"SUMMARIES: [{OUT}/summaries.jsonl]\n")
     launcher.jobs.clear()
     with caplog.at_level("INFO", "mdistiller"):
         run_study(read_study("small.yaml", ["KD.TEMPERATURE", "2.0"]), Path("other"), launcher)
