@@ -1,9 +1,9 @@
 """Step time with a filled teacher cache of 2, 5 and 10 fixed views, against fresh forms in each epoch.
 
-`python3 tests/soak/step_time_of_views.py --cfg FILE KEY VALUE …` takes the arguments of tools/train.py. All trainers are
-in one process and take turns, so that a machine whose speed drifts slows all of them. Each turn is `STEPS` steps of the
-first epoch, its data included; the caches have seen this epoch. Beside the wall-clock time stands the processor's time,
-which other processes of a busy machine affect less; set `DATASET.NUM_WORKERS 0` so that it includes the data.
+`python3 tests/soak/step_time_of_views.py --cfg FILE KEY VALUE …` takes the arguments of tools/train.py. All trainers
+are in one process and take turns, so that a machine whose speed drifts slows all of them. Each turn is `STEPS` steps of
+the first epoch, its data included; the caches have seen this epoch. Beside the wall-clock time stands the processor's
+time, which other processes of a busy machine affect less; set `DATASET.NUM_WORKERS 0` so that it includes the data.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Iterator, List, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mdistiller.engine.build import build_trainer  # noqa: E402
-from mdistiller.engine.validate import load_valid_cfg  # noqa: E402
+from mdistiller.engine.build import build_trainer
+from mdistiller.engine.validate import load_valid_cfg
 
 VIEWS = (0, 2, 5, 10)
 STEPS = 16
