@@ -15,6 +15,8 @@ requirements = re.findall(r"^\w[^\s#]*", (here / "requirements.txt").read_text(e
 
 
 TIMM = "timm>=1.0.12"  # models by name, optimizers
+WEBDATASET = "webdataset>=0.2.100"  # writes shards; 0.2.100 supports Python 3.8
+DATASETS = "datasets>=3.1"  # Parquet and Arrow tables; 3.1 is the newest version for Python 3.8
 
 
 class BuildWithShippedFiles(build_py):
@@ -35,6 +37,7 @@ class BuildWithShippedFiles(build_py):
 # the newest versions for Python 3.8 are onnx 1.17 and onnxruntime 1.19
 EXPORT = ["onnx>=1.15", "onnxruntime>=1.17", "onnxscript>=0.1; python_version >= '3.9'"]
 STUDY = ["scipy>=1.7", "matplotlib>=3.5"]  # Student's t, and plots
+REPORT = ["matplotlib>=3.6", "Jinja2>=3.0"]
 
 setup(
     name="mdistiller",
@@ -44,6 +47,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mdistiller", "mdistiller.*"]),
+    package_data={"mdistiller.report": ["template/*"]},
     cmdclass={"build_py": BuildWithShippedFiles},
     entry_points={
         "console_scripts": [
@@ -52,6 +56,8 @@ setup(
             "mdistiller-fetch-ckpts = mdistiller.commands.fetch_ckpts:command",
             "mdistiller-export = mdistiller.commands.export:command",
             "mdistiller-predict = mdistiller.commands.predict:command",
+            "mdistiller-report = mdistiller.commands.report:command",
+            "mdistiller-make-shards = mdistiller.commands.make_shards:command",
             "mdistiller-study = mdistiller.commands.study:command",
         ]
     },
@@ -60,11 +66,15 @@ setup(
     extras_require={
         "export": EXPORT,
         "hub": ["huggingface_hub>=0.20"],
+        "report": REPORT,
         "study": STUDY,
         "cluster": ["submitit>=1.5"],  # SLURM jobs
         "timm": [TIMM],  # models and optimizers
+        "webdataset": [WEBDATASET],
+        "huggingface": [DATASETS],
         "test": [
             *EXPORT,
+            *REPORT,
             *STUDY,
             "huggingface_hub>=0.20",
             "submitit>=1.5",
@@ -77,6 +87,8 @@ setup(
             "types-PyYAML",
             "setuptools>=70.1",  # tests build a wheel
             TIMM,
+            WEBDATASET,
+            DATASETS,
         ],
     },
     classifiers=[

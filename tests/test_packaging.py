@@ -54,6 +54,7 @@ def test_the_wheel_holds_code_and_every_shipped_file(wheel):
     assert {name for name in names if name.startswith("mdistiller/shipped/")} == shipped
     code = {path.relative_to(REPO).as_posix() for path in (REPO / "mdistiller").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == code
+    assert {"mdistiller/report/template/page.html", "mdistiller/report/template/page.css"} <= names
 
 
 def test_its_metadata_name_commands_and_requirements(wheel):
@@ -72,6 +73,8 @@ def test_its_metadata_name_commands_and_requirements(wheel):
         "mdistiller-export",
         "mdistiller-fetch-ckpts",
         "mdistiller-predict",
+        "mdistiller-report",
+        "mdistiller-make-shards",
         "mdistiller-study",
     }
 

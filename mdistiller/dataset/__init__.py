@@ -13,8 +13,9 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..errors import UserError
-from . import cifar10, cifar100, fashion_demo, imagefolder, imagenet, tiny_imagenet  # noqa: F401 (registers)
+from . import cifar10, cifar100, fashion_demo, huggingface, imagefolder, imagenet, tiny_imagenet, webdataset  # noqa: F401 (register)  # noqa: F401
 from .augment.epoch_plan import EpochPlan
+from .folders.unlabelled import find_unlabelled
 from .images.decode import View
 from .info import DatasetInfo
 from .loading.device_loader import DeviceLoader
@@ -61,8 +62,13 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
     train = splits.train
     if options.train_fraction < 1:
         train = train.subset(balanced_part(train.targets, options.train_fraction, options.fraction_seed))
-    in_memory = options.fits_in_memory(len(train) + len(splits.val))
+    unlabelled = find_unlabelled(options.unlabelled) if options.unlabelled else None
+    in_memory = options.fits_in_memory(len(train) + len(splits.val) + (0 if unlabelled is None else len(unlabelled)))
     train_loader = _loader(train, splits.info, options, device, in_memory, train=True)
+    if unlabelled is not None:
+        train_loader.unlabelled = _unlabelled_loader(
+            unlabelled, splits.info, options.of_unlabelled(), device, in_memory, len(train_loader)
+        )
     val_loader = _loader(splits.val, splits.info, options, device, in_memory, train=False)
     return train_loader, val_loader, train_loader.num_images, splits.info.num_classes
 
@@ -87,12 +93,32 @@ def _read(cfg: CfgNode) -> Tuple[Splits, Options]:
     return splits, options
 
 
+def _unlabelled_loader(
+    split: ImageSplit, info: DatasetInfo, options: Options, device: Device, in_memory: bool, num_steps: int
+) -> Loader:
+    processes = distributed.get_world_size()
+    if options.batch_size < processes:
+        raise UserError(
+            f"DATASET.UNLABELED_RATIO {options.unlabelled_ratio:g} gives {options.batch_size} images without labels a"
+            f" batch for {processes} processes; expected at least one for each"
+        )
+    loader = _loader(split, info, options, device, in_memory, train=True, role="unlabelled")
+    loader.go_along(num_steps)
+    return loader
+
+
 def _loader(
-    split: ImageSplit, info: DatasetInfo, options: Options, device: Device, in_memory: bool, train: bool
+    split: ImageSplit,
+    info: DatasetInfo,
+    options: Options,
+    device: Device,
+    in_memory: bool,
+    train: bool,
+    role: str = "",
 ) -> Loader:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     view = View(info.input_size, margin=options.augment == "resized_crop")
-    role = "training" if train else "validation"
+    role = role or ("training" if train else "validation")
     with distributed.local_main_first():  # in all cases, because machines may differ in what they find
         if not in_memory:
             split = check_images(split, options.corrupt, options.num_workers, role)

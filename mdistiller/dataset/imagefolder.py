@@ -17,12 +17,15 @@ from .folders.layout import TRAIN, find_parts
 from .images.decode import View
 from .images.stats import FolderCache, measure
 from .info import DatasetInfo
+from .loading.encoded import EncodedSplit
 from .loading.image_check import SplitReport, unusable_error
 from .loading.in_memory import decode_all, decode_chunks
-from .loading.splits import FileSplit, ImageSplit, Splits, dataset_dict
+from .loading.splits import ImageSplit, Splits, dataset_dict
 from .options import Channels, Options, read_options
 
 log = logging.getLogger("mdistiller")
+
+Find = Callable[[], EncodedSplit]
 
 LAYOUT = "expected <DATASET.ROOT>/train/<class>/<image> and <DATASET.ROOT>/val/<class>/<image>"
 DEFAULT_SIZE = 32  # px
@@ -49,22 +52,36 @@ def imagefolder(cfg: CfgNode) -> Splits:
     if not is_folder(root) or not entries(root):
         raise UserError(f"DATASET.ROOT {root} is {'empty' if is_folder(root) else 'not a folder'}; {LAYOUT}")
     classes, find_train, find_val = find_parts(root, options.val_fraction, LAYOUT)
+    return own_images(cfg, options, classes, root, find_train, find_val)
+
+
+def own_images(
+    cfg: CfgNode, options: Options, classes: Sequence[str], root: Path, find_train: Find, find_val: Find
+) -> Splits:
+    """Return the splits of a set of the user's own images, after measuring their statistics if these are not given.
+
+    Args:
+        cfg, options: the configuration.
+        classes: names, in label order.
+        root: folder of the data set.
+        find_train, find_val: find the images. Evaluation does not need those for training if statistics are given.
+    """
     if cfg.DATASET.INPUT_SIZE is None:
-        log.info("DATASET.INPUT_SIZE is not set: images are resized to %d px", DEFAULT_SIZE)
+        log.info("DATASET.INPUT_SIZE is not set: images are resized to %d px", options.input_size)
     train: Union[ImageSplit, Callable[[], ImageSplit]]
-    if options.statistics is not None:  # nothing to measure, so evaluation does not need train/
+    if options.statistics is not None:
         train, (mean, std) = find_train, options.statistics
         val = find_val()
     else:
-        files = find_train()
+        images = find_train()
         val = find_val()
-        train, mean, std = _with_statistics(files, root / TRAIN, options, len(files) + len(val))
-    info = DatasetInfo("imagefolder", tuple(classes), options.input_size, mean, std, root)
+        train, mean, std = _with_statistics(images, root / TRAIN, options, len(images) + len(val))
+    info = DatasetInfo(cfg.DATASET.TYPE, tuple(classes), options.input_size, mean, std, root)
     return Splits(train, val, info, options.val_fraction, options)
 
 
 def _with_statistics(
-    train: FileSplit, folder: Path, options: Options, num_images: int
+    train: EncodedSplit, folder: Path, options: Options, num_images: int
 ) -> Tuple[ImageSplit, Channels, Channels]:
     """Return the training set, decoded if measuring has decoded it, and its mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Iterator, Optional, Sequence, Tuple
 
 from yacs.config import CfgNode
 
 from ..errors import did_you_mean, refuse
 from ..ranges import MAX_NUMBER, Range, at_least, is_number, out_of_range, whole
+from .augment.epoch_plan import derive_seed
 
 CHOICES = {
     "AUGMENT": ("auto", "pad_crop", "resized_crop", "rotate_flip", "none"),
@@ -33,6 +34,7 @@ RANGES = {
     "CUTMIX": at_least(0),
     "VIEWS": whole(0, 1000, "the views of an image, a whole number"),
     "VIEWS_SEED": Range(lambda value: value is None or value in SEED, SEED.expected),
+    "UNLABELED_RATIO": Range(lambda value: 0 < value <= 1000, "a number above 0 and up to 1000"),
     "ROTATION": Range(lambda value: 0 <= value <= 180, "degrees from 0 to 180"),
     "NUM_WORKERS": whole(0, 512),
     "MEMORY_GB": at_least(0),
@@ -68,6 +70,8 @@ class Options:
         mixup, cutmix: parameters of the proportions in which images are mixed; 0 if they are not.
         views: fixed views of each training image; 0 for fresh changes in each epoch.
         views_seed: seed of the fixed views.
+        unlabelled: folder of images without labels, or an empty text.
+        unlabelled_ratio: number of them in a batch, for each labelled image.
     """
 
     batch_size: int
@@ -94,6 +98,13 @@ class Options:
     cutmix: float = 0.0
     views: int = 0
     views_seed: int = 0
+    unlabelled: str = ""
+    unlabelled_ratio: float = 1.0
+
+    def of_unlabelled(self) -> Options:
+        """Return the options of the loader of images without labels."""
+        batch_size = max(1, round(self.unlabelled_ratio * self.batch_size))
+        return replace(self, batch_size=batch_size, seed=derive_seed("unlabelled", self.seed))
 
     @property
     def changes_single_images(self) -> bool:
@@ -180,6 +191,8 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         cutmix=float(data.CUTMIX),
         views=data.VIEWS,
         views_seed=int(cfg.EXPERIMENT.SEED if data.VIEWS_SEED is None else data.VIEWS_SEED),
+        unlabelled=data.UNLABELED,
+        unlabelled_ratio=float(data.UNLABELED_RATIO),
     )
 
 

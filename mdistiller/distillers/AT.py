@@ -59,6 +59,7 @@ class AT(Distiller):
     RANGES = {"P": above(0, "a power", " (2.0 is the default)"), **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
     teacher_needs = ("maps",)
     soft_labels = True
+    unlabelled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -148,6 +148,7 @@ class KDSVD(Distiller):
     }
     teacher_needs = ("maps",)
     soft_labels = True
+    unlabelled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

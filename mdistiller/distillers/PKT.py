@@ -48,6 +48,7 @@ class PKT(Distiller):
     RANGES = weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")
     teacher_needs = ("pooled",)
     soft_labels = True
+    unlabelled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

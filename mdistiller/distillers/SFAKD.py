@@ -121,6 +121,7 @@ class SFAKD(Distiller):
     }
     teacher_needs: Tuple[str, ...] = ("pooled",)
     soft_labels = True
+    unlabelled = True
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
@@ -195,6 +196,14 @@ class SFAKD(Distiller):
 
     def get_extra_parameters(self) -> int:
         return sum(p.numel() for p in (self.head or self.aligner).parameters())
+
+    def get_log_values(self) -> Dict[str, float]:
+        """Return the weights of the branches, and the mask's width in bins if it is trained."""
+        fusion: Any = (self.head or self.aligner).projector.fusion
+        values = {"fusion_alpha": fusion.alpha, "fusion_beta": fusion.beta}
+        if fusion.frequency is not None and fusion.frequency.mask.log_sigma is not None:
+            values["mask_sigma"] = fusion.frequency.mask.log_sigma.exp()
+        return {name: value.item() for name, value in values.items() if value is not None}
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         with torch.no_grad():

@@ -60,6 +60,7 @@ class WTTM(Distiller):
     RANGES = {"TEMPERATURE": above(0), **weights("CE_WEIGHT", "KD_WEIGHT")}
     teacher_needs = ("logits",)
     soft_labels = True
+    unlabelled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -43,6 +43,9 @@ class Distiller(nn.Module):
             `maps` (stage maps or the final map). By default all of them.
         soft_labels: whether `forward_train` also takes `target` as probabilities `[B, N]`, as mixup, CutMix and label
             smoothing give them; `False` unless the class that defines `forward_train` says so.
+        unlabelled: whether `forward_train` also takes images without labels. They have zeros in `target [B, N]`, and
+            the other rows are probabilities times a weight; see `engine/solver/soft_labels.py`. `False` unless the
+            class that defines `forward_train` says so.
         channels_last: whether images and weights are in the faster channels_last memory format. `Tensor.view` cannot
             flatten a map in that format, so this is `False` for classes without `@register`, such as MDistiller's.
         head: the module that replaces the student's own classifier in the deployed student; `None` keeps that
@@ -54,6 +57,7 @@ class Distiller(nn.Module):
     needs_teacher = True
     teacher_needs: Tuple[str, ...] = ("logits", "pooled", "maps")
     soft_labels = False
+    unlabelled = False
     channels_last = True
     student: Any
     teacher: Any
@@ -63,8 +67,9 @@ class Distiller(nn.Module):
         super().__init_subclass__(**kwargs)
         if "forward_train" in vars(cls) and "teacher_needs" not in vars(cls):
             cls.teacher_needs = Distiller.teacher_needs  # the parent's declaration describes the parent's step only
-        if "forward_train" in vars(cls) and "soft_labels" not in vars(cls):
-            cls.soft_labels = False
+        for name in ("soft_labels", "unlabelled"):
+            if "forward_train" in vars(cls) and name not in vars(cls):
+                setattr(cls, name, False)
         # plug-ins may define `config_errors` by its former name, `faults`; each class has the hook by both names
         for name, other in (("faults", "config_errors"), ("config_errors", "faults")):
             if name in vars(cls) and other not in vars(cls):
@@ -123,12 +128,20 @@ class Distiller(nn.Module):
         """Return the number of parameters that the method adds to the student."""
         return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
 
+    def get_log_values(self) -> Dict[str, float]:
+        """Return numbers by name that are logged once an epoch, beside the losses; by default none.
+
+        They become keys of the epoch's row of metrics.jsonl, so a name must not be one of the trainer's, such as `lr`.
+        """
+        return {}
+
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Return the student's logits `[B, N]` and the scalar losses by name; the trainer minimises their sum.
 
         Args:
             image: `[B, 3, H, W]`, normalised.
-            target: `[B]`, int64 labels; with `soft_labels` perhaps `[B, N]`, float32 probabilities.
+            target: `[B]`, int64 labels; with `soft_labels` perhaps `[B, N]`, float32 probabilities, and with
+                `unlabelled` perhaps weighted ones.
             kwargs: the other entries of the batch, such as `index [B]`, and `epoch`, counted from 1.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward_train")

@@ -79,17 +79,24 @@ class FrequencyFilter(nn.Module):
             weight = torch.stack([torch.ones(shape), torch.zeros(shape)], dim=-1)
         self.weight = nn.Parameter(weight)  # [C, H, W, (re, im)]
 
+    def hermitian(self) -> Tensor:
+        """Return the Hermitian part of `K`, `(K(u) + K*(−u)) / 2`, complex `[C, H, W]`.
+
+        The branch keeps the real part only, and for a real map `Re(IFFT(X ⊙ K))` depends only on this part.
+        """
+        # contiguous, because `module.to(memory_format=torch.channels_last)` re-strides this 4-D parameter too;
+        # flattened, because PyTorch 2.4 calls the strides of a 1×1 map contiguous, but does not accept them
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        full = torch.view_as_complex(self.weight.to(wide).contiguous().flatten().view(self.weight.shape))
+        mirrored = torch.roll(full.flip(-2, -1), shifts=(1, 1), dims=(-2, -1)).conj()
+        return 0.5 * (full + mirrored)
+
     def forward(self) -> Tensor:
         """Return the half spectrum, complex `[C, H, W // 2 + 1]`, that has the same effect on a real map as `K`.
 
-        The branch keeps the real part only. For a real map `Re(IFFT(X ⊙ K))` depends only on the Hermitian part of `K`,
-        `(K(u) + K*(−u)) / 2`, and one half of the Hermitian part determines the other.
+        One half of the Hermitian part determines the other.
         """
-        # contiguous, because `module.to(memory_format=torch.channels_last)` re-strides this 4-D parameter too
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        full = torch.view_as_complex(self.weight.to(wide).contiguous())
-        mirrored = torch.roll(full.flip(-2, -1), shifts=(1, 1), dims=(-2, -1)).conj()
-        return (0.5 * (full + mirrored))[..., : full.shape[-1] // 2 + 1]
+        return self.hermitian()[..., : self.weight.shape[2] // 2 + 1]
 
 
 class HighPass(nn.Module):

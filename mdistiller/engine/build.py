@@ -81,7 +81,8 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
 
 def _in_short(loader: Loader) -> str:
     about = digest({"info": repr(loader.info), "labels": labels_digest(loader)})
-    return f"{loader.num_images} images with the labels {about[:12]}"
+    more = "" if loader.unlabelled is None else f" and {loader.unlabelled.num_images} without labels"
+    return f"{loader.num_images} images with the labels {about[:12]}{more}"
 
 
 def _check_input_size(name: str, model: nn.Module, input_size: int) -> None:

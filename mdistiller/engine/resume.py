@@ -190,6 +190,8 @@ def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: S
     for name in MODELS:  # the file of a model may have moved
         if same_model(str(before.get(name)), str(now.get(name))):
             before[name] = now.get(name)
+    if before["DATASET.UNLABELED"] and now["DATASET.UNLABELED"]:  # it may have moved; its content is compared later
+        before["DATASET.UNLABELED"] = now["DATASET.UNLABELED"]
     for name in MAPPINGS:  # values of one key each, not sections
         for config, leaf in ((saved, before), (given, now)):
             leaf[name] = config.get("DISTILLER", {}).get(name.partition(".")[2]) or None

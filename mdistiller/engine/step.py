@@ -109,9 +109,9 @@ class TrainStep:
 
     def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:
         """Compute the gradients of a part of a step; return its losses and logits. The step has `num_images`."""
-        if "soft_target" in batch or self.cfg.SOLVER.LABEL_SMOOTHING:
-            num_classes = self.train_loader.info.num_classes
-            batch = with_soft_labels(batch, self.cfg.SOLVER.LABEL_SMOOTHING, num_classes)
+        smoothing = self.cfg.SOLVER.LABEL_SMOOTHING
+        if smoothing or "soft_target" in batch or "label_weight" in batch:
+            batch = with_soft_labels(batch, smoothing, self.train_loader.info.num_classes)
         with self.precision.autocast():
             logits, losses = (self._parallel or self.distiller)(**batch, epoch=epoch)
         # Distillers written for MDistiller may return a loss for each image; MDistiller averages them too.

@@ -147,6 +147,7 @@ class Trainer:
             row = self.train_epoch(self.progress.epoch + 1)
             train_seconds = time.perf_counter() - self._epoch_start
             row.update(self.validate())  # may raise RunStopped, so the totals are updated afterwards
+            row.update(self.distiller.get_log_values())
             row.update(memory_figures(self.device))
             self._finish_epoch(train_seconds)
             distributed.run_on_main(partial(self._log_epoch, row))
@@ -242,7 +243,7 @@ class Trainer:
 
     def _progress_bar(self, epoch: int) -> tqdm:
         return tqdm(
-            total=self.train_loader.num_images,
+            total=sum(map(self.train_loader.images_in, range(len(self.train_loader)))),
             initial=self.meter.images,
             desc=f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}",
             unit="img",

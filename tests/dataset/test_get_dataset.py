@@ -177,4 +177,5 @@ def test_seeds_never_change() -> None:
 
 
 def test_names() -> None:
-    assert {"cifar10", "cifar100", "imagefolder", "fashion_demo", "imagenet", "tiny_imagenet"} == set(dataset_dict)
+    folders = {"imagefolder", "imagenet", "tiny_imagenet", "webdataset", "huggingface"}
+    assert {"cifar10", "cifar100", "fashion_demo", *folders} == set(dataset_dict)

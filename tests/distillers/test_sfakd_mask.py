@@ -80,3 +80,27 @@ def test_a_head_saved_without_a_kind_of_mask_is_gaussian():
 def test_bad_options(overrides, message):
     with pytest.raises(UserError, match=message):
         build("SFAKD", *overrides)
+
+
+def test_weights_of_the_branches_and_a_trained_width_are_logged():
+    distiller = build("SFAKD", "SFAKD.LEARNABLE_SIGMA", "True", "SFAKD.SIGMA", "0.25")
+    with torch.no_grad():
+        distiller.head.projector.fusion.alpha.fill_(0.25)
+    height = distiller.head.map_size[0]
+    assert distiller.get_log_values() == {
+        "fusion_alpha": 0.25,
+        "fusion_beta": 0.5,
+        "mask_sigma": pytest.approx(0.25 * height),
+    }
+    assert build("SFAKD", "SFAKD.FREQUENCY_BRANCH", "False").get_log_values() == {"fusion_beta": 0.5}
+    bare = build("SFAKD", "SFAKD.CLASSIFIER", "student", "SFAKD.CE_WEIGHT", "1.0", "SFAKD.FUSION", "fixed")
+    assert bare.get_log_values() == {"fusion_alpha": 0.5, "fusion_beta": 0.5}
+    assert build("KD").get_log_values() == {}
+
+
+def test_a_map_of_one_frequency_in_the_format_of_training():
+    branch = FrequencyBranch(3, 1, 1, 0.1, False).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        branch.filter.weight.copy_(torch.tensor([2.0, 5.0]).expand(3, 1, 1, 2))
+    feature = torch.randn(2, 3, 1, 1)
+    assert torch.allclose(branch(feature), 2 * feature)  # the imaginary part of a mean's weight has no effect

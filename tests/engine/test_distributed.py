@@ -26,7 +26,8 @@ pytestmark = pytest.mark.timeout(1500)  # seconds; a test starts up to six group
 WORKER = REPO / "tests/engine/worker.py"
 FLOAT32 = ["SFAKD", "KD", "CRD", "REVIEWKD"]
 DOUBLE = [f"{name}-double" for name in (*FLOAT32, "RKD", "SP", "PKT", "MLKD", "DIST")]
-DOUBLE += ["KD-double-recipe", "SFAKD-double-recipe", "KD-double-views"]
+DOUBLE += ["KD-double-recipe", "SFAKD-double-recipe", "KD-double-unlabelled", "SFAKD-double-unlabelled"]
+DOUBLE += ["KD-double-views"]
 BUFFERS = ("running_", "num_batches", "memory.", "_extra_state")
 
 # ends, or stops, a process of its group once at each of some steps, or batches of evaluation (e1, e2, …)

@@ -2,6 +2,7 @@
 
 `KD-double-recipe` trains with mixed images, soft labels, steps in parts and an average of the weights.
 `KD-double-views` trains with fixed views of resized crops; the processes share the teacher's outputs in a folder.
+`KD-double-unlabelled` trains with mixed images, of which some have no label; neither number of them is even.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ VIEWS = [
 def steps(folder: str, name: str) -> Dict[str, Any]:
     """Train for `STEPS` steps; return the weights before and after, each epoch's losses, and the accuracies."""
     method, _, kind = name.partition("-")
-    double = kind.startswith("double")
-    views = [*VIEWS, f"{folder}/cache-{distributed.get_world_size()}"] if kind.endswith("views") else []
-    recipe = RECIPE if kind.endswith("recipe") else views
+    double, recipe = kind.startswith("double"), RECIPE if kind.endswith("recipe") else []
+    if kind.endswith("unlabelled"):
+        recipe = ["DATASET.UNLABELED", f"{folder}/images/val", "DATASET.UNLABELED_RATIO", "0.8", *RECIPE[:4]]
+    if kind.endswith("views"):
+        recipe = [*VIEWS, f"{folder}/cache-{distributed.get_world_size()}"]
     # in float32, rounding grows from step to step; in small steps less, and SFAKD's are the largest
     rate = ["SOLVER.LR", "0.0005" if double else "0.00005" if method == "SFAKD" else "0.0001"]
     trainer = build_trainer(settings(f"{folder}/images", *OPTIONS, *rate, *recipe, method=method, name=name))
     networks = None
-    if views:
+    if kind.endswith("views"):
         networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, trainer.cfg, trainer.precision, print)
         trainer.step.networks = networks
     if double:

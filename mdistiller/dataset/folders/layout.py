@@ -5,21 +5,39 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
 
 import torch
 
 from ...errors import UserError
+from ..loading.encoded import EncodedSplit
 from ..loading.splits import FileSplit
 from .class_folders import check_same_classes, class_folders, entries, find_images, is_folder, listed
 
 log = logging.getLogger("mdistiller")
 
 Find = Callable[[], FileSplit]
+Images = TypeVar("Images", bound=EncodedSplit)
 
 TRAIN = "train"
 VAL_NAMES = ("val", "valid", "validation")
+
+PARTS_OF_WORDS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(VAL_NAMES, VAL_NAMES[0]),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def part_of(name: str) -> str:
+    """Return the part of a data set that a name contains as a word: "train", "val", "test", or "" if it has none.
+
+    Words end at anything but letters, so the part of `train-00000-of-00002` is "train". The last word counts.
+    """
+    words = re.split("[^a-z]+", name.lower())
+    return next((PARTS_OF_WORDS[word] for word in reversed(words) if word in PARTS_OF_WORDS), "")
 
 
 def find_val(root: Path) -> Optional[Path]:
@@ -104,7 +122,7 @@ def _test_hint(root: Path) -> str:
     return f" ({root / tests[0]} is not used instead: a test set must not choose the best epoch)" if tests else ""
 
 
-def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float) -> Tuple[FileSplit, FileSplit]:
+def hold_out(files: Images, folder: Path, classes: Sequence[str], fraction: float) -> Tuple[Images, Images]:
     """Split images into training and validation images.
 
     Of a class with `n` images, `round(fraction · n)` are held out for validation, at least one and at most `n − 1`. The
@@ -114,12 +132,12 @@ def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float
 
     Args:
         files: the images, with labels that are positions in `classes`.
-        folder: contains the class folders.
-        classes: names of the class folders.
+        folder: contains the images.
+        classes: names, which are also those of class folders.
         fraction: in (0, 1).
 
     Raises:
-        UserError: a class has a single image.
+        UserError: a class has fewer than two images.
     """
 
     def rank(index: int) -> bytes:
@@ -133,8 +151,8 @@ def hold_out(files: FileSplit, folder: Path, classes: List[str], fraction: float
     for name, members in zip(classes, members_of):
         if len(members) < 2:
             raise UserError(
-                f"the class folder {folder / name} holds a single image; DATASET.VAL_FRACTION needs two of each class,"
-                " one to train and one to validate on"
+                f"the class {folder / name} holds {'a single' if members else 'no'} image; DATASET.VAL_FRACTION needs"
+                " two of each class, one to train and one to validate on"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held_out[sorted(members, key=rank)[:count]] = True

@@ -42,7 +42,7 @@ def _rounded(values: Iterable[float]) -> Channels:
 
 
 def fingerprint(files: Iterable[Tuple[Path, str]], folder: Path) -> str:
-    """Return a digest of file names below `folder`, sizes and modification times; see `FileSplit.stamped_paths`."""
+    """Return a digest of file names below `folder`, sizes and modification times; see `EncodedSplit.stamped_paths`."""
     digest = hashlib.blake2b(digest_size=16)
     start = f"{folder}{os.sep}"
     for path, stamp in files:
@@ -57,7 +57,7 @@ class FolderCache:
     Args:
         folder: contains the images.
         settings: everything besides the files that the findings depend on, as text.
-        files: the images, with sizes and modification times; see `FileSplit.stamped_paths`.
+        files: the images, with sizes and modification times; see `EncodedSplit.stamped_paths`.
     """
 
     def __init__(self, folder: Path, settings: str, files: Iterable[Tuple[Path, str]]) -> None:

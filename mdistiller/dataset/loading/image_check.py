@@ -18,7 +18,8 @@ from ...errors import UserError
 from ..images.decode import decode_region
 from ..images.orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
 from ..images.stats import FolderCache
-from .splits import FileSplit, ImageSplit, Transform, UnusableImage
+from .encoded import EncodedSplit, Transform, UnusableImage
+from .splits import ImageSplit
 from .workers import explain_worker_deaths
 
 log = logging.getLogger("mdistiller")
@@ -154,10 +155,9 @@ def usable_indices(split: ImageSplit, findings: SplitReport, corrupt: str, role:
     keep[list(findings.unusable)] = False
     lost = set(split.targets.tolist()) - set(split.targets[keep].tolist())
     if lost:
+        of_classes = "" if len(faults) == total else f" in {len(lost)} of the classes"
         first = next(fault for index, fault in findings.unusable.items() if int(split.targets[index]) in lost)
-        raise UserError(
-            f"no {role} image can be read in {len(lost)} of the classes, for example {first}; replace or convert some"
-        )
+        raise UserError(f"no {role} image can be read{of_classes}, for example {first}; replace or convert some")
     named = _first_few(faults)
     log.warning("left out %d of %d %s images that cannot be read: %s", len(faults), total, role, named)
     return keep.nonzero().squeeze(1)
@@ -169,7 +169,7 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
     The result is cached until a file is added, removed or changed. Unusable images are read again each time. With
     `corrupt` "unchecked" nothing is read.
     """
-    if corrupt == "unchecked" or not isinstance(split, FileSplit):
+    if corrupt == "unchecked" or not isinstance(split, EncodedSplit):
         return split
     ends = [split.path(index).parent for index in (0, len(split) - 1)]
     # The role is part of the key, because both splits may be in train/.
@@ -194,7 +194,7 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
 class _CheckDataset(Dataset):
     """Maps a list of indices to the reports on these images."""
 
-    def __init__(self, split: FileSplit) -> None:
+    def __init__(self, split: EncodedSplit) -> None:
         self.split = split
 
     def __getitem__(self, indices: List[int]) -> List[Tuple[int, ImageReport]]:
@@ -205,7 +205,7 @@ def _shrink(image: Image.Image) -> Image.Image:
     return decode_region(image, (0, 0, *upright_size(image)), CHECK_SIZE)
 
 
-def _read(split: FileSplit, indices: Sequence[int], num_workers: int) -> Iterator[Tuple[int, ImageReport]]:
+def _read(split: EncodedSplit, indices: Sequence[int], num_workers: int) -> Iterator[Tuple[int, ImageReport]]:
     chunks = [list(indices[start : start + CHUNK]) for start in range(0, len(indices), CHUNK)]
     loader = DataLoader(
         _CheckDataset(split),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Iterator, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Union
 
-import PIL
 import torch
-import torchvision
 from torch import Tensor
 
 from ... import distributed
@@ -16,6 +14,8 @@ from ..augment.mixing import Mixing, with_neighbour
 from ..augment.views import Views
 from ..info import DatasetInfo
 from ..options import Options
+from .forms import describe_forms, limit_forms
+from .unlabelled import with_unlabelled
 
 Batch = Dict[str, Tensor]
 
@@ -40,12 +40,13 @@ class Loader:
     A batch is a dict with
 
     - "image": float32 [B, 3, S, S], normalized, with channels_last strides;
-    - "target": int64 [B], labels;
+    - "target": int64 [B], labels; −1 for an image without one;
     - "index": int64 [B], indices of the images in the split;
     - "soft_target": float32 [B, N], the labels in the proportions of the images, if images are mixed; "target" then is
       the label with the larger share;
     - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`, or its fixed view; missing if
-      `num_variants` is `None`.
+      `num_variants` is `None`;
+    - "label_weight": float32 [B], if the batch also has images without labels; see `unlabelled.py`.
 
     All randomness of an epoch follows from the seed and the number of the epoch. Call `set_epoch` before each epoch;
     otherwise every pass repeats epoch 0. Training shuffles, and keeps the last partial batch unless it has a single
@@ -72,7 +73,9 @@ class Loader:
         views: fixed views of each image; `None` for fresh changes in each epoch.
         num_variants: number of augmented variants of an image, or of its fixed views; `None` if unlimited.
         unlimited_by: the setting that makes their number unlimited; empty if it is not.
+        forms: what determines them, as text.
         epoch: last argument of `set_epoch`, initially 0.
+        unlabelled: the loader of images without labels that each batch gets too, or `None`.
 
     Raises:
         UserError: the training set has fewer than 2 images per process.
@@ -95,28 +98,21 @@ class Loader:
         self.flip = options.flip and self.augment != "none"
         self.rotation = options.rotation if self.augment == "rotate_flip" else 0.0
         self.views = Views(options.views, options.views_seed) if train and options.views else None
-        num_variants = {"pad_crop": (1 + self.flip) * (2 * self.padding + 1) ** 2, "none": 1}.get(self.augment)
-        if self.views is not None:
-            num_variants = self.views.number
-        unlimited = {
-            f"MIXUP {options.mixup}": train and options.mixup > 0,
-            f"CUTMIX {options.cutmix}": train and options.cutmix > 0,
-            f"AUGMENT {self.augment}": num_variants is None,
-            f"POLICY {options.policy}": train and options.policy != "none" and self.views is None,
-            f"ERASING {options.erasing}": train and options.erasing > 0 and self.views is None,
-        }
-        self.unlimited_by = next((f"DATASET.{setting}" for setting, holds in unlimited.items() if holds), "")
-        self.num_variants: Optional[int] = None if self.unlimited_by else num_variants
+        number, self.unlimited_by = limit_forms(options) if train else (1, "")
+        self.num_variants: Optional[int] = number or None
         self._mixing: Optional[Mixing] = None
         if train and (options.mixup > 0 or options.cutmix > 0):
             self._mixing = Mixing(options.mixup, options.cutmix, info.num_classes)
-        strength = f" {options.policy_ops} {options.policy_magnitude}" if options.policy == "rand_augment" else ""
-        self._changes = f"rotation {self.rotation:g}; policy {options.policy}{strength}; erasing {options.erasing:g}"
+        self.forms = describe_forms(options) if train else ""
         self.epoch = 0
+        self.unlabelled: Optional[Loader] = None
+        self._steps: Optional[int] = None  # of an epoch; see `go_along`
         self._seed = options.seed
         self._normalise = Normaliser(info, device)
 
     def __len__(self) -> int:
+        if self._steps is not None:
+            return self._steps
         full, rest = divmod(self.num_images, self.batch_size)
         return full + (rest >= 2 * distributed.get_world_size() if self.train else rest > 0)
 
@@ -126,6 +122,21 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which determines order and augmentation of later passes."""
         self.epoch = epoch
+        if self.unlabelled is not None:
+            self.unlabelled.set_epoch(epoch)
+
+    def go_along(self, num_steps: int) -> None:
+        """From now on, take `num_steps` full batches in an epoch, as another loader does.
+
+        The batches of all epochs then are consecutive parts of a sequence of passes. A pass has each image once, in an
+        order, and with augmentations, that follow from the seed and its number.
+        """
+        self._steps = num_steps
+
+    @property
+    def num_indices(self) -> int:
+        """Number of different values of "index": images with and without labels."""
+        return self.num_images + (0 if self.unlabelled is None else self.unlabelled.num_images)
 
     def plan(self, seed: Optional[int] = None) -> EpochPlan:
         """Return order, crops, flips, angles and views of this epoch, on the CPU.
@@ -135,21 +146,24 @@ class Loader:
         if not self.train:
             return plan_in_order(self.num_images)
         augment = self.augment in ("pad_crop", "rotate_flip")  # resized_crop has random numbers per image
-        plan = plan_epoch(
-            self.num_images,
-            self.padding,
-            self._seed if seed is None else seed,
-            self.epoch,
-            augment,
-            flips=self.flip,
-            rotation=self.rotation,
-        )
-        if self.views is None or seed is not None:
-            return plan
-        view = self.views.in_epoch(self.num_images, self._seed, self.epoch)
-        if not augment:
-            return plan._replace(view=view[plan.order])
-        return self.views.fix(plan, view, self.padding, self.flip, self.rotation)
+        options: Dict[str, Any] = {"augment": augment, "flips": self.flip, "rotation": self.rotation}
+
+        def drawn(number: int) -> EpochPlan:
+            plan = plan_epoch(self.num_images, self.padding, self._seed if seed is None else seed, number, **options)
+            if self.views is None or seed is not None:
+                return plan
+            view = self.views.in_epoch(self.num_images, self._seed, number)
+            if not augment:
+                return plan._replace(view=view[plan.order])
+            return self.views.fix(plan, view, self.padding, self.flip, self.rotation)
+
+        if self._steps is None:
+            return drawn(self.epoch)
+        start, length = self.epoch * self._steps * self.batch_size, self._steps * self.batch_size
+        first, last = start // self.num_images, (start + length - 1) // self.num_images
+        passes = zip(*(drawn(number) for number in range(first, last + 1)))
+        skipped = start - first * self.num_images
+        return EpochPlan(*(torch.cat(column)[skipped : skipped + length] for column in passes))
 
     def variants(self, plan: EpochPlan) -> Tensor:
         """Return the variant number of each image of a plan, int64 [N]; `num_variants` must not be `None`."""
@@ -160,16 +174,30 @@ class Loader:
         """Whether images of a batch are mixed with each other."""
         return self._mixing is not None
 
-    def forms(self) -> str:
-        """Return, as text, what determines the variants or fixed views of an image."""
-        text = f"{self.augment} {self.padding}{'' if self.flip else ' no flip'}"
-        if self.views is None:
-            return text
-        libraries = f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
-        return f"{text}; {self._changes}; {self.views.number} views of seed {self.views.seed}; {libraries}"
+    def variant_indices(self, start_step: int = 0) -> Iterator[Tensor]:
+        """Yield `index · num_variants + variant` of the images in each batch of `iterate`, int64 [B], on the CPU."""
+        assert self.num_variants is not None
+        plan = self.plan()
+        numbers = plan.order * self.num_variants + self.variants(plan)
+        own = (numbers[part] for part in self.slices(start_step))
+        if self.unlabelled is None:
+            yield from own
+        else:
+            offset = self.num_images * self.num_variants
+            for first, more in zip(own, self.unlabelled.variant_indices(start_step)):
+                yield torch.cat([first, offset + more])
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of this epoch from step `start_step` (counted from 0) on, equal to those of a full pass."""
+        if self.unlabelled is None:
+            yield from self._iterate(start_step)
+            return
+        pairs = zip(self._iterate(start_step), self.unlabelled.iterate(start_step))
+        for step, (batch, more) in enumerate(pairs, start_step):
+            weight = self.images_in(step) / self._labelled_in(step)
+            yield with_unlabelled(batch, more, self.num_images, weight)
+
+    def _iterate(self, start_step: int) -> Iterator[Batch]:
         if self._mixing is None:
             yield from self._batches(self.plan(), self.slices(start_step), self._seed)
             return
@@ -211,11 +239,14 @@ class Loader:
 
     def images_in(self, step: int) -> int:
         """Return the number of images in batch `step` (counted from 0) over all processes."""
-        return min(self.batch_size, self.num_images - step * self.batch_size)
+        return self._labelled_in(step) + (0 if self.unlabelled is None else self.unlabelled.batch_size)
+
+    def _labelled_in(self, step: int) -> int:
+        return self.batch_size if self._steps else min(self.batch_size, self.num_images - step * self.batch_size)
 
     def _whole(self, step: int) -> slice:
         start = step * self.batch_size
-        return slice(start, start + self.images_in(step))
+        return slice(start, start + self._labelled_in(step))
 
     def slices(self, start_step: int, stop_step: Optional[int] = None) -> Iterator[slice]:
         """Yield the slices of the epoch's order that are this process's batches, from `start_step` to `stop_step`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
@@ -16,30 +15,14 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ...errors import UserError
 from ...registry import Registry
 from ..augment.epoch_plan import derive_seed
-from ..images.file_names import picture_formats
 from ..images.orientation import upright
 from ..info import DatasetInfo
 from ..options import Options
-
-# Pillow warns about these images; `_check` rejects them.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
-MAX_PIXELS = 89_478_485  # Pillow's limit, 268 MB as RGB
-MAX_ASPECT_RATIO = 100  # sides that differ more: resizing the shorter one would take gigabytes
+from .encoded import EncodedSplit, Transform, as_names
 
 Labels = Union[Sequence[int], Tensor]
-Transform = Callable[[Image.Image], Image.Image]  # from an opened image of any mode, not yet decoded, to an RGB image
-
-
-class UnusableImage(UserError):
-    """An image that cannot be used; `fault` is its file with the reason in parentheses."""
-
-    def __init__(self, fault: str) -> None:
-        super().__init__(f"cannot read the image {fault}; replace, convert or remove it")
-        self.fault = fault
 
 
 class ArraySplit:
@@ -76,11 +59,8 @@ class ArraySplit:
         return ArraySplit(self.images[indices.numpy()], self.targets[indices])
 
 
-class FileSplit:
+class FileSplit(EncodedSplit):
     """Images that are read from files on access.
-
-    The names are stored in one array. A list of a million names takes half a gigabyte, and every worker process would
-    come to hold a copy of it, because reference counting writes to the memory pages of its entries.
 
     Args:
         files: N paths.
@@ -89,11 +69,8 @@ class FileSplit:
 
     def __init__(self, files: Union[Sequence[Union[str, Path]], np.ndarray], targets: Labels) -> None:
         assert len(files) == len(targets), (len(files), len(targets))
-        self._files = files if isinstance(files, np.ndarray) else np.array([os.fsencode(file) for file in files])
+        self._files = as_names(files)
         self.targets = torch.as_tensor(targets, dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
     @property
     def files(self) -> List[Path]:
@@ -107,54 +84,25 @@ class FileSplit:
         return Path(os.fsdecode(self._files[index]))
 
     @cached_property
-    def _stats(self) -> np.ndarray:
-        """Size in bytes and modification time in ns of each file, int64 [N, 2], or −1; read from the disk only once."""
+    def stats(self) -> np.ndarray:  # read from the disk only once
         return np.array([_stat(file) for file in self._files.tolist()], dtype=np.int64).reshape(-1, 2)
 
-    def stamped_paths(self) -> Iterator[Tuple[Path, str]]:
-        """Yield each file with its size and modification time as text."""
-        for path, (size, time) in zip(self.paths(), self._stats.tolist()):
-            yield path, "missing" if size < 0 else f"{size}\0{time}"
-
-    def load(self, index: int, transform: Transform = upright) -> Image.Image:
-        """Return `transform` of image `index`, RGB.
-
-        Raises:
-            UnusableImage: the file cannot be decoded, has more than 8 bits per channel, or has an extreme size.
-        """
+    def open(self, index: int) -> Path:
         path = self.path(index)
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe may never end
-                raise OSError("not a regular file")
-            with Image.open(path, formats=picture_formats()) as image:
-                _check(image)
-                return transform(image)
-        except MemoryError:  # not caused by the image
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            name = "".join(c if c.isprintable() else "?" for c in str(path))  # names may be undecodable
-            raise UnusableImage(f"{name} ({reason})") from error
-
-    def digest(self) -> str:
-        """Return a hexadecimal digest of file names (with their folders), sizes and dates."""
-        state = hashlib.sha256(b"upright\n")  # versions before EXIF orientation was applied had other pixels
-        for path, stamp in self.stamped_paths():
-            state.update(os.fsencode(f"{path.parent.name}/{path.name} {stamp}\n"))
-        return state.hexdigest()
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe may never end
+            raise OSError("not a regular file")
+        return path
 
     def fingerprint(self) -> Tuple[str, str]:
-        """Return a kind and a digest of that kind; see `Loader.fingerprint`."""
         state, separator = hashlib.sha256(), os.fsencode(os.sep)
-        for file, size in zip(self._files.tolist(), self._stats[:, 0].tolist()):
+        for file, size in zip(self._files.tolist(), self.stats[:, 0].tolist()):
             state.update(b"%s %d\0" % (file.rpartition(separator)[2], size))
         return "file names and sizes", state.hexdigest()
 
     def subset(self, indices: Tensor) -> FileSplit:
-        """Return a split of the images `indices` (int64 [n])."""
         part = FileSplit(self._files[indices.numpy()], self.targets[indices])
-        if "_stats" in self.__dict__:  # already read
-            part._stats = self._stats[indices.numpy()]
+        if "stats" in self.__dict__:  # already read
+            part.stats = self.stats[indices.numpy()]
         return part
 
 
@@ -166,17 +114,7 @@ def _stat(file: bytes) -> Tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _check(image: Image.Image) -> None:
-    width, height = image.size
-    if image.mode[0] in "IF":  # 16 or 32 bits per channel; conversion to RGB would clip, not scale
-        raise TypeError(f"more than 8 bits a channel, mode {image.mode}")
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}×{height} px, more than {MAX_PIXELS} pixels")
-    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-        raise ValueError(f"{width}×{height} px, one side more than {MAX_ASPECT_RATIO} times the other")
-
-
-ImageSplit = Union[ArraySplit, FileSplit]
+ImageSplit = Union[ArraySplit, EncodedSplit]
 
 
 class Splits:

@@ -21,9 +21,10 @@ from ..images.decode import View, decode_region
 from ..images.orientation import upright_size
 from ..info import DatasetInfo
 from ..options import Options
+from .encoded import UnusableImage
 from .image_check import unusable_error
 from .loader import Batch, Loader
-from .splits import ImageSplit, UnusableImage
+from .splits import ImageSplit
 from .workers import explain_worker_deaths, ignore_signals, kill_workers, signals_blocked, worker_context
 
 Row = Tuple[int, int, int, bool, float, int]  # an image's entry in the `EpochPlan`

@@ -16,8 +16,18 @@ _C.EXPERIMENT.SEED = 0  # seed of initial weights, data order and augmentation
 _C.EXPERIMENT.REFERENCE = []  # `summary.json` files of other runs, listed in the final table
 
 _C.DATASET = CN()
-_C.DATASET.TYPE = "cifar100"  # `cifar100`, `cifar10`, `imagenet`, `tiny_imagenet`, `imagefolder` or `fashion_demo`
-_C.DATASET.ROOT = ""  # folder of the data set; if empty, its default folder below `data/` or `$MDISTILLER_DATA`
+# `cifar100`, `cifar10`, `imagenet`, `tiny_imagenet`, `imagefolder`, `webdataset`, `huggingface` or `fashion_demo`. See
+# [data-formats.md](data-formats.md).
+_C.DATASET.TYPE = "cifar100"
+# Folder of the data set; if empty, its default folder below `data/` or `$MDISTILLER_DATA`. For `TYPE huggingface` also
+# a Parquet file, or the name of a data set in the cache of the `datasets` library.
+_C.DATASET.ROOT = ""
+_C.DATASET.IMAGE_COLUMN = "image"  # `TYPE huggingface`: column of the images
+_C.DATASET.LABEL_COLUMN = "label"  # `TYPE huggingface`: column of the labels
+# Folder of images without labels, at any depth, for methods that need no labels. Each batch gets some of them besides
+# its `BATCH_SIZE` labelled images. See [data-formats.md](data-formats.md#images-without-labels). If empty: none.
+_C.DATASET.UNLABELED = ""
+_C.DATASET.UNLABELED_RATIO = 1.0  # images without labels in a batch, for each labelled image
 # Number of decoding threads for images held in memory, of worker processes for streamed images; up to 512. For
 # ImageNet, set it to the number of CPU cores.
 _C.DATASET.NUM_WORKERS = 2

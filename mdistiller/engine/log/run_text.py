@@ -77,6 +77,9 @@ def size_lines(cfg: CfgNode, train_loader: Loader) -> Iterator[str]:
         f"{each} images per class, {num_steps:,} steps per epoch, {epochs} epochs × {num_images:,} images ="
         f" {epochs * num_images:,} views"
     )
+    if train_loader.unlabelled is not None:
+        more = train_loader.unlabelled
+        yield f"{more.num_images:,} images without labels, {more.batch_size} in each batch"
     small = [f"{fewest} images in a class"] if fewest < FEW_PER_CLASS else []
     small += [f"{epochs * num_steps:,} steps in all"] if epochs * num_steps < FEW_STEPS else []
     if small:

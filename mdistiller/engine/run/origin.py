@@ -18,6 +18,7 @@ DIGEST_LENGTH = 12  # characters of a digest in a message
 GROUPS = (  # only the first difference of a group is reported: with another number of images, labels differ too
     ("classes",),
     *(tuple(f"{name}_{part}" for part in ("images", "labels", "content")) for name in ("train", "val")),
+    ("unlabelled_images", "unlabelled_content"),
     ("teacher",),
 )
 WORDS = {
@@ -27,6 +28,8 @@ WORDS = {
     "val_images": "the number of validation images",
     "val_labels": "the digest of the validation labels",
     "val_content": "the digest of the validation images'",
+    "unlabelled_images": "the number of images without labels",
+    "unlabelled_content": "the digest of the images without labels'",
     "teacher": "the digest of the teacher's weights",
 }
 
@@ -40,14 +43,18 @@ def origin_of(train_loader: Loader, val_loader: Loader, teacher: Optional[nn.Mod
     """Return what is compared when a run is resumed, as plain values. Call it before the teacher is used.
 
     Keys: `classes`, the names in label order; `train_images` and `val_images`, the numbers of images; `train_labels`
-    and `val_labels`, digests; `train_content` and `val_content`, `KIND: DIGEST` from `Loader.fingerprint`; `teacher`,
-    a digest of its weights, or `None`.
+    and `val_labels`, digests; `train_content` and `val_content`, `KIND: DIGEST` from `Loader.fingerprint`; the same
+    for images without labels, `unlabelled_images` and `unlabelled_content`; `teacher`, a digest of its weights, or
+    `None`.
     """
     origin: Dict[str, Any] = {"classes": list(train_loader.info.classes)}
     for name, loader in (("train", train_loader), ("val", val_loader)):
         origin[f"{name}_images"] = loader.num_images
         origin[f"{name}_labels"] = labels_digest(loader)
         origin[f"{name}_content"] = ": ".join(loader.fingerprint())
+    if train_loader.unlabelled is not None:
+        origin["unlabelled_images"] = train_loader.unlabelled.num_images
+        origin["unlabelled_content"] = ": ".join(train_loader.unlabelled.fingerprint())
     origin["teacher"] = weights_digest(teacher) if isinstance(teacher, nn.Module) else None
     return origin
 

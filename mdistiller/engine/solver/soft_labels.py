@@ -16,21 +16,27 @@ from ...dataset import Batch
 from ...distillers import Distiller, distiller_dict
 
 KEYS = ("DATASET.MIXUP", "DATASET.CUTMIX", "SOLVER.LABEL_SMOOTHING")
+SOFT = ("soft_target", "label_weight")  # entries of a batch
 
 
 def with_soft_labels(batch: Batch, smoothing: float, num_classes: int) -> Batch:
     """Return a batch as a distiller gets it: `target` are labels `[B]`, or probabilities `[B, N]` where they are soft.
 
+    If some images have no label, `target` are probabilities times weights: zeros for these images, so that they have no
+    part in a cross-entropy, and for the others a weight that makes up for that in an average over the batch.
+
     Args:
-        batch: its `soft_target [B, N]`, if any, replaces the labels.
+        batch: its `soft_target [B, N]`, if any, replaces the labels; its `label_weight [B]`, if any, is applied.
         smoothing: share of the probability that is divided among all classes.
         num_classes: `N`.
     """
-    if smoothing == 0 and "soft_target" not in batch:
+    if smoothing == 0 and not set(SOFT) & set(batch):
         return batch
-    rest = {key: value for key, value in batch.items() if key != "soft_target"}
-    soft = batch["soft_target"] if "soft_target" in batch else F.one_hot(batch["target"], num_classes).float()
-    return {**rest, "target": soft if smoothing == 0 else soft * (1 - smoothing) + smoothing / num_classes}
+    rest = {key: value for key, value in batch.items() if key not in SOFT}
+    labels = batch["target"].clamp(min=0)  # −1 where there is no label
+    soft = batch["soft_target"] if "soft_target" in batch else F.one_hot(labels, num_classes).float()
+    soft = soft if smoothing == 0 else soft * (1 - smoothing) + smoothing / num_classes
+    return {**rest, "target": soft * batch["label_weight"][:, None] if "label_weight" in batch else soft}
 
 
 def soft_label_errors(cfg: CfgNode, distiller: Type[Distiller]) -> Iterator[str]:
@@ -42,4 +48,20 @@ def soft_label_errors(cfg: CfgNode, distiller: Type[Distiller]) -> Iterator[str]
         yield (
             f"{', '.join(given)}: labels are then probabilities, but DISTILLER.TYPE {cfg.DISTILLER.TYPE} is not known"
             f" to take them; set it to 0, or use one of {', '.join(able)}"
+        )
+
+
+def unlabelled_errors(cfg: CfgNode, distiller: Type[Distiller]) -> Iterator[str]:
+    """Yield a line for each setting that cannot be combined with images without labels."""
+    folder, method = cfg.DATASET.UNLABELED, cfg.DISTILLER.TYPE
+    if folder and not distiller.unlabelled:
+        able = sorted(name for name, other in distiller_dict.items() if other.unlabelled)
+        yield (
+            f"DATASET.UNLABELED {folder}: DISTILLER.TYPE {method} needs a label for each image; leave UNLABELED out, or"
+            f" use one of {', '.join(able)}"
+        )
+    if folder and cfg.SOLVER.ACCUMULATE > 1:
+        yield (
+            f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE} cannot be combined with DATASET.UNLABELED; set it to 1, with a"
+            " smaller SOLVER.BATCH_SIZE or DATASET.UNLABELED_RATIO"
         )

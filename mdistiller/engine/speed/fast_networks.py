@@ -101,7 +101,7 @@ class FastNetworks:
             "input_size": info.input_size,
             "mean": list(info.mean),
             "std": list(info.std),
-            "augmentation": loader.forms(),
+            "augmentation": loader.forms,
             "precision": f"{precision} on {loader.device.type}",  # on a GPU, float32 convolutions may use TF32
         }
         given = {
@@ -109,6 +109,8 @@ class FastNetworks:
             "features": cfg.DISTILLER.TEACHER_FEATURES,
             "input": own_input_of(teacher),
         }
+        if loader.unlabelled is not None:
+            about["unlabelled_images"] = loader.unlabelled.digest()
         about.update({f"teacher_{key}": value for key, value in given.items() if value})
         return open_cache(
             cfg.TEACHER_CACHE, self._teacher, widths, loader, precision, about, say, cfg.TEACHER_CACHE_GB, top

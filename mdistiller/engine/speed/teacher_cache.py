@@ -107,12 +107,9 @@ class CachedTeacher(nn.Module):
             loader: the source of `batches`.
             batches: of the loader's current epoch, from step `start_step` (from 0) on.
         """
-        assert loader.num_variants is not None
-        plan = loader.plan()
-        keys = plan.order * loader.num_variants + loader.variants(plan)
         ahead: List[Tuple[Tensor, Batch]] = []
-        for batch, part in zip(batches, loader.slices(start_step)):
-            ahead.append((keys[part], batch))
+        for batch, keys in zip(batches, loader.variant_indices(start_step)):
+            ahead.append((keys, batch))
             if len(ahead) == STEPS_AHEAD or len(ahead) * batch["image"][:, 0].numel() >= MAX_PIXELS_AHEAD:
                 yield from self._look_up(ahead)
                 ahead = []
@@ -179,11 +176,11 @@ def open_cache(
     assert loader.num_variants is not None
     if top is not None:
         widths, about = {**widths, "logits": top.width}, {**about, "top_logits": top.number}
-    rows, values = loader.num_images * loader.num_variants, sum(widths.values())
+    rows, values = loader.num_indices * loader.num_variants, sum(widths.values())
     dtype = torch.float32 if precision.dtype is None else torch.float16
     size = rows * values * dtype.itemsize
     forms = "forms" if loader.views is None else "views"
-    shape = f"{loader.num_images:,} images × {loader.num_variants} {forms} × {values} values = {gib(size)}"
+    shape = f"{loader.num_indices:,} images × {loader.num_variants} {forms} × {values} values = {gib(size)}"
     table: Table
     if choice == "memory":
         available = available_memory(loader.device)

@@ -1,0 +1,136 @@
+"""Data sets of Hugging Face's `datasets` library on the local disk: Parquet files, saved folders, and its cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..errors import UserError, did_you_mean
+from .folders.layout import TRAIN, VAL_NAMES, hold_out
+from .imagefolder import own_images
+from .loading.splits import Splits, dataset_dict
+from .options import read_options
+from .tables.find import LAYOUT, Tables, find_root, library, open_tables
+from .tables.split import TableSplit
+from .webdataset import local_root
+
+VAL = VAL_NAMES[0]
+DEFAULT_SIZE = 32  # px
+
+
+@dataset_dict.register("huggingface")
+def huggingface(cfg: CfgNode) -> Splits:
+    """Find the images in the tables of `DATASET.ROOT`: a Parquet file, a folder, or a name in the library's cache.
+
+    The tables give any row at once, so the images are dealt out, shuffled and resumed like files; the library's own
+    shuffling and streaming are not used. Class names are those of the column's `ClassLabel`. Labels that are texts are
+    classes in alphabetical order; plain numbers are their own names.
+
+    If there is no validation part, `DATASET.VAL_FRACTION` of the training images are held out. Statistics are measured
+    as for `imagefolder`.
+
+    Raises:
+        UserError: the library, a table or a column is missing, a table is damaged, or a label is out of range.
+    """
+    options = read_options(cfg, own_size=DEFAULT_SIZE)
+    given = cfg.DATASET.ROOT
+    library()
+    root = find_root(local_root(given, LAYOUT), given)
+    tables = open_tables(root)
+    fraction = options.val_fraction
+    if TRAIN not in tables:
+        raise UserError(f"DATASET.ROOT {root} has no training images, only {', '.join(sorted(tables))}; {LAYOUT}")
+    if fraction > 0 and VAL in tables:
+        raise UserError(
+            f"DATASET.VAL_FRACTION is {fraction:g}, which takes validation images out of the training images, but"
+            f" {root} has validation images; set DATASET.VAL_FRACTION 0"
+        )
+    if fraction == 0 and VAL not in tables:
+        raise UserError(
+            f"DATASET.ROOT {root} has no validation images{_test_hint(tables)}; set DATASET.VAL_FRACTION 0.1 to"
+            " validate on a tenth of the training images"
+        )
+    used = {part: tables[part] for part in ((TRAIN, VAL) if fraction == 0 else (TRAIN,))}
+    classes, targets = _labels(used, cfg.DATASET.LABEL_COLUMN, root)
+    column, place = cfg.DATASET.IMAGE_COLUMN, root.parent if root.is_file() else root
+    splits = {
+        part: TableSplit(_with_images(table, column, root), column, targets[part], root / part, place)
+        for part, table in used.items()
+    }
+    train, val = hold_out(splits[TRAIN], root, classes, fraction) if fraction > 0 else (splits[TRAIN], splits[VAL])
+    return own_images(cfg, options, classes, root, lambda: train, lambda: val)
+
+
+def _test_hint(tables: Tables) -> str:
+    return " (its test images are not used instead: they must not choose the best epoch)" if "test" in tables else ""
+
+
+def _feature(table: Any, column: str, key: str, root: Path) -> Any:
+    if column not in table.features:
+        raise UserError(f"{root} has no column {column!r}{did_you_mean(column, table.features)} set DATASET.{key}")
+    return table.features[column]
+
+
+def _with_images(table: Any, column: str, root: Path) -> Any:
+    """Return a table of the column alone, whose images are not decoded by the library.
+
+    Raises:
+        UserError: it is missing, or holds no encoded images.
+    """
+    datasets = library()
+    feature = _feature(table, column, "IMAGE_COLUMN", root)
+    encoded = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    texts = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "string")
+    if not (encoded or texts or isinstance(feature, datasets.Image)):
+        raise UserError(
+            f"the column {column!r} of {root} holds {feature}; expected encoded images: set DATASET.IMAGE_COLUMN"
+        )
+    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _labels(tables: Tables, column: str, root: Path) -> Tuple[List[str], Dict[str, Tensor]]:
+    """Return class names, and labels int64 [N] by part.
+
+    Raises:
+        UserError: the column is missing, has other values than labels, an empty cell, or a label out of range.
+    """
+    datasets = library()
+    features = {part: _feature(table, column, "LABEL_COLUMN", root) for part, table in tables.items()}
+    values: Dict[str, np.ndarray] = {}
+    for part, table in tables.items():
+        cells = table.select_columns([column]).with_format("arrow")[:][column]
+        if cells.null_count:
+            raise UserError(f"{root}: {part} row {cells.is_null().to_pylist().index(True)} has no label; remove it")
+        values[part] = np.array(cells.to_pylist())
+    feature = features[TRAIN]
+    if isinstance(feature, datasets.ClassLabel):
+        classes = list(feature.names)
+        for part, other in features.items():
+            if getattr(other, "names", None) != feature.names:
+                raise UserError(f"{root}: the {part} and training images have different classes; give both the same")
+    else:
+        whole = np.concatenate(list(values.values()))
+        if whole.dtype.kind not in "iuU":
+            raise UserError(
+                f"the column {column!r} of {root} holds {feature}; expected labels: set DATASET.LABEL_COLUMN"
+            )
+        found = np.unique(whole)
+        if whole.dtype.kind == "U":
+            classes = found.tolist()
+            values = {part: np.searchsorted(found, labels) for part, labels in values.items()}
+        else:
+            classes = [str(number) for number in range(max(0, int(found[-1])) + 1)]
+    if len(classes) < 2:
+        raise UserError(f"the column {column!r} of {root} has a single class; expected at least two")
+    for part, labels in values.items():
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+        if len(wrong):
+            raise UserError(
+                f"{root}: {part} row {wrong[0]} has the label {labels[wrong[0]]}; expected 0 to {len(classes) - 1}"
+            )
+    return classes, {part: torch.from_numpy(labels.astype(np.int64)) for part, labels in values.items()}

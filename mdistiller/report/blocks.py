@@ -1,0 +1,118 @@
+"""What a section of the page consists of. All texts are plain; the template escapes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Collection, List, Sequence, Tuple, Union
+
+MAX_LENGTH = 60  # characters of a name that somebody else chose
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing.
+
+    Attributes:
+        title: its heading.
+        svg: what `draw` returned.
+        alt: says what is seen, for readers who do not see it.
+    """
+
+    title: str
+    svg: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels beside each other, with a caption.
+
+    Attributes:
+        panels: the drawings.
+        caption: says what is seen, and how it was measured.
+        narrow: whether the panels are `NARROW`, so that three fit beside each other.
+        legend: names with their colours, for all panels.
+    """
+
+    panels: Sequence[Panel]
+    caption: str
+    narrow: bool = False
+    legend: Sequence[Tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; its first column names the rows.
+
+    Attributes:
+        head: the cells of the first row.
+        rows: the other cells.
+        caption: says what the numbers are.
+        words: how many of the first columns hold words; the others hold numbers.
+        marked: numbers of the rows to mark.
+        folded: the line that unfolds it; if empty, it is open.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+    words: int = 1
+    marked: Collection[int] = ()
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the data set: `data` is a `data:` address, `lines` are printed below it."""
+
+    data: str
+    alt: str
+    lines: Sequence[str]
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images of the data set, with a caption."""
+
+    title: str
+    pictures: Sequence[Picture]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence; most often it says why something is missing."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A few numbers in large letters, each with its meaning."""
+
+    facts: Sequence[Tuple[str, str]]
+
+
+Block = Union[Figure, Table, Gallery, Note, Facts]
+
+
+@dataclass
+class Section:
+    """A section: `key` is its address in the page, `lead` its first sentences."""
+
+    key: str
+    title: str
+    lead: str
+    blocks: List[Block] = field(default_factory=list)
+
+
+def plain(text: object, limit: int = MAX_LENGTH) -> str:
+    """Return one line of printable characters, of at most `limit`; names come from strangers."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    """Return a fraction as a percentage without its sign; a dash if it is NaN."""
+    return "–" if fraction != fraction else f"{100 * fraction:.{digits}f}"

@@ -1,0 +1,167 @@
+"""The runs of a report: what their folders hold."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from ..engine.run.folder import RunFolder
+from ..errors import UserError
+from ..export.source import STUDENT_FILES, Source, read_source
+from ..paths import read_text, user_path
+from .blocks import plain
+
+Row = Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run.
+
+    Attributes:
+        folder: its folder.
+        label: its name on the page.
+        source: the student and its description.
+        rows: of metrics.jsonl, one an epoch.
+        summary: the content of summary.json; empty if the run is not finished.
+    """
+
+    folder: Path
+    label: str
+    source: Source
+    rows: List[Row]
+    summary: Dict[str, Any]
+
+    @property
+    def config(self) -> Dict[str, Any]:
+        """The configuration that the student's checkpoint holds."""
+        return self.source.checkpoint["config"]
+
+    @property
+    def distiller(self) -> Dict[str, Any]:
+        """The section `DISTILLER` of the configuration; empty if the checkpoint lacks it."""
+        section = self.config.get("DISTILLER")
+        return section if isinstance(section, dict) else {}
+
+    @property
+    def method(self) -> str:
+        return str(self.distiller.get("TYPE", "unknown"))
+
+    @property
+    def method_in_words(self) -> str:
+        return "alone (cross-entropy)" if self.method == "NONE" else plain(self.method)
+
+    def series(self, key: str) -> Dict[int, float]:
+        """Return the values of a key of metrics.jsonl by epoch."""
+        return {row["epoch"]: float(row[key]) for row in self.rows if isinstance(row.get(key), (int, float))}
+
+
+def read_runs(paths: Sequence[str | os.PathLike[str]], overrides: Sequence[str] = ()) -> List[Run]:
+    """Read the folders of runs.
+
+    Args:
+        paths: the folders; one that is given twice counts once.
+        overrides: `KEY VALUE …`, for another place of the data set, or for plug-ins.
+
+    Raises:
+        UserError: a folder is missing or holds no run with a student, or a file in it is damaged; or the runs have
+            different classes.
+    """
+    folders = list(dict.fromkeys(_run_folder(path) for path in paths))
+    names = Counter(folder.name for folder in folders)
+    runs = []
+    for folder in folders:
+        label = folder.name if names[folder.name] == 1 else f"{folder.parent.name}/{folder.name}"
+        files = RunFolder(str(folder.parent), folder.name)
+        runs.append(
+            Run(
+                folder,
+                plain(label, 40),
+                read_source(folder, overrides),
+                read_metrics(files.metrics),
+                _read_summary(files.summary),
+            )
+        )
+    for run in runs[1:]:
+        _check_same_data(runs[0], run)
+    return runs
+
+
+def _run_folder(path: str | os.PathLike[str]) -> Path:
+    folder = user_path(path)
+    if not folder.exists():
+        raise UserError(f"there is no run folder {folder}; give the folder of a run, such as output/demo_sfakd")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; give the folder of its run, {folder.absolute().parent}")
+    folder = folder.resolve()
+    files = RunFolder(str(folder.parent), folder.name)
+    if not files.metrics.is_file() and not files.config.is_file():
+        raise UserError(
+            f"{folder} is not the folder of a run: it holds neither {files.metrics.name} nor {files.config.name}; give"
+            " the folder that training wrote, such as output/demo_sfakd"
+        )
+    if not any((folder / name).is_file() for name in STUDENT_FILES):
+        raise UserError(
+            f"the run {folder} has no checkpoint of a student yet ({' or '.join(STUDENT_FILES)}), because no epoch is"
+            " complete; continue it with --resume"
+        )
+    return folder
+
+
+def read_metrics(path: Path) -> List[Row]:
+    """Return the rows of a metrics.jsonl; a last line that a killed process has cut off is left out.
+
+    Raises:
+        UserError: the file is missing, or a line is not a row.
+    """
+    try:
+        lines = read_text(path).splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the metrics {path} cannot be read ({reason}); get the file again") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n") and number == len(lines):
+            continue
+        try:
+            row = json.loads(line, parse_int=_number)
+        except (ValueError, RecursionError):
+            row = None
+        if not (isinstance(row, dict) and type(row.get("epoch")) is int):
+            raise UserError(f"line {number} of {path} is not a row of a run ({line.strip()[:60]!r}); fix or remove it")
+        rows.append(row)
+    return rows
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 16 else float(digits)  # drawings need floating point
+
+
+def _read_summary(path: Path) -> Dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        summary = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        summary, reason = None, getattr(error, "strerror", None) or str(error)
+    else:
+        reason = f"it holds a {type(summary).__name__}"
+    if not isinstance(summary, dict):
+        raise UserError(f"{path} is damaged ({reason}); get it again, or remove it: the run then counts as unfinished")
+    return summary
+
+
+def _check_same_data(first: Run, other: Run) -> None:
+    ours, theirs = (run.source.checkpoint for run in (first, other))
+    if (ours["dataset"], ours["classes"]) == (theirs["dataset"], theirs["classes"]):
+        return
+    described = (f"{c['dataset']}, {len(c['classes'])} classes" for c in (ours, theirs))
+    detail = " and ".join(described)
+    raise UserError(
+        f"the runs {first.folder} and {other.folder} are on different data ({detail}, or other names of"
+        " classes); give runs on the same data set"
+    )

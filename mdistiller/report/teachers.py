@@ -1,0 +1,73 @@
+"""The teachers of runs, where they can be found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence
+
+from torch import nn
+
+from ..distillers import distiller_dict
+from ..engine.cfg import merge_known
+from ..engine.networks.build import build_teacher
+from ..errors import UserError
+from .blocks import plain
+from .runs import Run
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher.
+
+    Attributes:
+        label: its architecture; empty if there is none.
+        key: equal for equal teachers that see equal images.
+        model: in evaluation mode; `None` if it is missing.
+        why_missing: a sentence.
+    """
+
+    label: str
+    key: str
+    model: Optional[nn.Module]
+    why_missing: str = ""
+
+
+def find_teachers(runs: Sequence[Run]) -> List[Teacher]:
+    """Return the teacher that each run is compared with.
+
+    A run that was trained without one is compared with the teacher of the first run that has one.
+    """
+    specs = [_teacher_options(run) for run in runs]
+    shared = next(filter(None, specs), None)
+    built: Dict[str, Teacher] = {}
+    teachers = []
+    for run, own in zip(runs, specs):
+        options, info = own or shared, run.source.info
+        key = json.dumps([options, info.input_size, info.mean, info.std], sort_keys=True, default=str)
+        if key not in built:
+            built[key] = _build(run, options, key)
+        teachers.append(built[key])
+    return teachers
+
+
+def _teacher_options(run: Run) -> Optional[Dict[str, Any]]:
+    """Return the keys `DISTILLER.TEACHER…` of a run's configuration; `None` if its method has no teacher."""
+    options = run.distiller
+    method = distiller_dict.get(run.method)
+    if not options.get("TEACHER") or (method is not None and not method.needs_teacher):
+        return None
+    return {key: value for key, value in options.items() if key.startswith("TEACHER")}
+
+
+def _build(run: Run, options: Optional[Dict[str, Any]], key: str) -> Teacher:
+    if options is None:
+        return Teacher("", key, None, "No run here was trained with a teacher.")
+    label = plain(options["TEACHER"])
+    cfg = run.source.cfg.clone()
+    try:
+        merge_known(cfg, {"DISTILLER": options}, str(run.source.path))
+        model = build_teacher(cfg, run.source.info)
+    except UserError as error:
+        return Teacher(label, key, None, f"The teacher {label} cannot be built: {error}.")
+    return Teacher(label, key, model.requires_grad_(False).eval())
