@@ -1,20 +1,28 @@
-"""Evaluate a model: mdistiller-eval -m MODEL [-c CKPT] [-d DATASET] [-bs N] [KEY VALUE ...]."""
+"""Evaluate a model: mdistiller-eval -m MODEL [-c CKPT] [-d DATASET] [--split NAME] [KEY VALUE ...]."""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-from ..cli import OneLineParser, add_overrides, run
+from ..cli import OneLineParser, add_overrides, check_new_file, run
 
 
 def main() -> None:
-    parser = OneLineParser(description="Print the accuracy of a checkpoint.")
+    parser = OneLineParser(description="Print the accuracy of a checkpoint, and what the model costs.")
     parser.add_argument("-m", "--model", required=True, help="architecture, such as resnet8x4")
     parser.add_argument("-c", "--ckpt", help="checkpoint file; by default the released teacher of that name")
     parser.add_argument("-d", "--dataset", help="data set; by default the checkpoint's, or cifar100")
     parser.add_argument("-bs", "--batch-size", type=int, help="images per batch; does not change the result")
+    parser.add_argument(
+        "--split", default="val", metavar="NAME", help="folder beside train/ and val/ to evaluate on, such as test"
+    )
+    parser.add_argument(
+        "--per-class", default="", metavar="FILE", help="write accuracy and confusion matrix by class to a CSV file"
+    )
+    parser.add_argument("--no-speed", action="store_true", help="do not measure images per second")
     add_overrides(parser)
     args = parser.parse_intermixed_args()
+    check_new_file(parser, "--per-class", args.per_class)
 
     from ..engine.evaluation.eval_checkpoint import eval_checkpoint
 
@@ -22,7 +30,7 @@ def main() -> None:
         args.overrides += ["DATASET.TYPE", args.dataset]
     if args.batch_size is not None:
         args.overrides += ["DATASET.TEST.BATCH_SIZE", str(args.batch_size)]
-    print(eval_checkpoint(args.model, args.ckpt, args.overrides))
+    print(eval_checkpoint(args.model, args.ckpt, args.overrides, args.split, args.per_class, not args.no_speed))
 
 
 def command() -> NoReturn:

@@ -10,6 +10,7 @@ from ..cli import OneLineParser, add_overrides, run
 def main() -> None:
     parser = OneLineParser(description="Write the deployed student to a file for other programs, and prove it equal.")
     parser.add_argument("-c", "--ckpt", required=True, help="student checkpoint, or the folder of its run")
+    parser.add_argument("-m", "--model", default="", help="your own code that builds the student, as in training")
     parser.add_argument("--format", default="onnx", choices=("onnx", "torch", "safetensors"), help="default onnx")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", action="store_true", help="float16")
@@ -37,6 +38,7 @@ def main() -> None:
     from ..export.hub import push
 
     options = Options(
+        model=args.model,
         format=args.format,
         half=args.half,
         int8=args.int8,

@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument(
         "-c", "--ckpt", required=True, help="checkpoint, run folder, or export (.onnx, .pt2, .safetensors)"
     )
+    parser.add_argument("-m", "--model", default="", help="your own code that builds the student, as in training")
     parser.add_argument("-k", "--top", type=int, default=5, metavar="N", help="classes a picture; default 5")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
@@ -31,7 +32,7 @@ def main() -> None:
     from ..export.predict import as_csv, as_json, as_text, find_pictures, predict
 
     with redirect_stdout(sys.stderr):  # notes must not mix with the result
-        runner = open_runner(args.ckpt, ["PLUGINS", repr(args.plugin)] if args.plugin else [])
+        runner = open_runner(args.ckpt, ["PLUGINS", repr(args.plugin)] if args.plugin else [], args.model)
         files, faults = find_pictures(args.images)
         predictions, unreadable = predict(runner, files, args.top)
     print((as_json if args.json else as_csv if args.csv else as_text)(predictions), end="", flush=True)

@@ -12,6 +12,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, such as output/demo_sfakd")
     parser.add_argument("--output", required=True, metavar="FILE", help="the page, such as report.html")
     parser.add_argument("--reference", metavar="RUN", help="run that the others are compared with; default the first")
+    parser.add_argument(
+        "-m",
+        "--model",
+        dest="models",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="your own code that builds a student or a teacher of the runs, as in training; may be repeated",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is not an earlier report")
     parser.add_argument(
         "--set",
@@ -27,7 +36,7 @@ def main() -> None:
     from ..report.report import write_report
 
     overrides = [word for pair in args.changes for word in pair]
-    path = write_report(args.runs, args.output, args.reference, args.overwrite, overrides)
+    path = write_report(args.runs, args.output, args.reference, args.overwrite, overrides, args.models)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.2f} MiB)", flush=True)
 
 

@@ -13,7 +13,17 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..errors import UserError
-from . import cifar10, cifar100, fashion_demo, huggingface, imagefolder, imagenet, tiny_imagenet, webdataset  # noqa: F401 (register)  # noqa: F401
+from . import (  # noqa: F401 (they register)
+    cifar10,
+    cifar100,
+    fashion_demo,
+    given,
+    huggingface,
+    imagefolder,
+    imagenet,
+    tiny_imagenet,
+    webdataset,
+)
 from .augment.epoch_plan import EpochPlan
 from .folders.unlabelled import find_unlabelled
 from .images.decode import View
@@ -24,9 +34,11 @@ from .loading.in_memory import decode_all
 from .loading.loader import Batch, Loader
 from .loading.splits import ArraySplit, FileSplit, ImageSplit, Splits, balanced_part, dataset_dict
 from .loading.stream_loader import StreamLoader
+from .named_split import VAL, named_split
 from .options import Options, read_options
 
 __all__ = [
+    "VAL",
     "ArraySplit",
     "Batch",
     "DatasetInfo",
@@ -73,17 +85,22 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
     return train_loader, val_loader, train_loader.num_images, splits.info.num_classes
 
 
-def get_val_loader(cfg: CfgNode, device: Device = None) -> Loader:
-    """Return only the validation loader of `get_dataset`; training images are not read if possible."""
-    splits, options = _read(cfg)
+def get_val_loader(cfg: CfgNode, device: Device = None, split: str = VAL) -> Loader:
+    """Return only the validation loader of `get_dataset`; training images are not read if possible.
+
+    Args:
+        cfg, device: see `get_dataset`.
+        split: of an image folder, the name of another folder beside `train/` and `val/`, such as `test`.
+    """
+    splits, options = _read(cfg, split)
     if options.corrupt == "refuse":  # evaluation decodes each image anyway
         options = replace(options, corrupt="unchecked")
     return _loader(splits.val, splits.info, options, device, options.fits_in_memory(len(splits.val)), train=False)
 
 
-def _read(cfg: CfgNode) -> Tuple[Splits, Options]:
+def _read(cfg: CfgNode, split: str = VAL) -> Tuple[Splits, Options]:
     with distributed.local_main_first():
-        splits = dataset_dict[cfg.DATASET.TYPE](cfg)
+        splits = dataset_dict[cfg.DATASET.TYPE](cfg) if split == VAL else named_split(cfg, split)
     options = splits.options or read_options(cfg, splits.info.input_size)
     if options.val_fraction != splits.val_fraction:
         raise UserError(

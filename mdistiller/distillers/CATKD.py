@@ -28,7 +28,7 @@ from ..models._adapt import averages_final_map, evaluation_mode
 from ..models._contract import ClassifierModel
 from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import resolve_input_size
+from ._common import InputSize, image_size, resolve_input_size
 
 
 def class_activation_maps(feature_map: Tensor, weight: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class CATKD(Distiller):
         super().__init__(student, teacher)
         options = cfg.CAT_KD
         for role, model in (("student", student), ("teacher", teacher)):
-            _check_map(role, model, cfg.DATASET.INPUT_SIZE)
+            _check_map(role, model, image_size(cfg))
         self.normalize = options.NORMALIZE
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.cat_weight = options.LOSS.CAT_WEIGHT
@@ -108,7 +108,7 @@ class CATKD(Distiller):
         return class_activation_maps(pooled, model.get_classifier().weight)
 
 
-def _check_map(role: str, model: Any, input_size: int) -> None:
+def _check_map(role: str, model: Any, input_size: InputSize) -> None:
     """Raise a UserError if the model does not provide the map that is pooled for its classifier."""
     height, width = resolve_input_size(None, input_size, "DATASET.INPUT_SIZE")
     first = next(model.parameters())

@@ -20,7 +20,7 @@ from ..distributed import gather_with_grad, local_rows
 from ..errors import UserError
 from ..ranges import Range, above, at_least, one_of, weights
 from ._base import Distiller, register
-from ._common import probe
+from ._common import image_size, probe
 from ._contrast import ContrastMemory, ContrastSampler
 
 EPS = 1e-7  # keeps quotients finite
@@ -182,7 +182,7 @@ class CRD(Distiller):
 
 
 def _pooled_channels(model: nn.Module, cfg: CfgNode, key: str) -> int:
-    channels = probe(model, cfg.DATASET.INPUT_SIZE)[1]["pooled_feat"].shape[1]
+    channels = probe(model, image_size(cfg))[1]["pooled_feat"].shape[1]
     given = cfg.CRD.FEAT[key]
     if given not in (None, channels):
         raise UserError(

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import IMAGE_SIZE, ConvReg, resolve_input_size, stage_shapes
+from ._common import IMAGE_SIZE, ConvReg, image_size, resolve_input_size, stage_shapes
 
 
 def hint_loss(regressed_student: Tensor, feat_teacher: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class FitNet(Distiller):
         self.hint_layer = options.HINT_LAYER
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
-        size = resolve_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "FITNET.INPUT_SIZE")
+        size = resolve_input_size(options.INPUT_SIZE, image_size(cfg), "FITNET.INPUT_SIZE")
         shapes_student, shapes_teacher = (stage_shapes(model, size) for model in (student, teacher))
         count = min(len(shapes_student), len(shapes_teacher))
         if self.hint_layer >= count:

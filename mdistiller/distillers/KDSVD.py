@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..ranges import at_least, one_of, weights
 from ._base import Distiller, register
-from ._common import stage_shapes
+from ._common import image_size, stage_shapes
 
 SPARE_VECTORS = 3  # the teacher's K vectors are matched to the student's first K + SPARE_VECTORS
 MIN_GAP = 1e-5  # between squared singular values, relative to the largest; a smaller gap counts as this one
@@ -157,7 +157,7 @@ class KDSVD(Distiller):
         self.layout = options.LAYOUT
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
-        shapes = list(zip(*(stage_shapes(model, cfg.DATASET.INPUT_SIZE)[1:] for model in (student, teacher))))
+        shapes = list(zip(*(stage_shapes(model, image_size(cfg))[1:] for model in (student, teacher))))
         self._check_shapes(shapes)
         self.translations = nn.ParameterList()
         self.needs_translation = [self.layout == "pixels" and s[1] != t[1] for s, t in shapes]

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import stage_shapes
+from ._common import image_size, stage_shapes
 
 MIN_NEGATIVE_PROBABILITY = 0.001  # channels that are negative less often get FALLBACK_MARGIN
 FALLBACK_MARGIN = 3.0  # standard deviations below 0
@@ -97,7 +97,7 @@ class OFD(Distiller):
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
         kernel_size = options.CONNECTOR.KERNEL_SIZE
-        size = cfg.DATASET.INPUT_SIZE
+        size = image_size(cfg)
         channels_student, channels_teacher = (
             [shape[1] for shape in stage_shapes(model, size, "preact_feats")[1:]] for model in (student, teacher)
         )

@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import probe, warmup_factor
+from ._common import image_size, probe, warmup_factor
 
 SCALES = (4, 2, 1)  # sides of the pooled maps that are compared in addition to the maps themselves
 
@@ -143,7 +143,7 @@ class ReviewKD(Distiller):
         self.warmup_epochs = options.WARMUP_EPOCHS
         self.student_key = "preact_feats" if options.STU_PREACT else "feats"
 
-        feats = [probe(model, cfg.DATASET.INPUT_SIZE)[1] for model in (student, teacher)]
+        feats = [probe(model, image_size(cfg))[1] for model in (student, teacher)]
         shapes_student = [f.shape[1:] for f in _levels(feats[0], self.student_key)]
         shapes_teacher = [f.shape[1:] for f in _levels(feats[1], "preact_feats")]
         self.pairs = _pairs(options, shapes_student, shapes_teacher)  # shallow to deep, the pooled features last

@@ -41,7 +41,7 @@ from yacs.config import CfgNode
 
 from ..ranges import YES_NO_OR_NONE, above, at_least, one_of, weights
 from ._base import Distiller, register
-from ._common import match_size, probe, warmup_factor
+from ._common import image_size, match_size, probe, warmup_factor
 from ._sfakd_head import BottleneckProjector as BottleneckProjector
 from ._sfakd_head import Fusion as Fusion
 from ._sfakd_head import SFAKDHead
@@ -136,7 +136,7 @@ class SFAKD(Distiller):
         aligned = "maps" if self.align == "map" else "pooled"
         self.teacher_needs = ("logits", aligned) if self.kd_weight else (aligned,)
 
-        input_size = cfg.DATASET.INPUT_SIZE
+        input_size = image_size(cfg)
         classifier = teacher.get_classifier()
         _, in_channels, height, width = probe(student, input_size)[1]["final_map"].shape
         if self.align == "map":

@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..ranges import YES_NO_OR_NONE, at_least, weights
 from ._base import Distiller, register
-from ._common import match_size, probe
+from ._common import image_size, match_size, probe
 from .heads import Head, HeadOutput, check_teacher_map, ends_in_relu, head_dict, own_logits, split_forward
 
 
@@ -110,7 +110,7 @@ class SimKD(Distiller):
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         options = cfg.SIMKD
-        input_size = cfg.DATASET.INPUT_SIZE
+        input_size = image_size(cfg)
         channels, height, width = check_teacher_map("SIMKD", teacher, input_size, remedy="use SFAKD")
         factor = options.FACTOR
         if factor > channels:

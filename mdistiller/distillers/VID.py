@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import IMAGE_SIZE, match_size, resolve_input_size, stage_shapes
+from ._common import IMAGE_SIZE, image_size, match_size, resolve_input_size, stage_shapes
 
 MAX_VARIANCE = 700.0  # the exponential of a larger number overflows
 
@@ -71,7 +71,7 @@ class VID(Distiller):
         self.eps = options.EPS
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
-        size = resolve_input_size(options.INPUT_SIZE, cfg.DATASET.INPUT_SIZE, "VID.INPUT_SIZE")
+        size = resolve_input_size(options.INPUT_SIZE, image_size(cfg), "VID.INPUT_SIZE")
         channels = list(zip(*([shape[1] for shape in stage_shapes(model, size)[1:]] for model in (student, teacher))))
         self.regressors = nn.ModuleList(make_regressor(s, t) for s, t in channels)
         log_scale = math.log(math.expm1(options.INIT_PRED_VAR - self.eps))

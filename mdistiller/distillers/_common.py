@@ -7,11 +7,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..errors import UserError
+from ..models import IMAGE_SIZES
 from ..models._adapt import evaluation_mode
 from ..ranges import Range
 
+CIFAR_SIZE = 32  # pixels
 InputSize = Union[int, Sequence[int]]  # pixels: one side, or (height, width) as in MDistiller
 
 
@@ -54,12 +57,22 @@ def standardise_logits(logits: Tensor) -> Tensor:
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
 
 
+def image_size(cfg: CfgNode) -> InputSize:
+    """Return the size of the images in pixels: `DATASET.INPUT_SIZE`, or that of the data set `DATASET.TYPE`.
+
+    Training always sets `INPUT_SIZE`. A configuration of MDistiller, or an unchanged `CFG`, does not; its data set is
+    CIFAR-100, with 32 pixels, unless it says another.
+    """
+    given = cfg.DATASET.INPUT_SIZE
+    return IMAGE_SIZES.get(cfg.DATASET.TYPE, CIFAR_SIZE) if given is None else given
+
+
 def resolve_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, int]:
     """Return `(height, width)` in pixels of the images to probe shapes with.
 
     Args:
         given: the value of the config key `key`: one side, `[height, width]`, or `None` for `dataset_size`.
-        dataset_size: `cfg.DATASET.INPUT_SIZE`, one side or `[height, width]`.
+        dataset_size: `image_size(cfg)`, one side or `[height, width]`.
         key: the config key, for messages.
 
     Raises:

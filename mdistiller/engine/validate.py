@@ -17,7 +17,7 @@ from ..errors import UserError, refuse
 from ..models import check_model
 from ..paths import expanded, find_file, validate_path
 from ..ranges import MAX_NUMBER
-from .cfg import CACHES, PRETRAINED, experiment_name, leaves, read_cfg, to_dict
+from .cfg import CACHES, PRETRAINED, Fault, experiment_name, leaves, read_cfg, to_dict
 from .log.run_text import read_references
 from .networks.build import input_errors
 from .networks.teacher_classes import read_outputs
@@ -46,6 +46,22 @@ def load_valid_cfg(
             name and impossible combination; or the settings differ from those of the run to resume.
     """
     cfg, faults = read_cfg(path, overrides)
+    return validated(cfg, overrides, resume, overwrite, faults)
+
+
+def validated(
+    cfg: CfgNode, overrides: Sequence[str], resume: bool, overwrite: bool, faults: Sequence[Fault] = ()
+) -> CfgNode:
+    """Return the configuration of a run, validated, with the saved length and decay stages if the run is resumed.
+
+    Args:
+        cfg: the configuration; changed in place.
+        overrides, resume, overwrite: see `load_valid_cfg`.
+        faults: what was wrong where it was read.
+
+    Raises:
+        UserError: see `load_valid_cfg`.
+    """
     saved = None if faults or any(_folder_errors(cfg)) else saved_run(cfg, resume, overwrite)
     if saved is not None:
         keep_schedule(cfg, saved, overrides)

@@ -43,6 +43,7 @@ class Options:
         max_drop: largest loss of top-1 of `half` and `int8`, in percentage points.
         use_data: prove on the validation set; otherwise on random images.
         teacher_license: for the card.
+        model: name of the student's backbone, see `read_source`.
     """
 
     format: str = "onnx"
@@ -53,6 +54,7 @@ class Options:
     max_drop: float = 0.5
     use_data: bool = True
     teacher_license: str = ""
+    model: str = ""
 
     @property
     def precision(self) -> str:
@@ -145,7 +147,7 @@ def export_student(path: str | os.PathLike[str], options: Options, overrides: Se
     """
     refuse(options.faults())
     need(*{"onnx": ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}.get(options.format, ()))
-    source = read_source(path, overrides)
+    source = read_source(path, overrides, options.model)
     kind = options.format + ("" if options.precision == "float32" else f"-{options.precision}")
     target = target_file(source.path, kind, SUFFIXES[options.format], options.output, options.overwrite)
     title = f"{source.checkpoint['arch']} for {source.checkpoint['dataset']}"
@@ -216,7 +218,7 @@ def _safetensors(job: _Job) -> Result:
     from safetensors import __version__ as version
 
     write_safetensors(job.source.checkpoint, job.file, job.description(SAFETENSORS), job.options.half)
-    run = open_runner(job.file).run
+    run = open_runner(job.file, model=job.options.model).run
     runtime = f"mdistiller's loader with PyTorch {torch.__version__} on the CPU"
     proof = job.evidence.prove(run, runtime, job.file.stat().st_size, run)
     return _unless_faulty(job, Result(job.file, job.file, f"{SAFETENSORS} {version}", proof))

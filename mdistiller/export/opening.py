@@ -15,8 +15,12 @@ OPENERS = {".onnx": open_onnx, ".pt2": open_torch}
 CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt", ".tar")
 
 
-def open_runner(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Runner:
+def open_runner(path: str | os.PathLike[str], overrides: Sequence[str] = (), model: str = "") -> Runner:
     """Open a checkpoint, a run folder, or an export (`.onnx`, `.pt2`, `.safetensors`).
+
+    Args:
+        path: the file or folder.
+        overrides, model: see `read_source`.
 
     Raises:
         UserError: the file is missing, damaged, hostile, of an unknown format, or needs a library that is missing.
@@ -31,5 +35,5 @@ def open_runner(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
                 f"{file} has the unknown format {file.suffix or 'without a suffix'!r}; expected .pth, .onnx, .pt2 or"
                 " .safetensors"
             )
-        return source_runner(read_source(file, overrides))
+        return source_runner(read_source(file, overrides, model))
     return opener(file)

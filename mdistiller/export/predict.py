@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 import torch
+from torch import Tensor
 
 from ..dataset.folders.class_folders import images_below
 from ..dataset.images.file_names import picture_suffixes
@@ -84,12 +85,17 @@ def predict(runner: Runner, files: Sequence[Path], k: int = 5) -> Tuple[Predicti
     faults = [f"cannot read the image {fault}; replace, convert or remove it" for fault in unusable]
     if not logits:
         return {}, faults
-    top = torch.cat(logits).float().softmax(1).topk(min(k, len(runner.classes)))
     read = [file for index, file in enumerate(files) if index not in findings.unusable]
-    return {
-        file: [Guess(runner.classes[index], index, p) for p, index in zip(probabilities, indices)]
-        for file, probabilities, indices in zip(read, top.values.tolist(), top.indices.tolist())
-    }, faults
+    return dict(zip(read, likeliest(torch.cat(logits), runner.classes, k))), faults
+
+
+def likeliest(logits: Tensor, classes: Sequence[str], k: int) -> List[List[Guess]]:
+    """Return the `k` likeliest classes for each row of `logits` `[B, K]`; at most all `K`."""
+    top = logits.float().softmax(1).topk(min(k, len(classes)))
+    return [
+        [Guess(classes[index], index, p) for p, index in zip(probabilities, indices)]
+        for probabilities, indices in zip(top.values.tolist(), top.indices.tolist())
+    ]
 
 
 def as_text(predictions: Predictions) -> str:

@@ -22,11 +22,13 @@ from ..dataset.loading.in_memory import decode_chunks
 from ..dataset.options import read_options
 from ..distillers import DeployedStudent
 from ..engine.cfg import CFG, merge_overrides
-from ..engine.checkpoint import check_known, is_described, load_student, read_checkpoint
+from ..engine.checkpoint import check_arch, check_known, is_described, load_student, read_checkpoint
 from ..engine.checkpoint.foreign_weights import weights_of
 from ..engine.evaluation.eval_checkpoint import use_described_dataset
 from ..engine.networks.teacher_outputs import check_classes
 from ..errors import UserError
+from ..models import library_of
+from ..models.adapters.given_models import given_constructor
 from ..paths import find_file
 
 STUDENT_FILES = ("student_best.pth", "student_latest.pth")  # of a run folder
@@ -81,15 +83,21 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def read_source(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Source:
+def read_source(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), model: str = "", own_code: Sequence[str] = ()
+) -> Source:
     """Read the student of a checkpoint or a run folder.
 
     Args:
         path: a file or folder.
         overrides: `KEY VALUE …`, for another place of the data set, or for plug-ins.
+        model: name of the backbone. It must be given for code of the user's own, because a file must not choose what
+            code runs; otherwise the checkpoint names it.
+        own_code: names of such models that may be used if the checkpoint names them.
 
     Raises:
-        UserError: the file is missing or damaged, or does not describe itself, as a file of weights alone.
+        UserError: the file is missing or damaged, does not describe itself, as a file of weights alone, or needs
+            `model`.
     """
     cfg = CFG.clone()
     merge_overrides(cfg, overrides)
@@ -101,8 +109,15 @@ def read_source(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
             f"checkpoint {file} holds weights alone, as the released teachers do; expected a student that describes"
             " its classes, image size and normalisation: give the student_best.pth that training writes"
         )
+    arch, dataset, size = model or checkpoint["arch"], checkpoint["dataset"], checkpoint["input_size"]
+    check_arch(checkpoint, arch, file)
+    if not model and arch not in own_code and library_of(arch) == "user":
+        given_constructor(arch)  # has its own message
+        raise UserError(
+            f"checkpoint {file} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME"
+            " on the command line, model=... in Python"
+        )
     use_described_dataset(cfg, checkpoint, overrides, str(file))
-    arch, dataset, size = checkpoint["arch"], checkpoint["dataset"], checkpoint["input_size"]
     check_known(checkpoint, arch, dataset, size)
     student = load_student(checkpoint, arch, len(checkpoint["classes"]), file, dataset, size).eval()
     view = View(size, margin=read_options(cfg, own_size=size).augment == "resized_crop")

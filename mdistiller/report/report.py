@@ -25,6 +25,7 @@ def write_report(
     reference: Optional[str] = None,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
+    own_code: Sequence[str] = (),
 ) -> Path:
     """Write a page about runs, and return its path.
 
@@ -36,15 +37,16 @@ def write_report(
         reference: the folder of the run that the others are compared with; by default the first.
         overwrite: whether to replace a file that is not an earlier report.
         overrides: `KEY VALUE …`, for another place of the data set, or for plug-ins.
+        own_code: names of models of the user's own that the runs may name.
 
     Raises:
         UserError: a library is missing, a run or its data cannot be read, or the file cannot be written.
     """
     check_libraries()
     target = target_page(output, overwrite)
-    runs = read_runs([*paths, *([reference] if reference is not None else [])], overrides)
+    runs = read_runs([*paths, *([reference] if reference is not None else [])], overrides, own_code)
     number = 0 if reference is None else _number_of(reference, runs)
-    teachers = find_teachers(runs)
+    teachers = find_teachers(runs, own_code)
     for why in dict.fromkeys(teacher.why_missing for teacher in teachers if teacher.label and teacher.why_missing):
         log.info("note: %s The sections that need a teacher say so.", why)
     material = Material(runs, teachers, observe(runs, teachers), number)

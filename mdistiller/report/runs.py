@@ -60,12 +60,15 @@ class Run:
         return {row["epoch"]: float(row[key]) for row in self.rows if isinstance(row.get(key), (int, float))}
 
 
-def read_runs(paths: Sequence[str | os.PathLike[str]], overrides: Sequence[str] = ()) -> List[Run]:
+def read_runs(
+    paths: Sequence[str | os.PathLike[str]], overrides: Sequence[str] = (), own_code: Sequence[str] = ()
+) -> List[Run]:
     """Read the folders of runs.
 
     Args:
         paths: the folders; one that is given twice counts once.
         overrides: `KEY VALUE …`, for another place of the data set, or for plug-ins.
+        own_code: names of models of the user's own that the runs may name.
 
     Raises:
         UserError: a folder is missing or holds no run with a student, or a file in it is damaged; or the runs have
@@ -81,7 +84,7 @@ def read_runs(paths: Sequence[str | os.PathLike[str]], overrides: Sequence[str] 
             Run(
                 folder,
                 plain(label, 40),
-                read_source(folder, overrides),
+                read_source(folder, overrides, own_code=own_code),
                 read_metrics(files.metrics),
                 _read_summary(files.summary),
             )

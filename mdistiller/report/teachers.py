@@ -12,6 +12,7 @@ from ..distillers import distiller_dict
 from ..engine.cfg import merge_known
 from ..engine.networks.build import build_teacher
 from ..errors import UserError
+from ..models import library_of
 from .blocks import plain
 from .runs import Run
 
@@ -33,10 +34,14 @@ class Teacher:
     why_missing: str = ""
 
 
-def find_teachers(runs: Sequence[Run]) -> List[Teacher]:
+def find_teachers(runs: Sequence[Run], own_code: Sequence[str] = ()) -> List[Teacher]:
     """Return the teacher that each run is compared with.
 
     A run that was trained without one is compared with the teacher of the first run that has one.
+
+    Args:
+        runs: whose configurations name the teachers.
+        own_code: names of models of the user's own that may be imported.
     """
     specs = [_teacher_options(run) for run in runs]
     shared = next(filter(None, specs), None)
@@ -46,7 +51,7 @@ def find_teachers(runs: Sequence[Run]) -> List[Teacher]:
         options, info = own or shared, run.source.info
         key = json.dumps([options, info.input_size, info.mean, info.std], sort_keys=True, default=str)
         if key not in built:
-            built[key] = _build(run, options, key)
+            built[key] = _build(run, options, key, own_code)
         teachers.append(built[key])
     return teachers
 
@@ -60,10 +65,13 @@ def _teacher_options(run: Run) -> Optional[Dict[str, Any]]:
     return {key: value for key, value in options.items() if key.startswith("TEACHER")}
 
 
-def _build(run: Run, options: Optional[Dict[str, Any]], key: str) -> Teacher:
+def _build(run: Run, options: Optional[Dict[str, Any]], key: str, own_code: Sequence[str]) -> Teacher:
     if options is None:
         return Teacher("", key, None, "No run here was trained with a teacher.")
     label = plain(options["TEACHER"])
+    if library_of(options["TEACHER"]) == "user" and options["TEACHER"] not in own_code:
+        why = f"The teacher {label} is somebody's own code; if you trust it, add -m {label}."
+        return Teacher(label, key, None, why)
     cfg = run.source.cfg.clone()
     try:
         merge_known(cfg, {"DISTILLER": options}, str(run.source.path))

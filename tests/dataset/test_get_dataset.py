@@ -178,4 +178,4 @@ def test_seeds_never_change() -> None:
 
 def test_names() -> None:
     folders = {"imagefolder", "imagenet", "tiny_imagenet", "webdataset", "huggingface"}
-    assert {"cifar10", "cifar100", "fashion_demo", *folders} == set(dataset_dict)
+    assert {"cifar10", "cifar100", "fashion_demo", "python", *folders} == set(dataset_dict)

@@ -53,6 +53,17 @@ def test_declarations(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_unchanged_configuration_means_cifars_images(method):
+    assert CFG.DATASET.INPUT_SIZE is None and CFG.DATASET.TYPE == "cifar100"
+    torch.manual_seed(0)
+    plain = distiller_dict[method](build_model("resnet8x4", 7), build_model("resnet14", 7), CFG)
+    plain.attach_data(TRAINING_SET)
+    sized = build(method, "CRD.NCE.K", str(CFG.CRD.NCE.K))
+    shapes = ({key: value.shape for key, value in one.state_dict().items()} for one in (plain, sized))
+    assert next(shapes) == next(shapes)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_losses_and_logits(method):
     distiller = build(method).train()
     assert distiller.channels_last

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mdistiller.engine.evaluation.eval_checkpoint import eval_checkpoint
+from mdistiller.errors import UserError
 from mdistiller.report.blocks import Figure, Gallery, Note, Table
 from mdistiller.report.collect import feature_classes
 from mdistiller.report.material import Material
@@ -34,9 +35,9 @@ def notes(section):
     return " ".join(block.text for block in blocks(section, Note))
 
 
-def look_at(*folders):
-    runs = read_runs(folders)
-    teachers = find_teachers(runs)
+def look_at(*folders, own_code=()):
+    runs = read_runs(folders, own_code=own_code)
+    teachers = find_teachers(runs, own_code)
     return Material(runs, teachers, observe(runs, teachers), 0)
 
 
@@ -151,7 +152,10 @@ def test_an_unfinished_run_says_so(runs):
 
 def test_a_model_of_the_users_own(trained, registries_as_before):
     model = f"{REPO / 'tests/models/adapters/made_models.py'}:Net"
-    material = look_at(train(trained, "adapted", "DISTILLER.TYPE", "SFAKD", student=model, epochs=1))
+    folder = train(trained, "adapted", "DISTILLER.TYPE", "SFAKD", student=model, epochs=1)
+    with pytest.raises(UserError, match="a model of somebody's own code; if you trust that code, name it: -m NAME"):
+        look_at(folder)
+    material = look_at(folder, own_code=[model])
     seen = material.seen[0]
     assert seen.student.pooled.shape == seen.teacher.pooled.shape and seen.spectra is not None
     (table,) = blocks(cost_section(material), Table)

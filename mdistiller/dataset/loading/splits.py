@@ -7,7 +7,7 @@ import os
 import stat
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Protocol, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -114,7 +114,20 @@ def _stat(file: bytes) -> Tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-ImageSplit = Union[ArraySplit, EncodedSplit]
+class ImageSplit(Protocol):
+    """Images with labels; what loaders need of a split. `load`, `digest` and the others are described above."""
+
+    targets: Tensor
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, transform: Transform = upright) -> Image.Image: ...
+
+    def digest(self) -> str: ...
+
+    def fingerprint(self) -> Tuple[str, str]: ...
+
+    def subset(self, indices: Tensor) -> ImageSplit: ...
 
 
 class Splits:

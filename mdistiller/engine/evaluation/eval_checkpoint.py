@@ -9,26 +9,40 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ...dataset import get_val_loader
-from ...paths import find_file
+from ...dataset import VAL, get_val_loader
+from ...paths import find_file, user_path
 from ..cfg import CFG, merge_known, merge_overrides
 from ..checkpoint import check_arch, check_known, is_described, load_student, read_checkpoint
 from ..checkpoint.foreign_weights import weights_of
 from ..networks.build import released_weights
 from ..networks.teacher_outputs import check_classes
 from ..speed.precision import pick_device, prepare_device
+from .confusion import Confusion
+from .cost_report import cost_text, speed_text, teacher_lines
 from .evaluate import evaluate
+
+NOUNS = {VAL: "validation", "train": "training"}  # the others are called by the names of their folders
 
 log = logging.getLogger("mdistiller")
 
 
-def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = ()) -> str:
+def eval_checkpoint(
+    arch: str,
+    path: Optional[str],
+    overrides: Sequence[str] = (),
+    split: str = VAL,
+    per_class: str = "",
+    speed: bool = True,
+) -> str:
     """Evaluate a model on the validation set; return a report of several lines.
 
     Args:
         arch: name of the model.
         path: checkpoint; `None` for the released teacher of that name.
         overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults.
+        split: of an image folder, another folder beside `train/` and `val/` to evaluate on.
+        per_class: CSV file for the accuracy of each class and the confusion matrix; empty for none.
+        speed: whether to measure images per second.
 
     Raises:
         UserError: a name is unknown, the file is missing or invalid, or the parts do not fit each other.
@@ -45,7 +59,7 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     device = pick_device()
     prepare_device(device)
-    loader = get_val_loader(cfg, device)
+    loader = get_val_loader(cfg, device, split)
     info = loader.info
     if described:
         check_classes(checkpoint["classes"], info, source)
@@ -54,13 +68,16 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
     student = load_student(checkpoint, arch, info.num_classes, source, info.name, info.input_size, *options).eval()
     # the memory format of training, so that rounding is the same
     student.to(device).to(memory_format=torch.channels_last)
-    accuracy = evaluate(student.forward_eval, loader)
+    confusion = Confusion(info.num_classes)
+    accuracy = evaluate(student.forward_eval, loader, observe=confusion.add)
+    if per_class:
+        confusion.write(user_path(per_class), info.classes)
 
     head = student.head
     parts = f"backbone {_millions(student.backbone)}" + (f", {head.kind} head {_millions(head)}" if head else "")
     lines = [
         f"model     {arch} from {source} ({parts})",
-        f"data      {info.name}, {loader.num_images} validation images, {info.num_classes} classes",
+        f"data      {info.name}, {loader.num_images} {NOUNS.get(split, split)} images, {info.num_classes} classes",
         f"deployed  top-1 {accuracy['deployed_top1']:.2f}  top-5 {accuracy['deployed_top5']:.2f}",
     ]
     if head is not None:
@@ -74,6 +91,14 @@ def eval_checkpoint(arch: str, path: Optional[str], overrides: Sequence[str] = (
             f"recorded  top-1 {recorded['deployed_top1']:.2f}  top-5 {recorded.get('deployed_top5', float('nan')):.2f}"
             f"  (by training, epoch {checkpoint['epoch']})"
         )
+    file = find_file(source)
+    lines.append(f"cost      {cost_text(student.backbone, head, info.input_size, file)}")
+    if speed:
+        lines.append(f"speed     {speed_text(student.backbone, head, info.input_size)}")
+    given = "DISTILLER.TEACHER" in overrides[::2]
+    if given or described:
+        section = cfg.DISTILLER if given else checkpoint["config"].get("DISTILLER", {})
+        lines += teacher_lines(section, given, info.name, info.num_classes, info.input_size, speed)
     return "\n".join(lines)
 
 

@@ -18,7 +18,10 @@ def count_correct(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def evaluate(
-    forward: Callable[[Tensor], Dict[str, Tensor]], loader: Any, check: Callable[[], None] = lambda: None
+    forward: Callable[[Tensor], Dict[str, Tensor]],
+    loader: Any,
+    check: Callable[[], None] = lambda: None,
+    observe: Callable[[Tensor, Tensor], None] = lambda logits, target: None,
 ) -> Dict[str, float]:
     """Return `{name}_top1` and `{name}_top5` in percent, to two decimals, for each of the named logits.
 
@@ -29,6 +32,7 @@ def evaluate(
         forward: takes images `[B, 3, H, W]` to logits `[B, N]` by name.
         loader: of the validation set.
         check: called before each batch, equally often in all processes; an exception ends the evaluation.
+        observe: called with the logits `deployed` `[B, N]` and the labels `[B]` of each batch of this process.
     """
     correct: Dict[str, Tensor] = {}
     batches = iter(loader)
@@ -38,7 +42,10 @@ def evaluate(
         if batch is None:  # the last batches do not reach every process
             continue
         with torch.inference_mode():  # PyTorch 2.4 does not allow collectives within it
-            for name, logits in forward(batch["image"]).items():
+            outputs = forward(batch["image"])
+            if "deployed" in outputs:
+                observe(outputs["deployed"], batch["target"])
+            for name, logits in outputs.items():
                 hits = count_correct(logits, batch["target"])
                 correct[name] = correct[name] + hits if name in correct else hits
     # a process without a batch has no names

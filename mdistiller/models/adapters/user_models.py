@@ -1,4 +1,4 @@
-"""Models of users: `my_package.models:make_model`, `path/to/file.py:make_model`, and those that plug-ins register.
+"""Models of users: `my_package.models:make_model`, `path/to/file.py:make_model`, objects, and those of plug-ins.
 
 Their `forward` returns `(logits, feats)`, as in MDistiller, or only logits. In the latter case their graph, or hooks,
 give the maps and the feature that their classifier consumes.
@@ -24,6 +24,7 @@ from ...paths import portable_path, user_path
 from .._adapt import AdaptedModel, evaluation_mode, examine, insert, noise, running_on, user_code_errors
 from .._contract import ClassifierModel
 from .._outputs import logits_of
+from .given_models import given_constructor
 from .graphs import NotTraceable
 from .hooked import hook_outputs
 from .traced import trace_outputs
@@ -63,6 +64,9 @@ def find_constructor(name: str) -> Callable[..., Any]:
     Raises:
         UserError: there is no such file, module or attribute, the import fails, or the attribute cannot be called.
     """
+    given = given_constructor(name)
+    if given is not None:
+        return given
     parts = parts_of(name)
     assert parts is not None
     place, attribute, is_file = parts

@@ -1,0 +1,200 @@
+"""Training and validation data as Python programs give them: a name, folders, or PyTorch data sets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from yacs.config import CfgNode
+
+from ..dataset import DatasetInfo, Splits, dataset_dict
+from ..dataset.augment.epoch_plan import derive_seed
+from ..dataset.folders.class_folders import check_same_classes, class_folders, find_images, is_folder
+from ..dataset.folders.layout import TRAIN, find_val
+from ..dataset.given import NAME
+from ..dataset.imagefolder import DEFAULT_SIZE, SAMPLE
+from ..dataset.images.decode import View
+from ..dataset.images.stats import measure
+from ..dataset.loading.dataset_split import DatasetSplit, split_of
+from ..dataset.loading.image_check import SplitReport, unusable_error
+from ..dataset.loading.in_memory import decode_all, decode_chunks
+from ..dataset.loading.splits import ImageSplit
+from ..dataset.options import Channels, Options, read_options
+from ..errors import UserError, did_you_mean
+from ..paths import user_path
+
+log = logging.getLogger("mdistiller")
+
+Data = Union[str, "os.PathLike[str]", Dataset]
+LAYOUT = "expected FOLDER/<class>/<image>"
+
+
+class GivenData(NamedTuple):
+    """Data for a run.
+
+    Attributes:
+        keys: configuration keys that name them.
+        make: returns them, for `DATASET.TYPE: python`; `None` if the keys say it all.
+    """
+
+    keys: Dict[str, Any]
+    make: Optional[Callable[[CfgNode], Splits]] = None
+
+
+class Part(NamedTuple):
+    """Images with labels.
+
+    Attributes:
+        split: the images.
+        classes: names, as far as the data say them.
+        side: of the first image in pixels; `None` for files and for an image that is not square.
+    """
+
+    split: ImageSplit
+    classes: Optional[List[str]]
+    side: Optional[int]
+
+
+def read_data(
+    train: Data, val: Optional[Data], classes: Optional[Sequence[str]] = None, otherwise: Sequence[str] = ()
+) -> GivenData:
+    """Find the data of a run.
+
+    Args:
+        train: the name of a data set; a folder with `<class>/<image>`, or with `train/` and `val/` of this layout; or a
+            PyTorch `Dataset` of (image, label), see `as_picture` for images.
+        val: a folder with `<class>/<image>` or a `Dataset`; `None` if `train` names both parts.
+        classes, otherwise: see `class_names`.
+
+    Raises:
+        UserError: data are missing, have another layout, or do not fit each other.
+    """
+    if isinstance(train, str) and train in dataset_dict and train != NAME and val is None:
+        return GivenData({"DATASET.TYPE": train})
+    folder, val_folder = _folder(train, "train_data"), _folder(val, "val_data")
+    if folder is not None and (val is None or (val_folder == folder and is_folder(folder / TRAIN))):
+        return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder)})
+    if folder is not None and val_folder is not None and _are_one_root(folder, val_folder):
+        return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder.parent)})
+    train_part = read_part(train, "train_data")
+    if val is None:
+        raise UserError("val_data is missing; give a folder or a Dataset whose images the networks are not trained on")
+    val_part = read_part(val, "val_data")
+    names = class_names(classes, train_part, val_part, otherwise=otherwise)
+    return GivenData({"DATASET.TYPE": NAME}, lambda cfg: _splits(cfg, train_part, val_part, names))
+
+
+def _folder(data: Any, role: str) -> Optional[Path]:
+    """Return the folder that `data` names; `None` for other kinds of data."""
+    if not isinstance(data, (str, os.PathLike)):
+        return None
+    path = user_path(data)
+    if not is_folder(path):
+        known = did_you_mean(str(data), set(dataset_dict) - {NAME}) if isinstance(data, str) and "/" not in data else ""
+        raise UserError(f"{role} is {os.fspath(data)!r}, which is not a folder here{known}; {LAYOUT}")
+    return path
+
+
+def _are_one_root(train: Path, val: Path) -> bool:
+    """Whether two folders are `train/` and `val/` of one data set, which its root names."""
+    if train.name != TRAIN or not os.path.samefile(train.parent, val.parent):
+        return False
+    own = find_val(train.parent)
+    return own is not None and os.path.samefile(own, val)
+
+
+def read_part(data: Any, role: str) -> Part:
+    """Find the images of a folder or a `Dataset`. Of a folder with `train/` and `val/`, the one of `role` is meant."""
+    folder = _folder(data, role)
+    if folder is None:
+        split = split_of(data, role)
+        given: Any = getattr(data, "classes", None)
+        named = isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
+        width, height = split.load(0).size
+        return Part(split, list(given) if named else None, width if width == height else None)
+    inner = (folder / TRAIN if is_folder(folder / TRAIN) else None) if role == "train_data" else find_val(folder)
+    place = inner or folder
+    found = class_folders(place, LAYOUT)
+    return Part(find_images(place, found), found, DEFAULT_SIZE)
+
+
+def class_names(given: Optional[Sequence[str]], *parts: Part, otherwise: Sequence[str] = ()) -> List[str]:
+    """Return the names of the classes, in label order.
+
+    Args:
+        given: the names; `None` for those of the folders or of `dataset.classes`.
+        parts: the data.
+        otherwise: names where neither says them and there are enough of these; if not, the numbers of the labels.
+
+    Raises:
+        UserError: the parts have other classes, or a label without a name.
+    """
+    named = [part.classes for part in parts if part.classes is not None]
+    if len(named) == 2 and named[0] != named[1]:
+        if sorted(named[0]) == sorted(named[1]):
+            raise UserError("train_data and val_data have the same classes in another order; give both the same order")
+        check_same_classes(Path("train_data and val_data"), *named)
+    count = 1 + max(int(part.split.targets.max()) for part in parts)
+    if given is not None:
+        names = list(given)
+    else:
+        names = named[0] if named else list(otherwise)
+        if not named and count > len(names):
+            names = [str(label) for label in range(count)]
+    if isinstance(given, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise UserError(f"classes is {given!r:.200}; expected different names, one for each label")
+    if count > len(names):
+        raise UserError(
+            f"the data have the label {count - 1}, but only {len(names)} classes are named; name all of them"
+        )
+    if len(names) < 2:
+        raise UserError(f"the data have only one class, {names[0]!r}; expected at least two")
+    return names
+
+
+def side_of(cfg: CfgNode, part: Part) -> int:
+    """Return the side of the images for `DATASET.INPUT_SIZE: None`, in pixels.
+
+    Raises:
+        UserError: the first image is not square.
+    """
+    if cfg.DATASET.INPUT_SIZE is None and part.side is None:
+        size = "×".join(map(str, part.split.load(0).size))
+        raise UserError(f"the first image has {size} px; give input_size, the side of the square that networks see")
+    return part.side or DEFAULT_SIZE
+
+
+def _splits(cfg: CfgNode, train: Part, val: Part, classes: List[str]) -> Splits:
+    options = read_options(cfg, side_of(cfg, train))
+    view = View(options.input_size, margin=options.augment == "resized_crop")
+    images, val_images = train.split, val.split
+    if options.fits_in_memory(len(images) + len(val_images)):
+        images, val_images = (
+            decode_all(split, view, _threads(split, options), options.corrupt, role)
+            for split, role in ((images, "training"), (val_images, "validation"))
+        )
+    mean, std = options.statistics or _measured(images, view, options)
+    info = DatasetInfo(NAME, tuple(classes), options.input_size, mean, std)
+    return Splits(images, val_images, info, options.val_fraction, options)
+
+
+def _threads(split: ImageSplit, options: Options) -> int:
+    return 1 if isinstance(split, DatasetSplit) else options.num_workers  # a user's Dataset may not allow threads
+
+
+def _measured(train: ImageSplit, view: View, options: Options) -> Tuple[Channels, Channels]:
+    indices: Sequence[int] = range(len(train))
+    if len(train) > SAMPLE:
+        generator = torch.Generator().manual_seed(derive_seed("statistics"))
+        indices = torch.randperm(len(train), generator=generator)[:SAMPLE].sort().values.tolist()
+    findings = SplitReport()
+    mean, std = measure(map(np.asarray, decode_chunks(train, view, indices, _threads(train, options), findings)))
+    if findings.unusable and (options.corrupt != "skip" or len(findings.unusable) == len(indices)):
+        raise unusable_error(list(findings.unusable.values()), len(indices))
+    log.info("measured over %d training images: mean %s, std %s", len(indices), list(mean), list(std))
+    return mean, std

@@ -1,0 +1,158 @@
+"""Distillation from Python: modules and data sets, with the engine of the command line."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import Any, Dict, Mapping, Optional, Sequence, Union
+
+from torch import nn
+
+from .. import distributed
+from ..dataset.given import given_data
+from ..distillers import distiller_dict
+from ..engine.build import build_trainer
+from ..engine.cfg import cfg_from, experiment_name
+from ..engine.checkpoint import is_described, read_checkpoint
+from ..engine.networks.teacher_outputs import check_classes
+from ..engine.run.folder import RunFolder
+from ..engine.run.signals import RunStopped
+from ..engine.validate import validated
+from ..errors import UserError
+from ..export.opening import CHECKPOINTS
+from ..export.source import find_checkpoint
+from ..models import library_of
+from ..models.adapters.given_models import given_models
+from .data import Data, read_data
+from .options import DEFAULTS, SOURCE, as_words, given_keys, nested, output_keys
+from .result import Result
+from .student import Student
+
+Model = Union[nn.Module, str, "os.PathLike[str]", None]
+
+
+def distill(
+    student: Union[nn.Module, str],
+    teacher: Model,
+    train_data: Data,
+    val_data: Optional[Data] = None,
+    method: str = "SFAKD",
+    *,
+    output: Union[str, os.PathLike[str]] = "output/distill",
+    resume: bool = False,
+    overwrite: bool = False,
+    classes: Optional[Sequence[str]] = None,
+    settings: Optional[Mapping[str, Any]] = None,
+    **options: Any,
+) -> Result:
+    """Train a student with a teacher, as `tools/train.py` does: the same loop, checkpoints, logs and resume.
+
+    Objects that are given are not changed: copies of them are trained.
+
+    Args:
+        student: a module, or a name as for `DISTILLER.STUDENT` (`resnet8`, `timm/resnet18`, `my_file.py:make`). A
+            module takes images float32 `[B, 3, S, S]`, normalised, and returns logits `[B, K]`, or `(logits, feats)`
+            as MDistiller's models do. Training starts from its weights.
+        teacher: the same; or the path of a checkpoint or of the folder of a run; or what `load` returned. `None` for
+            methods without a teacher, such as `NONE`, which trains the student alone.
+        train_data: a folder with `<class>/<image>`, or with `train/` and `val/` of this layout; the name of a data set
+            (`cifar100`, `fashion_demo`); or a PyTorch `Dataset` of (image, label). Its images are PIL images, arrays
+            `[H, W, 3]` or tensors `[3, H, W]`, uint8 or in [0, 1], without normalisation and random transforms, which
+            are the engine's task.
+        val_data: a folder or a `Dataset`; `None` if `train_data` names both parts, or with `val_fraction`.
+        method: the name of a distiller.
+        output: folder of the run.
+        resume: continue the run in `output`.
+        overwrite: replace the run in `output`.
+        classes: names in label order; by default those of the folders or of `train_data.classes`, otherwise those of a
+            teacher that `load` returned, otherwise the numbers.
+        settings: further values by configuration key, such as `{"SFAKD.SIGMA": 0.2}`; see docs/configuration.md.
+        options: see docs/python.md: `epochs`, `batch_size`, `lr`, `seed`, `amp`, `input_size`, … Defaults are those of
+            the configuration, except that the schedule is `cosine` and Weights & Biases is off.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: one line for each fault in what was given; nothing is written then. Or the folder holds another run.
+        KeyboardInterrupt: Ctrl-C; the state is saved, continue with `resume=True`.
+    """
+    if not isinstance(method, str):
+        raise UserError(f"method is {method!r:.100}; expected the name of a distiller, such as 'SFAKD'")
+    keys = {**given_keys(options, settings or {}), **output_keys(output), "DISTILLER.TYPE": method}
+    known = teacher.classes if isinstance(teacher, Student) else ()
+    data = read_data(train_data, val_data, classes, known)
+    if data.make is None and classes is not None:
+        raise UserError("classes is for a Dataset; the names of these classes are those of their folders or data set")
+    _merge(keys, data.keys)
+    with ExitStack() as stack:
+        modules = {}
+        for role, model in (("student", student), ("teacher", teacher)):
+            if isinstance(model, nn.Module):
+                modules[role] = _bare_model(model, role, keys)
+            else:
+                _merge(keys, _named_model(model, role))
+        for role, name in stack.enter_context(given_models(**modules)).items():
+            keys[f"DISTILLER.{role.upper()}"] = name
+        if data.make is not None:
+            stack.enter_context(given_data(data.make))
+        stack.enter_context(distributed.process_group())
+        cfg = cfg_from(nested({**DEFAULTS, **keys}), SOURCE)
+        if teacher is None and method in distiller_dict and distiller_dict[method].needs_teacher:
+            raise UserError(f"the method {method} needs a teacher; give one, or train the student alone: method='NONE'")
+        cfg = validated(cfg, as_words(keys), resume, overwrite)
+        folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
+        distributed.run_on_main(lambda: folder.check(resume, overwrite))  # before anything is built
+        trainer = build_trainer(cfg, validate=False)
+        if isinstance(teacher, Student):
+            check_classes(teacher.classes, trainer.train_loader.info, teacher.source.path)
+        try:
+            summary = trainer.train(resume, overwrite)
+        except RunStopped as stopped:
+            if stopped.name != "SIGINT":
+                raise
+            raise KeyboardInterrupt(f"{stopped}; saved in {folder.path}, continue with resume=True") from None
+    return Result(summary, folder.path, modules.get("student"))
+
+
+def _merge(keys: Dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Add keys that an argument gives; keys of the options and settings stay, except those that contradict it."""
+    for key, value in own.items():
+        if keys.setdefault(key, value) != value:
+            raise UserError(f"{key} is {keys[key]!r} in options or settings, but {value!r} by the data or models given")
+
+
+def _bare_model(model: nn.Module, role: str, keys: Dict[str, Any]) -> nn.Module:
+    """Return a model, or the backbone of a `Student`; a teacher then sees the images that it was trained on."""
+    if not isinstance(model, Student):
+        return model
+    head = model.network.head
+    if head is not None:
+        raise UserError(f"the {role} is a student that needs its {head.kind} head; give a bare model")
+    if role == "teacher":
+        info = model.source.info
+        own = {"size": info.input_size, "mean": list(info.mean), "std": list(info.std)}
+        keys.setdefault("DISTILLER.TEACHER_INPUT", own)
+    return model.network.backbone
+
+
+def _named_model(model: Any, role: str) -> Dict[str, Any]:
+    """Return the keys of a model that is given by name, or by the path of a checkpoint that describes it."""
+    key = f"DISTILLER.{role.upper()}"
+    if model is None and role == "teacher":
+        return {}
+    if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
+        raise UserError(f"the {role} is {model!r:.100}; expected a torch.nn.Module or a name")
+    text = os.fspath(model)
+    if not (isinstance(model, os.PathLike) or text.lower().endswith(CHECKPOINTS) or os.path.isdir(text)):
+        return {key: text}
+    path = find_checkpoint(model)
+    checkpoint = read_checkpoint(path)
+    if not is_described(checkpoint):
+        raise UserError(f"{path} holds weights alone; give {role}='NAME' and {role}_weights={str(path)!r}")
+    if library_of(checkpoint["arch"]) == "user":
+        raise UserError(
+            f"{path} holds {checkpoint['arch']}, a model of somebody's own code; if you trust it, give the {role} by"
+            f" that name, or as an object, and {role}_weights={str(path)!r}"
+        )
+    return {key: checkpoint["arch"], f"{key}_WEIGHTS": str(path)}

@@ -1,0 +1,42 @@
+"""What a run in Python returns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from torch import nn
+
+from .student import Student, load
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        summary: the content of summary.json: accuracies in percent (`best`, `last`, `teacher`), cost, speed, versions.
+        folder: of the run, with checkpoints, worklog, metrics and configuration.
+        model: the student's backbone, if it was given as an object; not trained.
+    """
+
+    summary: Dict[str, Any] = field(repr=False)
+    folder: Path
+    model: Optional[nn.Module] = field(default=None, repr=False)
+
+    @property
+    def student(self) -> Path:
+        """The checkpoint of the student after its best epoch, which is chosen on the validation images."""
+        return self.folder / "student_best.pth"
+
+    @property
+    def history(self) -> List[Dict[str, Any]]:
+        """One row for each epoch: `epoch`, `lr`, the losses, accuracies in percent, `seconds`."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line]
+
+    def load(self, last: bool = False) -> Student:
+        """Return the trained student of the best epoch, or of the last one."""
+        return load(self.folder / "student_latest.pth" if last else self.student, self.model)

@@ -1,0 +1,44 @@
+"""Data that were given as objects or folders in Python (`mdistiller.distill`), not by the configuration."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Callable, Iterator, Optional
+
+from yacs.config import CfgNode
+
+from ..errors import UserError
+from .loading.splits import Splits, dataset_dict
+
+NAME = "python"  # value of DATASET.TYPE
+
+Make = Callable[[CfgNode], Splits]
+
+_make: ContextVar[Optional[Make]] = ContextVar("given_data", default=None)
+
+
+@contextmanager
+def given_data(make: Make) -> Iterator[None]:
+    """Let `DATASET.TYPE: python` stand for `make(cfg)` within a `with` block."""
+    token = _make.set(make)
+    try:
+        yield
+    finally:
+        _make.reset(token)
+
+
+@dataset_dict.register(NAME)
+def given(cfg: CfgNode) -> Splits:
+    """Return the given data.
+
+    Raises:
+        UserError: none are given, because the configuration of a run in Python is used elsewhere.
+    """
+    make = _make.get()
+    if make is None:
+        raise UserError(
+            "DATASET.TYPE python stands for data that were given in Python (mdistiller.distill), which cannot be read"
+            " from here; give a data set: -d imagefolder DATASET.ROOT FOLDER, or use mdistiller.evaluate"
+        )
+    return make(cfg)

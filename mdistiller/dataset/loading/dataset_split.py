@@ -1,0 +1,146 @@
+"""A split of a PyTorch `Dataset` of (image, label)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, List, Optional, Tuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from tqdm import tqdm
+
+from ...errors import UserError
+from ..images.orientation import upright
+from ..images.pictures import as_picture
+from .encoded import Transform, UnusableImage
+
+READ_TWICE = 8  # images, to find random transforms
+SAMPLED = 64  # images whose pixels identify a set
+
+
+class DatasetSplit:
+    """Images that are read from a `Dataset` on access.
+
+    Args:
+        dataset: `dataset[i]` returns `(image, label)`, always the same; see `as_picture` for images.
+        targets: N labels.
+        indices: int64 [N], of the images in `dataset`.
+    """
+
+    def __init__(self, dataset: Any, targets: Tensor, indices: Tensor) -> None:
+        self.dataset = dataset
+        self.targets = targets
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def load(self, index: int, transform: Transform = upright) -> Image.Image:
+        """Return `transform` of image `index`, RGB.
+
+        Raises:
+            UnusableImage: the data set raises an error, or returns something else than an image.
+        """
+        place = int(self._indices[index])
+        try:
+            return transform(as_picture(self.dataset[place][0], f"image {place} of the data set"))
+        except MemoryError:  # not caused by the image
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnusableImage(f"{place} of the {type(self.dataset).__name__} ({reason})") from error
+
+    def digest(self) -> str:
+        """Return a hexadecimal digest of the pixels of all images, which are read."""
+        return self._digest(range(len(self)))
+
+    def fingerprint(self) -> Tuple[str, str]:
+        """Return a kind and a digest of that kind; see `Loader.fingerprint`."""
+        step = max(1, len(self) // SAMPLED)
+        return "sampled pixels", self._digest(range(0, len(self), step))
+
+    def _digest(self, indices: range) -> str:
+        state = hashlib.sha256(b"%d" % len(self))
+        for index in indices:
+            state.update(np.asarray(self.load(index)).tobytes())
+        return state.hexdigest()
+
+    def subset(self, indices: Tensor) -> DatasetSplit:
+        """Return a split of the images `indices` (int64 [n])."""
+        return DatasetSplit(self.dataset, self.targets[indices], self._indices[indices])
+
+
+def split_of(dataset: Any, role: str) -> DatasetSplit:
+    """Return the split of a PyTorch `Dataset`. Its labels are read, from `dataset.targets` if it has that.
+
+    Args:
+        dataset: `len(dataset)` images with labels.
+        role: its name, such as `train_data`, for messages.
+
+    Raises:
+        UserError: it is not such a data set, has other items than `(image, label)`, or changes its images at random.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, (DataLoader, IterableDataset)) or not all(
+        hasattr(dataset, name) for name in ("__len__", "__getitem__")
+    ):
+        raise UserError(f"{role} is a {kind}; expected a folder, the name of a data set, or a Dataset with a length")
+    if len(dataset) == 0:
+        raise UserError(f"{role} is empty; expected at least one image")
+    _label(dataset, 0, role)
+    found = _known_targets(dataset)
+    if found is None or len(found) != len(dataset) or found[0] != _label(dataset, 0, role):
+        indices = tqdm(range(len(dataset)), desc=f"reading the labels of {role}", delay=2, disable=None, leave=False)
+        found = [_label(dataset, index, role) for index in indices]
+    if min(found) < 0:
+        raise UserError(f"{role} has the label {min(found)} for image {found.index(min(found))}; labels count from 0")
+    split = DatasetSplit(dataset, torch.tensor(found), torch.arange(len(found)))
+    _check_constant(split, role)
+    return split
+
+
+def _label(dataset: Any, index: int, role: str) -> int:
+    try:
+        item = dataset[index]
+    except Exception as error:  # a user's code can raise any type
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"item {index} of {role} cannot be read ({type(error).__name__}: {reason}); correct it"
+        ) from error
+    if not (isinstance(item, (tuple, list)) and len(item) >= 2):
+        raise UserError(f"item {index} of {role} is a {type(item).__name__}; expected (image, label)")
+    label = _as_int(item[1])
+    if label is None:
+        raise UserError(f"the label of item {index} of {role} is {item[1]!r:.80}; expected a whole number from 0 on")
+    return label
+
+
+def _as_int(label: Any) -> Optional[int]:
+    value = label.item() if isinstance(label, (torch.Tensor, np.generic, np.ndarray)) and label.size else label
+    return value if type(value) is int else None
+
+
+def _known_targets(dataset: Any) -> Optional[List[int]]:
+    """Return the labels that a data set of torchvision, or a `Subset` of one, holds as `targets`; else `None`."""
+    if isinstance(dataset, Subset):
+        inner = _known_targets(dataset.dataset)
+        return None if inner is None else [inner[index] for index in dataset.indices]
+    targets = getattr(dataset, "targets", None)
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    values = targets.tolist() if hasattr(targets, "tolist") else list(targets)
+    return values if values and all(type(value) is int for value in values) else None
+
+
+def _check_constant(split: DatasetSplit, role: str) -> None:
+    """Raise a UserError if one of the first images differs when it is read again."""
+    for index in range(min(READ_TWICE, len(split))):
+        first, second = (np.asarray(split.load(index)) for _ in range(2))
+        if first.shape != second.shape or (first != second).any():
+            raise UserError(
+                f"{role} returns another image {index} each time; leave random transforms to mdistiller, which also"
+                " normalises: augment='pad_crop', 'resized_crop', 'rotate_flip' or 'none'"
+            )

@@ -1,0 +1,54 @@
+"""Models that were given as objects in Python, and so have no name by which another process could build them.
+
+For as long as they are in use they have names such as `python:student.MyNet`: place, role and class.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Callable, Dict, Iterator, Mapping, Optional
+
+from torch import nn
+
+from ...errors import UserError
+
+PLACE = "python"  # what stands before the colon of their names
+
+_models: ContextVar[Mapping[str, nn.Module]] = ContextVar("given_models")
+
+
+@contextmanager
+def given_models(**models: nn.Module) -> Iterator[Dict[str, str]]:
+    """Let models be built by name within a `with` block; yield their names by role.
+
+    What is built is a copy, with the weights of the model at that time. The model itself does not change.
+
+    Args:
+        models: by role, such as `student`.
+    """
+    names = {role: f"{PLACE}:{role}.{type(model).__name__}" for role, model in models.items()}
+    token = _models.set({**_models.get({}), **{names[role]: model for role, model in models.items()}})
+    try:
+        yield names
+    finally:
+        _models.reset(token)
+
+
+def given_constructor(name: str) -> Optional[Callable[[], nn.Module]]:
+    """Return a function that copies the given model `name`; `None` for a name of another kind.
+
+    Raises:
+        UserError: the name is of this kind, and no such model is given now.
+    """
+    if not name.startswith(f"{PLACE}:"):
+        return None
+    model = _models.get({}).get(name)
+    if model is None:
+        raise UserError(
+            f"the model {name} was given as an object in Python, which cannot be named from elsewhere; give the object"
+            " again (mdistiller.load(path, model=...)), or the name of code that builds it: path/to/file.py:make"
+        )
+    given = model
+    return lambda: copy.deepcopy(given)
