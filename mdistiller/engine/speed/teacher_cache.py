@@ -202,6 +202,7 @@ def open_cache(
         say(f"teacher cache: {shape} at most, in memory{each}")
     else:
         about = {**FORMAT, **about, "widths": widths, "rows": rows, "dtype": str(dtype).split(".")[-1]}
+        about = json.loads(json.dumps(about))  # as it is read back: a tuple becomes a list
         folder = expanded(choice) / f"{about['name']}-{digest(about)[:12]}"
         sizes = {FileTable.VECTORS: size, FileTable.CHECKSUMS: 4 * rows}
         try:

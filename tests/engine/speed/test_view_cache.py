@@ -63,6 +63,13 @@ def test_runs_share_the_views_of_one_seed(settings, tmp_path):  # type: ignore[n
     assert "of other augmentation, rows, not used), 0.0 % known" in line
 
 
+def test_a_teacher_with_an_input_of_its_own_finds_its_table(settings):  # type: ignore[no-untyped-def]  # noqa: F811
+    own = [*CROPS, *FOLDER, "DISTILLER.TEACHER_INPUT", "{mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}"]
+    _, networks, trainer = opened(settings, *own)
+    fill(networks, trainer)
+    assert "found, 50.0 % known" in opened(settings, *own)[0]
+
+
 @torch.no_grad()
 def test_top_logits_are_stored_and_served(settings):  # type: ignore[no-untyped-def]  # noqa: F811
     line, networks, trainer = opened(settings, *CROPS, *FOLDER, "TEACHER_TOP_LOGITS", "1")
