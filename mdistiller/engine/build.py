@@ -18,8 +18,10 @@ from ..distillers._plugins import build_distiller
 from ..errors import UserError, memory_shortage, refuse
 from ..models._adapt import AdaptedModel, evaluation_mode, noise
 from .cfg import experiment_name, resolved
-from .networks.build import build_student, build_teacher
+from .networks.build import build_student, build_teacher, with_student_input
 from .run.origin import labels_digest
+from .solver.frozen_batchnorm import freeze_statistics
+from .solver.linear_probe import check_probe
 from .speed.precision import pick_device, prepare_device
 from .speed.teacher_cache import digest, weights_digest
 from .trainer import Trainer, trainer_dict
@@ -50,6 +52,7 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
     trainer_class = trainer_dict[cfg.SOLVER.TRAINER]
     device = pick_device()
     prepare_device(device)
+    cfg = with_student_input(cfg)
     train_loader, val_loader, num_data, _ = get_dataset(cfg, device)
     info = train_loader.info
     distributed.check_same(
@@ -67,7 +70,13 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
     for name, model in ((cfg.DISTILLER.STUDENT, student), (cfg.DISTILLER.TEACHER, teacher)):
         if model is not None:
             _check_input_size(name, model, info.input_size)
+    if cfg.SOLVER.PROBE_EPOCHS:
+        check_probe(student, num_data)
+    if cfg.SOLVER.FREEZE_BN:
+        freeze_statistics(student)
     distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise UserError(f"{cfg.DISTILLER.STUDENT} has no parameter to train; set requires_grad in its code")
     if distiller.channels_last:
         for name, model in ((cfg.DISTILLER.STUDENT, student), (cfg.DISTILLER.TEACHER, teacher)):
             if isinstance(model, AdaptedModel):

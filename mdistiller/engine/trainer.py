@@ -29,6 +29,7 @@ from .run.progress import Progress
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
+from .solver.linear_probe import train_classifier
 from .solver.update_rules import DistillationOriented, SummedLosses, UpdateRule
 from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
@@ -140,6 +141,8 @@ class Trainer:
     def _run(self, resumed: bool) -> Dict[str, Any]:
         self._epoch_start = time.perf_counter() - self.progress.epoch_seconds
         self._announce(resumed)
+        if self.cfg.SOLVER.PROBE_EPOCHS and self.progress.epoch == self.progress.step == 0:
+            self._probe()
         self.prepare()
         while self.progress.epoch < self.cfg.SOLVER.EPOCHS:
             self._epoch_start = time.perf_counter() - self.progress.epoch_seconds
@@ -190,6 +193,15 @@ class Trainer:
             warning = chance_warning(top1, self.train_loader.info.num_classes, self.val_loader.num_images)
             if warning:
                 self.logger.say(warning)
+
+    def _probe(self) -> None:
+        """Train the student's classifier alone; a run that is resumed at its start does the same again."""
+        student = self.distiller.student
+        passes = self.cfg.SOLVER.PROBE_EPOCHS
+        line = train_classifier(student, self.train_loader, self.precision, passes, self.stop.check)
+        student.eval()
+        accuracy = evaluate(lambda image: {"probe": student(image)[0]}, self.val_loader, self.stop.check)
+        self.logger.say(f"{line}; top-1 {accuracy['probe_top1']:.2f}")
 
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the epoch in the distiller's memory format, with cached teacher outputs."""

@@ -95,6 +95,16 @@ def _optimizer_errors(cfg: CfgNode) -> Iterator[str]:
             (0 <= solver.EMA < 1, "SOLVER.EMA", "a decay from 0 (no average) to below 1, for example 0.999"),
             (0 <= solver.CLIP_GRAD_NORM <= MAX_NUMBER, "SOLVER.CLIP_GRAD_NORM", "a norm above 0, or 0 for no limit"),
             (0 < solver.LAYER_DECAY <= 1, "SOLVER.LAYER_DECAY", "a number above 0 and up to 1 (1 = one rate for all)"),
+            (
+                0 < solver.BACKBONE_LR_FACTOR <= 1,
+                "SOLVER.BACKBONE_LR_FACTOR",
+                "a number above 0 and up to 1 (1 = the rate of the classifier)",
+            ),
+            (
+                0 <= solver.PROBE_EPOCHS <= MAX_EPOCHS_OR_IMAGES,
+                "SOLVER.PROBE_EPOCHS",
+                f"a number of passes from 0 (no probe) to {MAX_EPOCHS_OR_IMAGES}",
+            ),
         )
     )
     yield from errors

@@ -62,6 +62,7 @@ def build_model(
     input_size: Optional[int] = None,
     arguments: Optional[Mapping[str, Any]] = None,
     features: Optional[Mapping[str, Any]] = None,
+    new_head: bool = False,
 ) -> nn.Module:
     """Build the model `name` with fresh weights.
 
@@ -73,6 +74,7 @@ def build_model(
         arguments: further keyword arguments of the constructor.
         features: names of modules by what they give (`classifier`, `final_map`, `feats`), for a model that returns
             logits alone; by default they are found.
+        new_head: whether a user's own model that has another number of classes gets a new classifier, with a note.
 
     Raises:
         UserError: the model is unknown (the message lists the nearest names), its constructor fails, or it returns
@@ -82,7 +84,7 @@ def build_model(
     if "num_classes" in arguments:
         raise UserError(f"num_classes is no argument to give for {name}; it is the number of classes of the data set")
     if library_of(name):
-        return adapters.build(name, num_classes, size, arguments, features)
+        return adapters.build(name, num_classes, size, arguments, features, new_head)
     constructor = find_model(name, dataset, input_size)
     words = "".join(f", {key}={value!r}" for key, value in arguments.items())
     what = f"the constructor of {name} fails with num_classes={num_classes}{words}"
@@ -128,6 +130,8 @@ def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] =
 def _entry(name: str, dataset: str, input_size: Optional[int]) -> Tuple[Callable[..., nn.Module], Any]:
     """Return the constructor of a model and the path of its released weights, or `None` if that is unknown."""
     own, other = _families(dataset, input_size)
+    if ".py" in name:
+        raise UserError(f"{name!r} names no function; a model of your own is named path/to/file.py:make_model")
     if name in other and name not in own:
         if dataset in SINGLE_FAMILY_DATASETS:
             kind = "an ImageNet" if other is imagenet_model_dict else "a CIFAR"

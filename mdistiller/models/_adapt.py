@@ -186,7 +186,7 @@ def user_code_errors(what: str, remedy: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter of a script that reads its command line when it is imported
         if memory_shortage(error):
             raise
         ours, library = os.path.dirname(__file__), os.path.dirname(torch.__file__)

@@ -51,6 +51,29 @@ def test_a_model_of_the_users_file(command, settings):
     assert command("eval", "-m", "moved.py:Net", "-c", "output/run/student_best.pth")[0] == 0
 
 
+def test_fine_tuning_in_one_command_makes_a_teacher(command, settings, caplog):
+    """A user's module with a head for other classes, from the probe to a student of its own."""
+    base, run = ("--cfg", REPO / "configs/imagefolder/finetune.yaml"), "output/images_finetune"
+    data = ["DATASET.ROOT", "images", "DATASET.INPUT_SIZE", "24", "DATASET.NUM_WORKERS", "0", "LOG.WANDB", "False"]
+    model = ("DISTILLER.STUDENT", "mine.py:ten_locked", "DISTILLER.STUDENT_WEIGHTS", "ten.pth")
+    torch.save(build_model("mine.py:ten_locked", 10, "imagefolder", 24).state_dict(), "ten.pth")
+    with caplog.at_level("INFO", "mdistiller"):
+        status, out, _ = command("train", *base, *data, *model, "SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "8")
+    assert status == 0
+    assert "mine.py:ten_locked has 10 outputs; a new one of 3 replaces it" in caplog.text
+    assert "note: the classifier head has 10 outputs in" in caplog.text
+    assert "input: the student sees 24 px, mean " in out
+    assert "probe: 36 features of 32 channels computed once, in " in out
+    teacher = ("DISTILLER.TEACHER", "mine.py:ten_locked", "DISTILLER.TEACHER_WEIGHTS", f"{run}/student_best.pth")
+    status, out, _ = command("train", "--cfg", "x.yaml", *teacher)
+    assert status == 0
+    assert "the teacher sees 24 px" in out
+    status, out, _ = command("eval", "-m", "mine.py:ten_locked", "-c", f"{run}/student_best.pth")
+    assert status == 0
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if "top-1" in line)
+    assert lines["recorded"].startswith(lines["deployed"])
+
+
 def test_a_resumed_run_finds_its_models(command, settings):
     assert command("train", "--cfg", "x.yaml")[0] == 0
     assert command("train", "--cfg", "x.yaml", "--resume")[0] == 0
@@ -76,6 +99,7 @@ def test_a_model_of_timm(command, settings):
     assert "deployed  top-1" in out
 
 
+ALONE = ("DISTILLER.TYPE", "NONE")
 BAD = [
     (("DISTILLER.STUDENT", "timm/resnet19"), "timm has no model 'resnet19'; did you mean"),
     (("DISTILLER.STUDENT", "torchvision/resnet19"), "torchvision has no classification model 'resnet19'; did you"),
@@ -84,7 +108,27 @@ BAD = [
     (("DISTILLER.STUDENT", "mine.py:number"), "is a int; expected a function or class"),
     (("DISTILLER.STUDENT", "gone_package:make"), "needs the module gone_package, which cannot be imported here"),
     (("DISTILLER.STUDENT", "mine.py:fails"), "RuntimeError: no such weights"),
-    (("DISTILLER.STUDENT", "mine.py:ten_classes"), "gives logits [2, 10] for two images; expected [2, 3]"),
+    (
+        ("DISTILLER.STUDENT", "mine.py"),
+        "'mine.py' names no function; a model of your own is named path/to/file.py:make",
+    ),
+    (("DISTILLER.STUDENT", "mine.py:exits"), "mine.py:exits fails with num_classes=3 (SystemExit: 2"),
+    (("DISTILLER.STUDENT", "mine.py:scripted"), "returns a TorchScript module; expected a torch.nn.Module in Python"),
+    (("DISTILLER.STUDENT", "mine.py:frozen"), "mine.py:frozen has no parameter to train; set requires_grad"),
+    (
+        ("DISTILLER.STUDENT", "mine.py:ten_hidden"),
+        "has 10 classes, the data set has 3, and its classifier cannot be rep",
+    ),
+    (("DISTILLER.STUDENT", "torchvision/squeezenet1_1"), "torchvision/squeezenet1_1 cannot take two images of 16 px"),
+    ((*ALONE, "SOLVER.PROBE_EPOCHS", "5", "DISTILLER.STUDENT", "mine.py:Hidden"), "SOLVER.PROBE_EPOCHS trains the cla"),
+    ((*ALONE, "SOLVER.BACKBONE_LR_FACTOR", "0.1", "DISTILLER.STUDENT", "mine.py:Hidden"), "needs a student with a cl"),
+    (("SOLVER.PROBE_EPOCHS", "-1"), "SOLVER.PROBE_EPOCHS is -1; expected a number of passes from 0"),
+    (("SOLVER.BACKBONE_LR_FACTOR", "0"), "SOLVER.BACKBONE_LR_FACTOR is 0.0; expected a number above 0 and up to 1"),
+    (("DISTILLER.TEACHER", "mine.py:ten_classes"), "gives logits [2, 10] for two images; expected [2, 3]"),
+    (("DISTILLER.TEACHER_INPUT", "pretrained"), "DISTILLER.TEACHER_INPUT pretrained needs a model of a library, given"),
+    (("DISTILLER.TEACHER_CLASSES", "gone.txt"), "DISTILLER.TEACHER_CLASSES: no file at gone.txt"),
+    (("DISTILLER.TEACHER_WEIGHTS", "mine.py"), "mine.py"),
+    (("DISTILLER.STUDENT_FEATURES", "{stem: stem}"), "have stem: 'stem'; expected {classifier: NAME, final_map: NAME,"),
     (("DISTILLER.STUDENT", "mine.py:Hidden"), "gives no 'final_map'"),
     (("DISTILLER.STUDENT", "mine.py:Viewing"), "cannot take"),
     (("DISTILLER.STUDENT_ARGS", "{depth: 3}"), "'depth'"),

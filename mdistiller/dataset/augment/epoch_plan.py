@@ -87,9 +87,10 @@ def draw_changes(
     return top, left, flip, angle
 
 
-def plan_in_order(num_images: int) -> EpochPlan:
-    """Return the plan of a validation pass: every image un-augmented, in index order."""
-    return EpochPlan(torch.arange(num_images), *_no_augmentation(num_images))
+def plan_in_order(num_images: int, padding: int = 0) -> EpochPlan:
+    """Return the plan of a pass over every image un-augmented, in index order; images have `padding` pixels of it."""
+    top, left, *others = _no_augmentation(num_images)
+    return EpochPlan(torch.arange(num_images), top + padding, left + padding, *others)
 
 
 def _no_augmentation(num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -219,6 +219,15 @@ class Loader:
         steps = min(num_batches, max(1, self.num_images // self.batch_size))
         yield from self._batches(self.plan(seed), self.slices(0, steps), seed)
 
+    def unaugmented(self) -> Iterator[Batch]:
+        """Yield every image un-augmented, in index order; in a process group the batches go to the processes in turn.
+
+        These are the images of a validation pass, for a training set too.
+        """
+        num_batches = -(-self.num_images // self.batch_size)
+        own = range(distributed.get_rank(), num_batches, distributed.get_world_size())
+        yield from self._batches(plan_in_order(self.num_images, self.padding), map(self._whole, own), self._seed)
+
     def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
         """Yield a batch for each slice of a plan, or for positions int64 [B] in it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
@@ -65,6 +66,12 @@ class StreamLoader(Loader):
 
     def fingerprint(self) -> Tuple[str, str]:
         return self._reader.split.fingerprint()
+
+    def unaugmented(self) -> Iterator[Batch]:
+        plain = copy.copy(self)  # with workers of its own, which end with the pass
+        plain._idle, plain.augment, plain.padding = None, "none", 0
+        plain._reader = _Reader(self._reader.split, self._reader.view, "none", 0, False, None, None)
+        yield from Loader.unaugmented(plain)
 
     def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
         seed = derive_seed("images", seed, self.epoch)

@@ -126,6 +126,15 @@ _C.SOLVER.ACCUMULATE = 1
 # Factor of the learning rate from each layer of the student to the layer before it, in (0, 1], for fine-tuning. See
 # [recipe.md](recipe.md#fine-tuning).
 _C.SOLVER.LAYER_DECAY = 1.0
+# Factor of the learning rate of all of the student's layers except its classifier, in (0, 1], for fine-tuning.
+_C.SOLVER.BACKBONE_LR_FACTOR = 1.0
+# Train the student's classifier alone before the first epoch, by L-BFGS, in at most this many passes over the pooled
+# features of the un-augmented training images, which are computed once and kept in memory. 0: start with the classifier
+# as it is. See [recipe.md](recipe.md#fine-tuning).
+_C.SOLVER.PROBE_EPOCHS = 0
+# Let the student's BatchNorms keep the statistics that they have, and normalise with them in training too, for
+# fine-tuning. Their weights and biases are trained.
+_C.SOLVER.FREEZE_BN = False
 _C.SOLVER.DOT = CN()
 _C.SOLVER.DOT.DELTA = 0.075  # DOT: momentum of the distillation gradient plus this, of the task gradient minus this
 # Share of a label's probability that is divided among all classes, for example 0.1; for methods that take such labels.

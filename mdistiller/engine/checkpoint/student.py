@@ -177,7 +177,7 @@ def load_student(
         dataset, input_size = checkpoint["dataset"], checkpoint["input_size"]
     check_known(checkpoint, arch, dataset, input_size)
     constructor = constructor_of(checkpoint, arguments, features)
-    backbone = build_model(arch, num_classes, dataset, input_size, *constructor)
+    backbone = build_model(arch, num_classes, dataset, input_size, *constructor, new_head=True)
     load_checkpoint(backbone, checkpoint, path)
     saved = checkpoint.get("head") if described else None
     if saved is None:

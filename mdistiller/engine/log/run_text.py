@@ -46,11 +46,13 @@ def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> I
         else:
             file = (weights if weights != PRETRAINED else "") or released_teacher(arch, info.name, info.input_size)
             yield f"teacher {arch} {f'from {find_file(file).absolute()}' if file else 'as its constructor gives it'}"
-        own = getattr(distiller.teacher, "own_input", None)
+    own = getattr(distiller.teacher, "own_input", None)
+    if own is not None or cfg.DISTILLER.STUDENT_WEIGHTS:
+        line = f"input: the student sees {InputSpec(info.input_size, info.mean, info.std).in_words()}"
         if own is not None:
-            student = InputSpec(info.input_size, info.mean, info.std)
             resized = f", resized ({own.interpolation})" if own.size != info.input_size else ""
-            yield f"input: the student sees {student.in_words()}; the teacher sees {own.in_words()}{resized}"
+            line += f"; the teacher sees {own.in_words()}{resized}"
+        yield line
     yield from size_lines(cfg, train_loader)
     if distiller.tests_otherwise:
         yield (

@@ -26,6 +26,7 @@ from ..cfg import PRETRAINED
 from ..checkpoint import constructor_of, is_described, load_checkpoint, read_checkpoint, weights_of
 from .teacher_outputs import check_num_outputs, find_outputs, keep_outputs
 
+OF_ANY_SIZE = ("imagefolder", "webdataset", "huggingface")  # values of DATASET.TYPE: sets without a size of their own
 SAME = "same"  # value of TEACHER_INPUT: as the student
 INPUT_EXAMPLE = "{size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], interpolation: bicubic}"
 
@@ -90,9 +91,48 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
         return own
     if given == PRETRAINED:
         raise UserError(f"DISTILLER.TEACHER_INPUT pretrained needs a model of a library, given {arch}; give a mapping")
-    if checkpoint:
-        return InputSpec(checkpoint["input_size"], tuple(checkpoint["mean"]), tuple(checkpoint["std"]))
-    return student
+    return _recorded_input(checkpoint) if checkpoint else student
+
+
+def _recorded_input(checkpoint: Mapping[str, Any]) -> InputSpec:
+    """Return the images that a checkpoint of ours was trained with; the loaders resize images bilinearly."""
+    return InputSpec(checkpoint["input_size"], tuple(checkpoint["mean"]), tuple(checkpoint["std"]), "bilinear")
+
+
+def with_student_input(cfg: CfgNode) -> CfgNode:
+    """Return the configuration with the input that the student's weights were trained with, where it gives no other.
+
+    This applies to the weights that a library releases, and to checkpoints that describe themselves. Mean and standard
+    deviation are set if `DATASET.MEAN` is `None`, and the size of own images if `DATASET.INPUT_SIZE` is `None`.
+    """
+    own = _student_input(cfg)
+    data = cfg.DATASET
+    values: Dict[str, Any] = {}
+    if own is not None and data.MEAN is None and data.STD is None:
+        values.update(MEAN=list(own.mean), STD=list(own.std))
+    if own is not None and data.INPUT_SIZE is None and data.TYPE in OF_ANY_SIZE:
+        values["INPUT_SIZE"] = own.size
+    if not values:
+        return cfg
+    words = " ".join(f"DATASET.{key} {value}" for key, value in values.items())
+    log.info(f"note: the student sees images as its weights were trained on: {words}")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.update(values)
+    cfg.freeze()
+    return cfg
+
+
+def _student_input(cfg: CfgNode) -> Optional[InputSpec]:
+    arch, weights = cfg.DISTILLER.STUDENT, cfg.DISTILLER.STUDENT_WEIGHTS
+    if weights == PRETRAINED:
+        return library_input(arch)
+    if not weights:
+        return None
+    checkpoint = read_checkpoint(weights)
+    if not is_described(checkpoint):
+        return None
+    return _recorded_input(checkpoint)
 
 
 def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
@@ -117,7 +157,9 @@ def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     dataset, size = (recorded["dataset"], recorded["input_size"]) if recorded else (info.name, own.size)
     if not library_of(arch) and not recorded:
         size = info.input_size  # selects the family, as for the student
-    teacher = build_model(arch, num_outputs, dataset, own.size if library_of(arch) else size, arguments, features)
+    size = own.size if library_of(arch) else size
+    # a student of ours may have got a new classifier, which its file has
+    teacher = build_model(arch, num_outputs, dataset, size, arguments, features, new_head=bool(recorded))
     given_outputs = info, options.TEACHER_CLASSES
     if checkpoint is not None:
         state = weights_of(checkpoint, path)
@@ -166,7 +208,7 @@ def _check_described_teacher(
 def build_student(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     """Build the student with fresh weights, or with those of `DISTILLER.STUDENT_WEIGHTS`.
 
-    A classifier for another number of classes is not loaded; a note says so.
+    A classifier for another number of classes is replaced or not loaded; a note says so.
 
     Raises:
         UserError: the weights do not fit the model.
@@ -174,7 +216,7 @@ def build_student(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     options, arch = cfg.DISTILLER, cfg.DISTILLER.STUDENT
     path: Any = options.STUDENT_WEIGHTS
     arguments, features = options.STUDENT_ARGS or {}, options.STUDENT_FEATURES or {}
-    student = build_model(arch, info.num_classes, info.name, info.input_size, arguments, features)
+    student = build_model(arch, info.num_classes, info.name, info.input_size, arguments, features, new_head=True)
     if not path:
         return student
     classifier = _classifier_name(student)

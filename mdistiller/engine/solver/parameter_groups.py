@@ -8,6 +8,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ...distillers import Distiller
+from ...errors import UserError
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -58,19 +59,33 @@ def exempt_parameters(distiller: Distiller, cfg: CfgNode) -> List[nn.Parameter]:
 
 
 def lr_scales(distiller: Distiller, cfg: CfgNode) -> Dict[nn.Parameter, float]:
-    """Return the factor of the learning rate of each of the student's parameters; none for `SOLVER.LAYER_DECAY` 1.
+    """Return the factor of the learning rate of each of the student's parameters; none if all factors are 1.
 
-    The last layer has the factor 1, the one before it `LAYER_DECAY`, the one before that `LAYER_DECAY²`, and so on.
-    What a method adds to the student, such as a head, keeps the factor 1.
+    With `SOLVER.LAYER_DECAY` the last layer has the factor 1, the one before it `LAYER_DECAY`, the one before that
+    `LAYER_DECAY²`, and so on. `SOLVER.BACKBONE_LR_FACTOR` multiplies those of all parameters but the classifier's. What
+    a method adds to the student, such as a head, keeps the factor 1.
+
+    Raises:
+        UserError: `BACKBONE_LR_FACTOR` is given, and the student has no classifier.
     """
-    if cfg.SOLVER.LAYER_DECAY == 1:
+    decay, factor = cfg.SOLVER.LAYER_DECAY, cfg.SOLVER.BACKBONE_LR_FACTOR
+    if decay == factor == 1:
         return {}
     layers = layers_of(distiller.student)
-    return {
-        parameter: cfg.SOLVER.LAYER_DECAY ** (len(layers) - 1 - depth)
+    scales = {
+        parameter: decay ** (len(layers) - 1 - depth) * factor
         for depth, layer in enumerate(layers)
         for parameter in layer
     }
+    if factor == 1:
+        return scales
+    try:
+        classifier = distiller.student.get_classifier()
+    except UserError as error:
+        raise UserError(
+            f"SOLVER.BACKBONE_LR_FACTOR needs a student with a classifier: {error}; or set it to 1"
+        ) from None
+    return {**scales, **{parameter: scales[parameter] / factor for parameter in classifier.parameters()}}
 
 
 def layers_of(model: nn.Module) -> List[List[nn.Parameter]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from . import timm_models, torchvision_models, user_models
+from .new_head import replace_classifier
 from .own_input import InputSpec
 
 LIBRARIES: Dict[str, Any] = {"timm": timm_models, "torchvision": torchvision_models}
@@ -35,7 +36,12 @@ def check_name(name: str) -> None:
 
 
 def build(
-    name: str, num_classes: int, input_size: int, arguments: Mapping[str, Any], features: Optional[Mapping[str, Any]]
+    name: str,
+    num_classes: int,
+    input_size: int,
+    arguments: Mapping[str, Any],
+    features: Optional[Mapping[str, Any]],
+    new_head: bool = False,
 ) -> nn.Module:
     """Build a model with fresh weights and the outputs of `ClassifierModel`.
 
@@ -45,6 +51,7 @@ def build(
         input_size: side of the images in pixels.
         arguments: of the constructor.
         features: names of modules; see `user_models.adapt`.
+        new_head: see `build_model`.
 
     Raises:
         UserError: the constructor fails, or the model does not fit these images or the number of classes.
@@ -53,10 +60,12 @@ def build(
     kind = library_of(name)
     if kind == "user":
         model = user_models.build(name, num_classes, input_size, arguments)
+        if new_head:
+            replace_classifier(model, name, num_classes, input_size, features)
+    else:
+        model = LIBRARIES[library].build(model_name, num_classes, input_size, arguments)
+    if kind != "timm":
         return user_models.adapt(model, name, num_classes, input_size, features)
-    model = LIBRARIES[library].build(model_name, num_classes, input_size, arguments)
-    if kind == "torchvision":
-        return user_models.infer_outputs(model, name, num_classes, input_size, features)
     if features:
         raise UserError(f"the features of {name} come from timm itself; leave STUDENT_FEATURES or TEACHER_FEATURES out")
     return timm_models.with_outputs(model, name, num_classes, input_size)

@@ -69,7 +69,10 @@ def trace_outputs(
         NotTraceable: the graph cannot be known, or shows no such outputs. The model is unchanged.
         UserError: `features` names a module that has no such output.
     """
-    scratch = copy.deepcopy(model)  # tracing may leave placeholders in it
+    try:
+        scratch = copy.deepcopy(model)  # tracing may leave placeholders in it
+    except (TypeError, RuntimeError) as error:  # such as of a lock, or of a tensor with a history
+        raise NotTraceable(f"it cannot be copied: {error}") from error
     functions: Dict[bool, Callable[..., Any]] = {}
     tails: Dict[bool, Optional[Callable[..., Any]]] = {}
     image = noise(model, input_size)

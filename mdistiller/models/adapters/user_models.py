@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import sys
@@ -29,10 +30,13 @@ from .graphs import NotTraceable
 from .hooked import hook_outputs
 from .traced import trace_outputs
 
-FILE = re.compile(r"(?P<place>.+\.py):(?P<attribute>[A-Za-z_][\w.]*)")
-MODULE = re.compile(r"(?P<place>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
+NAME = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+FILE = re.compile(rf"(?P<place>.+\.py):(?P<attribute>{NAME})")
+MODULE = re.compile(rf"(?P<place>{NAME}):(?P<attribute>{NAME})")
 USER_FEATURES = ("classifier", "final_map", "feats")  # keys of DISTILLER.STUDENT_FEATURES and TEACHER_FEATURES
 REMEDY = "or name another model"
+
+log = logging.getLogger("mdistiller")
 
 
 def parts_of(name: str) -> Optional[Tuple[str, str, bool]]:
@@ -122,17 +126,27 @@ def _import_file(place: str) -> Any:
 
 
 def build(name: str, num_classes: int, input_size: int, arguments: Mapping[str, Any]) -> Any:
-    """Return what the constructor of a name returns for `arguments`, and `num_classes` if it takes that.
+    """Return what the constructor of a name returns for `arguments`, and `num_classes` if it takes that, in float32.
 
     Raises:
-        UserError: the constructor fails.
+        UserError: the constructor fails, or returns no `nn.Module`.
     """
     constructor = find_constructor(name)
     given: Dict[str, Any] = {"num_classes": num_classes} if _takes_num_classes(constructor) else {}
     given.update(arguments)
     words = ", ".join(f"{key}={value!r}" for key, value in given.items())
     with user_code_errors(f"the constructor of {name} fails with {words or 'no arguments'}", REMEDY):
-        return constructor(**given)
+        model = constructor(**given)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"the constructor of {name} returns a TorchScript module; expected a torch.nn.Module in Python")
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the constructor of {name} returns a {type(model).__name__}; expected a torch.nn.Module")
+    model = getattr(model, "_orig_mod", model)  # of torch.compile; SOLVER.COMPILE compiles
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {torch.float32}
+    if kinds:
+        log.info(f"note: {name} has weights of {', '.join(sorted(map(str, kinds)))}; they become float32")
+        model.float()
+    return model
 
 
 def _takes_num_classes(constructor: Callable[..., Any]) -> bool:
@@ -210,6 +224,11 @@ def _check_features(features: Optional[Mapping[str, Any]], name: str) -> None:
 
 
 def _returns_logits_alone(model: nn.Module, name: str, num_classes: int, input_size: int) -> bool:
-    with evaluation_mode(model), torch.random.fork_rng(devices=[]), running_on(name, input_size):
-        output = logits_of(model(noise(model, input_size)))
+    output = run_on_noise(model, name, input_size)
     return isinstance(output, Tensor) and tuple(output.shape) == (2, num_classes)
+
+
+def run_on_noise(model: nn.Module, name: str, input_size: int) -> Any:
+    """Return what a model returns for two images of fixed noise; of an object with `logits`, those."""
+    with evaluation_mode(model), torch.random.fork_rng(devices=[]), running_on(name, input_size):
+        return logits_of(model(noise(model, input_size)))

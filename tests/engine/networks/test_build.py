@@ -13,7 +13,7 @@ from mdistiller.dataset import get_val_loader
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import read_checkpoint
-from mdistiller.engine.networks.build import build_student, build_teacher, teacher_input
+from mdistiller.engine.networks.build import build_student, build_teacher, teacher_input, with_student_input
 from mdistiller.engine.speed.fold_batchnorm import fold_batchnorm
 from mdistiller.engine.validate import config_errors
 from mdistiller.errors import UserError
@@ -97,7 +97,7 @@ def test_what_the_teacher_sees(settings, overrides, expected):
     assert teacher_input(cfg, info, {}) == expected
     described = {"input_size": 24, "mean": list(OWN.mean), "std": list(OWN.std)}
     if cfg.DISTILLER.TEACHER_INPUT is None and cfg.DISTILLER.TEACHER_WEIGHTS != "pretrained":
-        assert teacher_input(cfg, info, described) == OWN
+        assert teacher_input(cfg, info, described) == OWN._replace(interpolation="bilinear")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_teacher_trained_at_another_size_sees_that_size(settings, capsys):
     build_trainer(cfg).train()
     out = capsys.readouterr().out
     assert "the student sees 16 px, mean [0.5, 0.4, 0.3], std [0.2, 0.25, 0.3]; the teacher sees 24 px" in out
-    assert "resized (bicubic)" in out
+    assert "resized (bilinear)" in out
     # another input is another teacher to the cache
     cfg, _ = settings(*overrides, "DISTILLER.TEACHER_INPUT", "same", "EXPERIMENT.NAME", "third")
     build_trainer(cfg).train()
@@ -168,6 +168,27 @@ def test_pretrained_weights_come_from_the_library(settings, monkeypatch):
     for model in (build_student(cfg, info), teacher):
         assert torch.equal(model.classifier[3].weight, released.classifier[3].weight)
     assert own_input_of(teacher)[0] == 24
+
+
+def test_a_pretrained_student_sees_its_own_images(settings, monkeypatch, caplog):
+    """Of its library or of a checkpoint, where the configuration gives no mean and no size."""
+    cfg, _ = settings("DISTILLER.STUDENT", "resnet8", "DATASET.INPUT_SIZE", 24, "DATASET.MEAN", str(list(OWN.mean)))
+    build_trainer(cfg).train()
+    monkeypatch.setattr("mdistiller.engine.networks.build.library_input", lambda name: OWN)
+    unset = ("DATASET.MEAN", "None", "DATASET.STD", "None", "DATASET.INPUT_SIZE", "None")
+    trained = InputSpec(24, OWN.mean, GIVEN.std)
+    for weights, own in (("pretrained", OWN), ("output/run/student_best.pth", trained)):
+        cfg, _ = settings("DISTILLER.STUDENT_WEIGHTS", weights, *unset)
+        with caplog.at_level("INFO", "mdistiller"):
+            data = with_student_input(cfg).DATASET
+        assert (data.INPUT_SIZE, tuple(data.MEAN), tuple(data.STD)) == own[:3]
+        assert "the student sees images as its weights were trained on: DATASET.MEAN [0.1, 0.2, 0.3]" in caplog.text
+        data = with_student_input(settings("DISTILLER.STUDENT_WEIGHTS", weights, *unset[:4])[0]).DATASET
+        assert (data.INPUT_SIZE, tuple(data.MEAN)) == (16, own.mean)
+        given = settings("DISTILLER.STUDENT_WEIGHTS", weights)[0]
+        assert with_student_input(given) is given
+    cfg, _ = settings(*unset)
+    assert with_student_input(cfg) is cfg
 
 
 @pytest.mark.parametrize(

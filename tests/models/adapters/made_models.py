@@ -1,6 +1,8 @@
 """A user's file of models that return logits alone, in the ways that people write them."""
 
 import random
+import threading
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -127,6 +129,44 @@ def make_model(num_classes, width=8):
 
 def ten_classes():
     return Net(10)
+
+
+def ten_hidden():
+    return Hidden(10)
+
+
+def in_float16(num_classes):
+    return Net(num_classes).half()
+
+
+def compiled(num_classes):
+    return torch.compile(Net(num_classes))
+
+
+def scripted(num_classes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # new versions of PyTorch warn of TorchScript
+        return torch.jit.trace(Net(num_classes).eval(), torch.ones(2, 3, 32, 32))
+
+
+def frozen(num_classes):
+    return Net(num_classes).requires_grad_(False)
+
+
+def exits(num_classes):
+    raise SystemExit(2)  # as argparse does
+
+
+class Locked(Net):
+    """It cannot be copied."""
+
+    def __init__(self, num_classes=10, width=8):
+        super().__init__(num_classes, width)
+        self.lock = threading.Lock()
+
+
+def ten_locked():
+    return Locked(10)
 
 
 def fails(num_classes):
