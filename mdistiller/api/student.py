@@ -9,7 +9,6 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, List, Sequence, Tuple, Union
 
 import numpy as np
@@ -22,9 +21,8 @@ from ..dataset.loading.loader import Normaliser
 from ..dataset.loading.splits import FileSplit
 from ..errors import UserError
 from ..export.card import model_card
-from ..export.opening import OPENERS
 from ..export.predict import BATCH, Guess, likeliest
-from ..export.source import Source, find_checkpoint, read_source, to_input
+from ..export.source import Source, read_source, to_input
 from ..models.adapters.given_models import given_models
 from ..paths import user_path
 
@@ -143,16 +141,10 @@ def load(
     Raises:
         UserError: the file is missing, damaged, or no student; or it needs `model` or `plugins`.
     """
-    file = find_checkpoint(path)
-    if Path(file).suffix.lower() in OPENERS:
-        raise UserError(
-            f"{file} is an export for another runtime; load its checkpoint (.pth) or a .safetensors export, or use"
-            " tools/predict.py"
-        )
     if not (model is None or isinstance(model, (nn.Module, str))):
         raise UserError(f"model is a {type(model).__name__}; expected a torch.nn.Module, or the name of code")
     with ExitStack() as stack:
         name = model if isinstance(model, str) else ""
         if isinstance(model, nn.Module):
             name = stack.enter_context(given_models(student=model))["student"]
-        return Student(read_source(file, ["PLUGINS", repr(list(map(str, plugins)))] if plugins else [], name))
+        return Student(read_source(path, ["PLUGINS", repr(list(map(str, plugins)))] if plugins else [], name))

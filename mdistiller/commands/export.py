@@ -34,9 +34,12 @@ def main() -> None:
     if args.private and not args.push:
         parser.error("--private needs --push")
 
-    from ..export.export import Options, export_student
-    from ..export.hub import push
+    from ..export.export import export_student
+    from ..export.hub import check_hub, push
+    from ..export.options import Options
 
+    if args.push:
+        check_hub(args.push)
     options = Options(
         model=args.model,
         format=args.format,

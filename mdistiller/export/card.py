@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import List, Sequence
 
 from .. import __version__
 from ..engine.evaluation.cost import deployed_cost
+from ..models import library_of, parts_of
+from ..models.adapters.given_models import PLACE
 from .proof import Proof
 from .source import Source
 
@@ -13,7 +16,7 @@ MAX_CLASSES = 100  # named in a card
 NOT_STATED = "not stated; ask who trained it before you pass this model on (`--teacher-license`)"
 
 
-def model_card(source: Source, title: str, precision: str, teacher_license: str = "") -> str:
+def model_card(source: Source, title: str, precision: str, teacher_license: str = "", form: str = "safetensors") -> str:
     """Return the card without the proof.
 
     Folders of this machine do not appear in it.
@@ -23,10 +26,12 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
         title: the file's name.
         precision: `float32`, `float16` or `int8`.
         teacher_license: under which the teacher's weights may be used.
+        form: `onnx`, `torch` or `safetensors`, which checkpoints are like.
     """
     info, head, config = source.info, source.student.head, source.checkpoint["config"]
     method = _text(config.get("DISTILLER", {}).get("TYPE", "unknown"))
-    arch, teacher = source.checkpoint["arch"], _text(config.get("DISTILLER", {}).get("TEACHER", ""))
+    arch = shown_model(source.checkpoint["arch"])
+    teacher = _text(shown_model(str(config.get("DISTILLER", {}).get("TEACHER", ""))))
     cost = deployed_cost(source.student.backbone, head, info.input_size)
     accuracy = source.checkpoint["accuracy"]
     deployed = f"top-1 {accuracy['deployed_top1']:.2f} %"
@@ -42,6 +47,8 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
         "## Input and output",
         f"`image`: float32 `[N, 3, {info.input_size}, {info.input_size}]`, RGB in [0, 1], any `N`; normalisation is"
         f" inside. {_preparation(source)} `logits`: float32 `[N, {info.num_classes}]`, in the order of the classes.",
+        "## Requirements",
+        _requirements(form, source.checkpoint["arch"]),
         "## Classes",
         _classes(info.classes),
         "## Data",
@@ -87,6 +94,33 @@ def proof_section(proof: Proof, made_by: str, steps: Sequence[object] = ()) -> s
         lines += ["", "Steps of the quantisation, each measured on the same images:", ""]
         lines += [f"{number}. {step}" for number, step in enumerate(steps, 1)]
     return "\n".join(lines) + "\n"
+
+
+def shown_model(name: str) -> str:
+    """Return the name of a model without the folder of its file, if it is in one."""
+    parts = parts_of(name)
+    return f"{Path(parts[0]).name}:{parts[1]}" if parts is not None and parts[2] else name
+
+
+def needs_to_rebuild(arch: str) -> str:
+    """Return what must be importable to rebuild a student from its weights, or an empty text for a model of the zoo."""
+    parts = parts_of(arch)
+    if parts is not None:
+        kind = "object" if parts[0] == PLACE else "file" if parts[2] else "module"
+        what = parts[1].split(".", 1)[1] if kind == "object" else Path(parts[0]).name if parts[2] else parts[0]
+        how = "model=... of mdistiller.load" if kind == "object" else f"-m {shown_model(arch)}"
+        return f"the {kind} {what} must be there, and named ({how})"
+    library = library_of(arch)
+    return f"{library} must be installed" if library else ""
+
+
+def _requirements(form: str, arch: str) -> str:
+    if form == "onnx":
+        return "ONNX Runtime, or another program that runs ONNX files. The code of the network is not needed."
+    if form == "torch":
+        return "PyTorch (`torch.export.load`). The code of the network is not needed."
+    rebuilding = needs_to_rebuild(arch)
+    return "mdistiller, which builds the network" + (f"; for that, {_text(rebuilding)}." if rebuilding else ".")
 
 
 def _number(value: object, sign: str = "") -> str:

@@ -7,70 +7,28 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, List, Mapping, Sequence, Tuple
 
 import torch
 
 from ..errors import UserError, refuse
-from .card import model_card, proof_section
+from .card import model_card, needs_to_rebuild, proof_section, shown_model
 from .description import Description
 from .formats.inference_form import inference_form
-from .formats.onnx_file import EXPORTERS, ExporterFailed, has_new_exporter, need, onnx_program, open_onnx, write_onnx
+from .formats.onnx_file import EXPORTERS as ONNX_EXPORTERS
+from .formats.onnx_file import has_new_exporter, need, onnx_program, open_onnx, write_onnx
 from .formats.safetensors_file import MADE_BY as SAFETENSORS
 from .formats.safetensors_file import write_safetensors
-from .formats.torch_file import MADE_BY as TORCH
+from .formats.torch_file import EXPORTERS as TORCH_EXPORTERS
 from .formats.torch_file import FreshProcess, open_torch, write_torch
+from .formats.tracing import ExporterFailed
 from .opening import open_runner
+from .options import SUFFIXES, Options
 from .place import CARD, staging, target_file
 from .proof import Evidence, Proof
 from .source import Source, read_source, training_pixels
 
 log = logging.getLogger("mdistiller")
-
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to export.
-
-    Attributes:
-        format: `onnx`, `torch` or `safetensors`.
-        half: float16 instead of float32.
-        int8: 8-bit integers, ONNX only.
-        output: the file, or a folder; by default `export/<format>/` beside the checkpoint.
-        overwrite: whether to replace an earlier export.
-        max_drop: largest loss of top-1 of `half` and `int8`, in percentage points.
-        use_data: prove on the validation set; otherwise on random images.
-        teacher_license: for the card.
-        model: name of the student's backbone, see `read_source`.
-    """
-
-    format: str = "onnx"
-    half: bool = False
-    int8: bool = False
-    output: Optional[str] = None
-    overwrite: bool = False
-    max_drop: float = 0.5
-    use_data: bool = True
-    teacher_license: str = ""
-    model: str = ""
-
-    @property
-    def precision(self) -> str:
-        return "float16" if self.half else "int8" if self.int8 else "float32"
-
-    def faults(self) -> Iterator[str]:
-        if self.format not in SUFFIXES:
-            yield f"--format is {self.format!r}; expected one of {', '.join(SUFFIXES)}"
-        if self.half and self.int8:
-            yield "--half and --int8 exclude each other; give one"
-        if self.int8 and self.format != "onnx":
-            yield f"--int8 is for --format onnx, given {self.format}; use --format onnx, or --half"
-        if self.int8 and not self.use_data:
-            yield "--int8 is calibrated on training images, so it excludes --no-data; give the data set"
-        if not 0 <= self.max_drop <= 100:
-            yield f"--max-drop is {self.max_drop:g}; expected percentage points from 0 to 100"
 
 
 @dataclass(frozen=True)
@@ -116,21 +74,21 @@ class _Job:
             classes=self.source.info.classes,
             input_size=self.source.view.size,
             margin=self.source.view.margin,
-            arch=self.source.checkpoint["arch"],
+            arch=shown_model(self.source.checkpoint["arch"]),
             head="" if head is None else head.kind,
             precision=self.options.precision,
             made_by=made_by,
             card=self.card,
         )
 
-    def network(self, half: bool) -> Tuple[torch.nn.Module, torch.Tensor]:
+    def network(self) -> Tuple[torch.nn.Module, torch.Tensor]:
         """Return the network to export, and an example of its input."""
-        info = self.source.info
+        info, half = self.source.info, self.options.half
         size = info.input_size
         return inference_form(self.source.student, size, info.mean, info.std, half), torch.rand(2, 3, size, size)
 
-    def fault(self, proof: Proof, exact: bool) -> str:
-        return proof.fault(exact, self.options.max_drop)
+    def fault(self, proof: Proof) -> str:
+        return proof.fault(exact=not self.options.half, max_drop=self.options.max_drop)
 
 
 def export_student(path: str | os.PathLike[str], options: Options, overrides: Sequence[str] = ()) -> Result:
@@ -146,12 +104,13 @@ def export_student(path: str | os.PathLike[str], options: Options, overrides: Se
             proof fails, or the file cannot be written. Nothing is left behind.
     """
     refuse(options.faults())
-    need(*{"onnx": ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}.get(options.format, ()))
+    if options.format == "onnx":
+        need("onnx", "onnxruntime")
     source = read_source(path, overrides, options.model)
     kind = options.format + ("" if options.precision == "float32" else f"-{options.precision}")
     target = target_file(source.path, kind, SUFFIXES[options.format], options.output, options.overwrite)
-    title = f"{source.checkpoint['arch']} for {source.checkpoint['dataset']}"
-    card = model_card(source, title, options.precision, options.teacher_license)
+    title = f"{shown_model(source.checkpoint['arch'])} for {source.checkpoint['dataset']}"
+    card = model_card(source, title, options.precision, options.teacher_license, options.format)
     evidence = Evidence(source, options.use_data)
     with staging(target) as folder:
         job = _Job(source, evidence, options, card, folder / target.name)
@@ -163,24 +122,47 @@ def export_student(path: str | os.PathLike[str], options: Options, overrides: Se
     return Result(target, target.parent / CARD, result.made_by, result.proof, result.steps, result.notes)
 
 
-def _onnx(job: _Job) -> Result:
-    """Write an ONNX file by the first of PyTorch's exporters whose file passes the proof."""
-    half = job.options.half
-    model, image = job.network(half)
+def _first_proven(
+    job: _Job,
+    exporters: Mapping[bool, str],
+    write: Callable[[bool, Description], None],
+    prove: Callable[[], Proof],
+) -> Result:
+    """Write the file by the first exporter whose file passes the proof.
+
+    Raises:
+        UserError: there is none.
+    """
     notes: List[str] = []
-    for dynamo in (True, False) if has_new_exporter() else (False,):
-        made_by = f"{EXPORTERS[dynamo]} of PyTorch {torch.__version__}"
+    for choice, name in exporters.items():
+        made_by = f"{name} of PyTorch {torch.__version__}"
         try:
-            write_onnx(onnx_program(model, image, dynamo), job.file, job.description(made_by))
-            proof = _prove_onnx(job, timed=not job.options.int8)
-            fault = job.fault(proof, exact=not half)
-        except (ExporterFailed, UserError) as error:
+            write(choice, job.description(made_by))
+            proof = prove()
+            fault = job.fault(proof)
+        except ExporterFailed as error:
             fault = str(error)
+        except UserError as error:  # from opening or running the file; the remedy is for the reader of a finished one
+            fault = error.faults[0].rpartition("; ")[0].replace(str(job.file), "the file")
         if not fault:
-            result = Result(job.file, job.file, made_by, proof, (), tuple(notes))
-            return _int8(job, result) if job.options.int8 else result
-        notes.append(f"{EXPORTERS[dynamo]} failed: {fault}")
-    raise UserError(f"the export to ONNX is not equal to the student, so nothing was written ({'; '.join(notes)})")
+            return Result(job.file, job.file, made_by, proof, notes=tuple(notes))
+        notes.append(f"{name} failed: {fault}")
+    remedy = "leave --half out, or give another --format" if job.options.half else "give another --format"
+    raise UserError(
+        f"the student cannot be exported by --format {job.options.format}, so nothing was written ({'; '.join(notes)});"
+        f" {remedy}"
+    )
+
+
+def _onnx(job: _Job) -> Result:
+    model, image = job.network()
+
+    def write(dynamo: bool, description: Description) -> None:
+        write_onnx(onnx_program(model, image, dynamo), job.file, description)
+
+    names = {dynamo: ONNX_EXPORTERS[dynamo] for dynamo in ((True, False) if has_new_exporter() else (False,))}
+    result = _first_proven(job, names, write, lambda: _prove_onnx(job, timed=not job.options.int8))
+    return _int8(job, result) if job.options.int8 else result
 
 
 def _prove_onnx(job: _Job, timed: bool) -> Proof:
@@ -204,14 +186,18 @@ def _int8(job: _Job, exact: Result) -> Result:
 
 
 def _torch(job: _Job) -> Result:
-    model, image = job.network(job.options.half)
-    made_by = f"{TORCH} of PyTorch {torch.__version__}"
-    write_torch(model, image, job.file, job.description(made_by))
-    here = open_torch(job.file)
-    with FreshProcess(job.file) as process:
-        runtime = f"a fresh process with PyTorch {torch.__version__} on the CPU"
-        proof = job.evidence.prove(process.run, runtime, job.file.stat().st_size, here.run)
-    return _unless_faulty(job, Result(job.file, job.file, made_by, proof))
+    model, image = job.network()
+
+    def write(strict: bool, description: Description) -> None:
+        write_torch(model, image, job.file, description, strict)
+
+    def prove() -> Proof:
+        here = open_torch(job.file)
+        with FreshProcess(job.file) as process:
+            runtime = f"a fresh process with PyTorch {torch.__version__} on the CPU"
+            return job.evidence.prove(process.run, runtime, job.file.stat().st_size, here.run)
+
+    return _first_proven(job, TORCH_EXPORTERS, write, prove)
 
 
 def _safetensors(job: _Job) -> Result:
@@ -221,11 +207,9 @@ def _safetensors(job: _Job) -> Result:
     run = open_runner(job.file, model=job.options.model).run
     runtime = f"mdistiller's loader with PyTorch {torch.__version__} on the CPU"
     proof = job.evidence.prove(run, runtime, job.file.stat().st_size, run)
-    return _unless_faulty(job, Result(job.file, job.file, f"{SAFETENSORS} {version}", proof))
-
-
-def _unless_faulty(job: _Job, result: Result) -> Result:
-    fault = job.fault(result.proof, exact=not job.options.half)
+    fault = job.fault(proof)
     if fault:
         raise UserError(f"the export is not equal to the student, so nothing was written ({fault})")
-    return result
+    rebuilding = needs_to_rebuild(job.source.checkpoint["arch"])
+    notes = (f"to rebuild the student, {rebuilding}",) if rebuilding else ()
+    return Result(job.file, job.file, f"{SAFETENSORS} {version}", proof, notes=notes)

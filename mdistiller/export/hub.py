@@ -8,6 +8,23 @@ from pathlib import Path
 from ..errors import UserError
 
 
+def check_hub(repository: str) -> None:
+    """Check what can be known before an export is made.
+
+    Raises:
+        UserError: the library is missing, or `repository` is no name of a repository.
+    """
+    try:
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+    except ImportError:
+        raise UserError("--push needs huggingface_hub; run: pip install 'mdistiller[hub]'") from None
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        reason = " ".join(str(error).split())[:240]
+        raise UserError(f"--push {repository!r:.120} is no repository ({reason}); give USER/NAME") from None
+
+
 def push(export: Path, card: Path, repository: str, private: bool = False) -> str:
     """Upload an export, and its card as `README.md`, in one commit; return the address of the commit.
 
@@ -20,12 +37,11 @@ def push(export: Path, card: Path, repository: str, private: bool = False) -> st
         private: whether a new repository can be seen by others.
 
     Raises:
-        UserError: the library is missing, or the hub refuses or cannot be reached.
+        UserError: see `check_hub`; or the hub refuses or cannot be reached.
     """
-    try:
-        from huggingface_hub import CommitOperationAdd, HfApi
-    except ImportError:
-        raise UserError("--push needs huggingface_hub; run: pip install huggingface_hub") from None
+    check_hub(repository)
+    from huggingface_hub import CommitOperationAdd, HfApi
+
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
     operations = [
         CommitOperationAdd(path_in_repo=export.name, path_or_fileobj=export.read_bytes()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Tuple
 
 import numpy as np
 import torch
@@ -53,7 +53,9 @@ def source_runner(source: Source) -> Runner:
 
 
 def checked_runner(path: Path, classes: Tuple[str, ...], view: View, run_float: RunFloat) -> Runner:
-    """Return a runner for a loaded export, after one run on a black image.
+    """Return a runner for a loaded export, after one run on black images.
+
+    The runner raises a UserError if the export fails, or does not return one logit a class.
 
     Args:
         path, classes, view: see `Runner`.
@@ -64,16 +66,18 @@ def checked_runner(path: Path, classes: Tuple[str, ...], view: View, run_float: 
     """
 
     def run(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(run_float(to_input(pixels).numpy())))
-
-    problem: Optional[Any] = None
-    try:
-        shape = tuple(run(torch.zeros(2, view.size, view.size, 3, dtype=torch.uint8)).shape)
-        if shape != (2, len(classes)):
-            problem = f"logits of the shape {list(shape)} for 2 images and {len(classes)} classes"
-    except Exception as error:  # a damaged program can raise any type
-        problem = error
-    if problem is not None:
+        problem: Any = None
+        try:
+            logits = torch.from_numpy(np.asarray(run_float(to_input(pixels).numpy())))
+            if logits.shape != (len(pixels), len(classes)):
+                problem = f"logits of the shape {list(logits.shape)}"
+        except Exception as error:  # a damaged program can raise any type
+            problem = error
+        if problem is None:
+            return logits
         reason = " ".join(str(problem).split())[:200]
-        raise UserError(f"{path} cannot run ({reason}); export the student again")
+        what = f"{reason} for {len(pixels)} images and {len(classes)} classes"
+        raise UserError(f"{path} cannot run ({what}); export the student again")
+
+    run(torch.zeros(2, view.size, view.size, 3, dtype=torch.uint8))
     return Runner(path, classes, view, run)

@@ -31,6 +31,7 @@ from ..models import library_of
 from ..models.adapters.given_models import given_constructor
 from ..paths import find_file
 
+PROGRAMS = (".onnx", ".pt2")  # exports that are no checkpoints
 STUDENT_FILES = ("student_best.pth", "student_latest.pth")  # of a run folder
 
 
@@ -102,6 +103,11 @@ def read_source(
     cfg = CFG.clone()
     merge_overrides(cfg, overrides)
     file = find_checkpoint(path)
+    if file.suffix.lower() in PROGRAMS:
+        raise UserError(
+            f"{file} is an export for another runtime; give its checkpoint (.pth) or a .safetensors export, or use"
+            " tools/predict.py"
+        )
     checkpoint = read_checkpoint(file)
     weights_of(checkpoint, file)
     if not is_described(checkpoint):

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from mdistiller.export.export import Options, export_student
 from mdistiller.export.opening import open_runner
 from mdistiller.export.predict import predict
 from tests.processes import REPO
@@ -21,17 +20,15 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
-@pytest.mark.usefixtures("old_exporter")
-def test_the_five_lines_classify_a_picture(student_file, image_folder, tmp_path, started):
-    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+@pytest.mark.usefixtures("onnx_libraries")
+def test_the_five_lines_classify_a_picture(exported, session_folder, started):
     text = (REPO / "docs" / "deploy.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
-    assert len(block.split("\n\n")[1].splitlines()) == 5
-    (tmp_path / "classify.py").write_text(FORBIDDEN + block, encoding="utf-8")
-    export = export_student(student_file, Options()).path
-    picture = image_folder / "val" / "class_2" / "0.png"
-    process = started(sys.executable, tmp_path / "classify.py", export, picture)
+    (lines,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    assert len(lines.splitlines()) == 5
+    export = exported().path
+    picture = session_folder / "images" / "val" / "class_2" / "0.png"
+    process = started(sys.executable, "-c", FORBIDDEN + lines, export, picture)
     status, out, err = process.finish()
     assert status == 0, err
-    predictions, _ = predict(open_runner(student_file), [picture], 1)
+    predictions, _ = predict(open_runner(session_folder / "SFAKD" / "student_best.pth"), [picture], 1)
     assert out.split() == [predictions[picture][0].name]

@@ -62,7 +62,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.requests = []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_TOKEN", "hf_right")
@@ -112,4 +112,5 @@ def test_a_hub_that_refuses_is_one_line_and_the_export_stays(command, student_fi
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_name_that_is_none_is_one_line(command, student_file, hub):
     status, _, err = command(*arguments(student_file)[:-2], "a/b/c")
-    assert status == 2 and len(err.splitlines()) == 1 and "cannot push to 'a/b/c'" in err
+    assert status == 2 and len(err.splitlines()) == 1 and "'a/b/c' is no repository" in err
+    assert not hub.requests and not (student_file.parent / "export").exists()

@@ -64,8 +64,13 @@ def test_a_fusion_becomes_plain_convolutions(frequency, spatial):
         assert [type(module).__name__ for module in real_fusion(fusion)] == ["Conv2d", "CircularConvolution"]
 
 
-@pytest.mark.parametrize("head", [None, "SFAKD", "SIMKD"])
-@pytest.mark.parametrize("arch", ["resnet8", "vgg8", "wrn_16_1", "MobileNetV2", "ShuffleV1"])
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    [
+        *((arch, head) for arch in ("resnet8", "wrn_16_1") for head in (None, "SFAKD", "SIMKD")),
+        *((arch, "SFAKD") for arch in ("vgg8", "MobileNetV2", "ShuffleV1")),
+    ],
+)
 def test_the_network_equals_the_student(arch, head):
     student = build_student(head, arch, 32)
     before = copy.deepcopy(student.state_dict())

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
-from mdistiller.export.export import Options, export_student
+from mdistiller.export.export import export_student
 from mdistiller.export.opening import open_runner
+from mdistiller.export.options import Options
 from tests.api.conftest import OwnNet
 
 NAME = "tests.api.conftest:OwnNet"

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from mdistiller.dataset.images.decode import View
-from mdistiller.export.export import Options, export_student
 from mdistiller.export.opening import open_runner
 from mdistiller.export.source import read_source, to_input, val_pixels
 
@@ -22,13 +21,12 @@ def predicted(command, *arguments):
 
 
 @pytest.mark.parametrize("form", ["onnx", "safetensors"])
-def test_an_export_says_what_its_checkpoint_says(command, student_file, image_folder, form, request):
+def test_an_export_says_what_its_checkpoint_says(command, exported, session_folder, form, request):
     if form == "onnx":
-        pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
-        request.getfixturevalue("old_exporter")
-    export = export_student(student_file, Options(format=form)).path
-    expected = predicted(command, "-c", student_file, image_folder / "val")
-    found = predicted(command, "-c", export, image_folder / "val")
+        request.getfixturevalue("onnx_libraries")
+    export, pictures = exported(format=form).path, session_folder / "images" / "val"
+    expected = predicted(command, "-c", session_folder / "SFAKD" / "student_best.pth", pictures)
+    found = predicted(command, "-c", export, pictures)
     assert list(found) == list(expected) and len(found) == 18
     for image, guesses in expected.items():
         assert [guess["name"] for guess in found[image]] == [guess["name"] for guess in guesses]

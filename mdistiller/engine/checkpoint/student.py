@@ -12,6 +12,7 @@ import os
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ...dataset.info import DatasetInfo
+from ...dataset.options import SIZE
 from ...distillers import DeployedStudent, head_dict
 from ...errors import UserError
 from ...models import build_model, check_model, library_of
@@ -81,13 +82,14 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
             f"the checkpoint has format version {version}; this mdistiller reads up to {VERSION}, upgrade it"
         )
     lacking = [key for key, kind in DESCRIPTION.items() if not isinstance(checkpoint.get(key), kind)]
+    if "input_size" not in lacking and checkpoint["input_size"] not in SIZE:
+        lacking.append("input_size")
     head = checkpoint.get("head")
     whole = not lacking and (
         isinstance(checkpoint["config"].get("DATASET"), dict)
         and all(isinstance(name, str) for name in plugins_of(checkpoint))
         and "deployed_top1" in checkpoint["accuracy"]
         and all(isinstance(value, (int, float)) for value in checkpoint["accuracy"].values())
-        and checkpoint["input_size"] >= 1
         and (head is None or (isinstance(head, dict) and {"kind", "options", "state"} <= set(head)))
         and (head is None or isinstance(head["kind"], str))
         and all(isinstance(checkpoint.get(key, {}), dict) for key in ("arguments", "features"))

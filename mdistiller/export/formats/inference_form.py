@@ -6,7 +6,7 @@ Shapes: `N` images, `S` side in pixels, `C` channels, `H`/`W` height and width o
 from __future__ import annotations
 
 import copy
-from typing import List, Sequence, Set, Union
+from typing import Any, Dict, List, Sequence, Set, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from ...distillers import DeployedStudent
 from ...distillers._spectral import FrequencyBranch
 from ...distillers.SFAKD import Fusion
 from ...engine.speed.fold_batchnorm import fold_batchnorm
+from ...models._adapt import AdaptedModel, insert
+from ...models._outputs import standardise_output
 
 
 class CircularConvolution(nn.Module):
@@ -113,6 +115,23 @@ def _without_unused(model: nn.Module, image: Tensor) -> nn.Module:
     return model.requires_grad_(False)
 
 
+class LogitsModel(AdaptedModel):
+    """A model that computes only its logits, by its own `forward`."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict[str, Any]]:
+        output = super(AdaptedModel, self).forward(*args, **kwargs)
+        return (output if isinstance(output, Tensor) else standardise_output(output, self.adapted_name)[0]), {}
+
+
+def with_logits_alone(model: nn.Module) -> nn.Module:
+    """Make an adapted model a `LogitsModel`, in place, and return it; any other model is returned unchanged."""
+    if not isinstance(model, AdaptedModel):
+        return model
+    name, changed = model.adapted_name, model
+    changed.__class__ = type(model).__bases__[1]
+    return insert(changed, LogitsModel, name)
+
+
 class InferenceForm(nn.Module):
     """Images in [0, 1] to logits: the only input and output of an export.
 
@@ -151,7 +170,10 @@ def inference_form(
         input_size: side of its images in pixels.
         mean, std, half: see `InferenceForm`.
     """
-    model = without_fourier(copy.deepcopy(student).cpu()).eval()
+    made = copy.deepcopy(student).cpu()
+    if student.head is None:
+        made = DeployedStudent(with_logits_alone(made.backbone))
+    model = without_fourier(made).eval()
     model = _without_unused(model, torch.rand(2, 3, input_size, input_size))
     folded, _ = fold_batchnorm(model, input_size)
     return InferenceForm(folded, mean, std, half).eval()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import inspect
 import io
-import logging
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Tuple
 
 import numpy as np
 import torch
@@ -18,16 +15,12 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ..description import INPUT, OUTPUT, Description, read_description
 from ..runner import Runner, checked_runner
-from .torch_file import without_autocast
+from .tracing import exporting
 
 EXPORTERS = {True: "torch.onnx.export(dynamo=True)", False: "torch.onnx.export(dynamo=False)"}
 OPSET = {True: 18, False: 17}  # by dynamo; the newest that PyTorch 2.4 writes is 20
 MAX_BYTES = 2**31  # of a protocol buffer
 NOT_INSTALLED = "run: pip install 'mdistiller[export]'"
-
-
-class ExporterFailed(Exception):
-    """An exporter of PyTorch raised an error; the text is its first line."""
 
 
 def need(*names: str) -> Tuple[ModuleType, ...]:
@@ -73,33 +66,13 @@ def onnx_program(model: nn.Module, image: Tensor, dynamo: bool) -> bytes:
         names["dynamic_axes"] = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
         if "dynamo" in inspect.signature(torch.onnx.export).parameters:
             names["dynamo"] = False
-    with _quiet(), without_autocast():
-        try:
-            export: Any = torch.onnx.export
-            if dynamo:
-                return export(model, (image,), **names).model_proto.SerializeToString()
-            content = io.BytesIO()
-            export(model, (image,), content, **names)
-            return content.getvalue()
-        except Exception as error:  # exporters raise many types
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise ExporterFailed((lines or [type(error).__name__])[0][:200]) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' reports and warnings; what they make is proven afterwards."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+    with exporting():
+        export: Any = torch.onnx.export
+        if dynamo:
+            return export(model, (image,), **names).model_proto.SerializeToString()
+        content = io.BytesIO()
+        export(model, (image,), content, **names)
+        return content.getvalue()
 
 
 def write_onnx(content: bytes, path: Path, description: Description) -> None:

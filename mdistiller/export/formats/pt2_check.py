@@ -59,6 +59,8 @@ def _faults(archive: zipfile.ZipFile) -> Iterator[str]:
         name = entry.filename if old else entry.filename.partition("/")[2]
         if not (OLD_FORMAT if old else NEW_FORMAT).fullmatch(name):
             yield f"the entry {entry.filename!r:.80}"
+        elif entry.compress_type != zipfile.ZIP_STORED:  # a small file could fill the memory
+            yield f"the entry {entry.filename!r:.80} is compressed"
         elif name.endswith(".json") and not name.startswith(("extra/", "extra_files/")):
             if entry.file_size > MAX_JSON_BYTES:
                 yield f"{entry.filename} has {entry.file_size} bytes"

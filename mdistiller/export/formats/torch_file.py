@@ -7,10 +7,9 @@ import json
 import subprocess
 import sys
 import warnings
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Dict, Iterator, Optional, Type
+from typing import Any, Dict, Optional, Type
 
 import numpy as np
 import torch
@@ -21,42 +20,26 @@ from ..description import INPUT, Description, read_description
 from ..runner import Runner, checked_runner
 from ..source import to_input
 from .pt2_check import check_program
+from .tracing import exporting
 
 EXTRA_FILE = "mdistiller.json"
-MADE_BY = "torch.export.save"
+EXPORTERS = {False: "torch.export.export(strict=False)", True: "torch.export.export(strict=True)"}
 WORKER = Path(__file__).with_name("torch_worker.py")
 
 
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """Replace `torch.autocast` by nothing while a network is traced.
+def write_torch(model: nn.Module, image: Tensor, path: Path, description: Description, strict: bool) -> None:
+    """Write `model` to `path` by `torch.export.save`, for any number of images; see `onnx_program`.
 
-    An export runs without autocast. A network that switches it off for some layers would otherwise become a program
-    with nested parts, which exporters and their readers support less well.
-    """
-    autocast = torch.autocast
-    torch.autocast = lambda *args, **kwargs: nullcontext()  # type: ignore[misc,assignment]
-    try:
-        yield
-    finally:
-        torch.autocast = autocast  # type: ignore[misc]
-
-
-def write_torch(model: nn.Module, image: Tensor, path: Path, description: Description) -> None:
-    """Write `model` to `path` by `torch.export.save`, for any number of images; see `write_onnx`.
+    Args:
+        model, image, path, description: see `write_onnx`.
+        strict: read the bytecode of `forward`; otherwise run it and record what it does.
 
     Raises:
-        UserError: PyTorch cannot export the model.
+        ExporterFailed: PyTorch cannot export the model.
     """
-    with warnings.catch_warnings(), without_autocast(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(
-                model, (image,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}, strict=False
-            )
-        except Exception as error:  # torch.export raises many types
-            reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-            raise UserError(f"torch.export cannot export this student ({reason}); use --format onnx") from None
+    with exporting():
+        shapes = {INPUT: {0: torch.export.Dim("batch")}}
+        program = torch.export.export(model, (image,), dynamic_shapes=shapes, strict=strict)
         for node in program.graph.nodes:  # lines of code, with folders of this machine
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
                 node.meta.pop(key, None)

@@ -145,3 +145,8 @@ def test_weights_that_cannot_be_downloaded(name, download, monkeypatch, tmp_path
     with pytest.raises(UserError, match="weights of resnet1.* cannot be downloaded .Network is unreachable") as caught:
         library_weights(name, 32, {})
     assert "\n" not in str(caught.value)
+
+
+def test_images_that_are_too_small_for_torchvision_are_named():
+    with pytest.raises(UserError, match="torchvision/squeezenet1_1 cannot take two images of 16 px"):
+        build_model("torchvision/squeezenet1_1", 3, "imagefolder", 16)
