@@ -94,7 +94,7 @@ def test_commands_name_scripts_configs_and_keys_that_exist(page):
             assert find_config(REPO / name).is_file() or find_config(name).is_file(), command
         for module in re.findall(r"-m (mdistiller[\w.]*)", command):
             assert (REPO / f"{module.replace('.', '/')}.py").is_file(), command
-        for key in re.findall(r"(?<![\w./$-])[A-Z]+(?:\.[A-Z_]+)+(?!\w)", command):
+        for key in re.findall(r"(?<![\w./$-])[A-Z]+(?:\.[A-Z_]+)+(?![a-z])", command):
             assert key in dict(leaves(CFG)), command
 
 

@@ -124,7 +124,7 @@ def _step_cost(case: Case) -> Cost:
     cfg = case.cfg()
     cached = cfg.TEACHER_CACHE != "off"
     precision = pick_precision(cfg.SOLVER.AMP, pick_device())
-    cfg.TEACHER_CACHE, cfg.SOLVER.AMP = "off", "off"
+    cfg.TEACHER_CACHE, cfg.TEACHER_TOP_LOGITS, cfg.SOLVER.AMP = "off", 0, "off"
     cfg.DATASET.TRAIN_FRACTION = min(COST_FRACTION, cfg.DATASET.TRAIN_FRACTION)
     trainer = build_trainer(cfg)
     trainer.step.check_losses(1)

@@ -32,6 +32,8 @@ RANGES = {
     "ERASING": Range(lambda value: 0 <= value <= 1, "a probability from 0 (never) to 1"),
     "MIXUP": at_least(0),
     "CUTMIX": at_least(0),
+    "VIEWS": whole(0, 1000, "the views of an image, a whole number"),
+    "VIEWS_SEED": Range(lambda value: value is None or value in SEED, SEED.expected),
     "UNLABELED_RATIO": Range(lambda value: 0 < value <= 1000, "a number above 0 and up to 1000"),
     "ROTATION": Range(lambda value: 0 <= value <= 180, "degrees from 0 to 180"),
     "NUM_WORKERS": whole(0, 512),
@@ -66,6 +68,8 @@ class Options:
         policy_ops, policy_magnitude: number and strength of RandAugment's operations.
         erasing: probability that a box of an image is erased.
         mixup, cutmix: parameters of the proportions in which images are mixed; 0 if they are not.
+        views: fixed views of each training image; 0 for fresh changes in each epoch.
+        views_seed: seed of the fixed views.
         unlabelled: folder of images without labels, or an empty text.
         unlabelled_ratio: number of them in a batch, for each labelled image.
     """
@@ -92,6 +96,8 @@ class Options:
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    views: int = 0
+    views_seed: int = 0
     unlabelled: str = ""
     unlabelled_ratio: float = 1.0
 
@@ -138,6 +144,7 @@ def option_errors(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
             f"DATASET.IN_MEMORY yes cannot be combined with DATASET.{changed}, for which worker processes read the"
             " images; set IN_MEMORY to auto"
         )
+    yield from _view_errors(data)
     if size in SIZE and _augment(data.AUGMENT, size) == "pad_crop" and size <= data.PADDING <= MAX_NUMBER:
         yield f"DATASET.PADDING is {data.PADDING!r}; expected less than the image's side, {size} pixels"
 
@@ -182,9 +189,24 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         erasing=float(data.ERASING),
         mixup=float(data.MIXUP),
         cutmix=float(data.CUTMIX),
+        views=data.VIEWS,
+        views_seed=int(cfg.EXPERIMENT.SEED if data.VIEWS_SEED is None else data.VIEWS_SEED),
         unlabelled=data.UNLABELED,
         unlabelled_ratio=float(data.UNLABELED_RATIO),
     )
+
+
+def _view_errors(data: Any) -> Iterator[str]:
+    if not data.VIEWS:
+        return
+    if data.AUGMENT == "none" and data.POLICY == "none" and not data.ERASING:
+        yield f"DATASET.VIEWS is {data.VIEWS!r}; expected 0 with DATASET.AUGMENT none, which shows an image as it is"
+    for key in ("MIXUP", "CUTMIX"):
+        if data[key]:
+            yield (
+                f"DATASET.VIEWS is {data.VIEWS!r}; expected 0 with DATASET.{key} {data[key]!r}: images are mixed anew"
+                " in each step, so their views do not stay fixed"
+            )
 
 
 def _word(given: Any) -> Any:

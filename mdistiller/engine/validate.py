@@ -16,6 +16,7 @@ from ..distillers._base import knows
 from ..errors import UserError, refuse
 from ..models import check_model
 from ..paths import expanded, find_file, validate_path
+from ..ranges import MAX_NUMBER
 from .cfg import CACHES, PRETRAINED, Fault, experiment_name, leaves, read_cfg, to_dict
 from .log.run_text import read_references
 from .networks.build import input_errors
@@ -137,7 +138,7 @@ def setting_errors(cfg: CfgNode) -> List[str]:
     )
     seed = 0 <= cfg.EXPERIMENT.SEED < 2**63
     errors += unmet(cfg.EXPERIMENT, (seed, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63"))
-    errors += [*_folder_errors(cfg), *_cache_errors(cfg.TEACHER_CACHE), *option_errors(cfg.DATASET)]
+    errors += [*_folder_errors(cfg), *_cache_errors(cfg), *option_errors(cfg.DATASET)]
     name = cfg.DISTILLER.TYPE
     distiller, section = distiller_dict.get(name), cfg.get(name)
     if distiller is not None and knows(distiller, "config_errors", section):
@@ -169,8 +170,22 @@ def _folder_errors(cfg: CfgNode) -> Iterator[str]:
         yield f"EXPERIMENT.NAME or LOG.PREFIX: {error}"
 
 
-def _cache_errors(choice: str) -> Iterator[str]:
-    """Yield a line for a misspelt word, which would otherwise become a folder of that name."""
+def _cache_errors(cfg: CfgNode) -> Iterator[str]:
+    """Yield a line for each error in the keys of the teacher cache.
+
+    A misspelt word is one of them, which would otherwise become a folder of that name.
+    """
+    choice = cfg.TEACHER_CACHE
+    yield from unmet(
+        cfg,
+        (0 <= cfg.TEACHER_CACHE_GB <= MAX_NUMBER, "TEACHER_CACHE_GB", "a number of GiB, or 0 for no limit of its own"),
+        (cfg.TEACHER_TOP_LOGITS >= 0, "TEACHER_TOP_LOGITS", "a number of logits, or 0 for all"),
+    )
+    if choice == "off" and cfg.TEACHER_TOP_LOGITS > 0:
+        yield (
+            f"TEACHER_TOP_LOGITS is {cfg.TEACHER_TOP_LOGITS!r}; expected 0 with TEACHER_CACHE off: set TEACHER_CACHE to"
+            " memory or a folder"
+        )
     try:
         folder = expanded(choice)
         if not (choice in CACHES or "/" in f"{choice}{folder}" or (choice and folder.is_dir())):

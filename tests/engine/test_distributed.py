@@ -27,6 +27,7 @@ WORKER = REPO / "tests/engine/worker.py"
 FLOAT32 = ["SFAKD", "KD", "CRD", "REVIEWKD"]
 DOUBLE = [f"{name}-double" for name in (*FLOAT32, "RKD", "SP", "PKT", "MLKD", "DIST")]
 DOUBLE += ["KD-double-recipe", "SFAKD-double-recipe", "KD-double-unlabelled", "SFAKD-double-unlabelled"]
+DOUBLE += ["KD-double-views"]
 BUFFERS = ("running_", "num_batches", "memory.", "_extra_state")
 
 # ends, or stops, a process of its group once at each of some steps, or batches of evaluation (e1, e2, …)
@@ -117,6 +118,10 @@ def test_two_processes_train_the_weights_of_one(steps, name, tolerance):
     for key in set(keys) - set(trained):
         if not key.endswith("_extra_state"):
             torch.testing.assert_close(two["state"][key], one["state"][key], rtol=10 * tolerance, atol=10 * tolerance)
+
+
+def test_processes_share_the_teachers_outputs(steps):
+    assert [result["known"] for result in steps["KD-double-views"]] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", DOUBLE)

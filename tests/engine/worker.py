@@ -1,12 +1,14 @@
 """What test_processes.py has torchrun start: `worker.py FOLDER METHOD …`, `KD` or, in float64, `KD-double`.
 
 `KD-double-recipe` trains with mixed images, soft labels, steps in parts and an average of the weights.
+`KD-double-views` trains with fixed views of resized crops; the processes share the teacher's outputs in a folder.
 `KD-double-unlabelled` trains with mixed images, of which some have no label; neither number of them is even.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -14,6 +16,7 @@ import torch
 
 from mdistiller import distributed
 from mdistiller.engine.build import build_trainer
+from mdistiller.engine.speed.fast_networks import FastNetworks
 from tests.engine.test_trainer import settings
 
 STEPS = 20
@@ -28,6 +31,9 @@ RECIPE = [
     *("SOLVER.ACCUMULATE", "2", "SOLVER.CLIP_GRAD_NORM", "0.5", "SOLVER.LAYER_DECAY", "0.8"),
     *("SOLVER.DECAY_NORMS", "False", "SOLVER.WEIGHT_DECAY", "0.01"),
 ]
+VIEWS = [
+    *("DATASET.AUGMENT", "resized_crop", "DATASET.IN_MEMORY", "no", "DATASET.VIEWS", "2", "TEACHER_CACHE"),
+]
 
 
 def steps(folder: str, name: str) -> Dict[str, Any]:
@@ -36,25 +42,38 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
     double, recipe = kind.startswith("double"), RECIPE if kind.endswith("recipe") else []
     if kind.endswith("unlabelled"):
         recipe = ["DATASET.UNLABELED", f"{folder}/images/val", "DATASET.UNLABELED_RATIO", "0.8", *RECIPE[:4]]
+    if kind.endswith("views"):
+        recipe = [*VIEWS, f"{folder}/cache-{distributed.get_world_size()}"]
     # in float32, rounding grows from step to step; in small steps less, and SFAKD's are the largest
     rate = ["SOLVER.LR", "0.0005" if double else "0.00005" if method == "SFAKD" else "0.0001"]
     trainer = build_trainer(settings(f"{folder}/images", *OPTIONS, *rate, *recipe, method=method, name=name))
+    networks = None
+    if kind.endswith("views"):
+        networks = FastNetworks(trainer.distiller.train(), trainer.train_loader, trainer.cfg, trainer.precision, print)
+        trainer.step.networks = networks
     if double:
         trainer.distiller.double()
+        if networks is not None:
+            networks._teacher.double()
         if trainer.step.average is not None:
             trainer.step.average.averaged.double()
     trainer.step.start_parallel()
+
+    def as_needed(batch: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        return {**trainer.in_memory_format(batch), "image": batch["image"].double() if double else batch["image"]}
+
     first = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
     losses: List[Dict[str, Any]] = []
     step = epoch = 0
     while step < STEPS:
         epoch += 1
         trainer.train_loader.set_epoch(epoch)
-        for number, batch in enumerate(trainer.train_loader, start=1):
-            batch = {**trainer.in_memory_format(batch), "image": batch["image"].double() if double else batch["image"]}
-            own, logits = trainer.train_step(batch, epoch, step, len(trainer.train_loader))
-            trainer.meter.add(number, own, logits, batch)
-            step += 1
+        batches = map(as_needed, trainer.train_loader)
+        with networks.in_place() if networks else nullcontext():
+            for number, batch in enumerate(networks.serve(batches) if networks else batches, start=1):
+                own, logits = trainer.train_step(batch, epoch, step, len(trainer.train_loader))
+                trainer.meter.add(number, own, logits, batch)
+                step += 1
         losses.append({**trainer.meter.sync(), "averages": trainer.meter.averages()})
     state = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
     if trainer.step.average is not None:
@@ -66,6 +85,7 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
         "state": state,
         "losses": losses,
         "accuracy": accuracy,
+        "known": networks._teacher.table.filled() if networks is not None else 0.0,
         "statistics": trainer.evaluation.statistics,
         "own_after": {
             **{key: value for key, value in state.items() if key.startswith("average.")},

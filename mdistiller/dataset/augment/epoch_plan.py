@@ -21,6 +21,7 @@ class EpochPlan(NamedTuple):
         top, left: int64 [N], offset of its crop in the zero-padded image, in pixels, 0 to 2·padding.
         flip: bool [N], whether the crop, or the rotated image, is then mirrored left to right.
         angle: float64 [N], degrees by which the image is rotated, counter-clockwise.
+        view: int64 [N], number of the fixed view that is shown, see `Views`; −1 where views are not fixed.
     """
 
     order: Tensor
@@ -28,6 +29,7 @@ class EpochPlan(NamedTuple):
     left: Tensor
     flip: Tensor
     angle: Tensor
+    view: Tensor
 
     def variant(self, padding: int, flips: bool = True) -> Tensor:
         """Return the variant numbers int64 [N] of padded, cropped and perhaps mirrored images.
@@ -72,18 +74,29 @@ def plan_epoch(
     order = torch.randperm(num_images, generator=generator)
     if not augment:
         return EpochPlan(order, *_no_augmentation(num_images))
+    return EpochPlan(order, *draw_changes(generator, num_images, padding, flips, rotation), _not_fixed(num_images))
+
+
+def draw_changes(
+    generator: torch.Generator, num_images: int, padding: int, flips: bool, rotation: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw `top`, `left`, `flip` and `angle` of an `EpochPlan`; the arguments are those of `plan_epoch`."""
     top, left = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
     flip = (torch.rand(num_images, generator=generator) < 0.5) & flips
     angle = (2 * torch.rand(num_images, generator=generator, dtype=torch.float64) - 1) * rotation
-    return EpochPlan(order, top, left, flip, angle)
+    return top, left, flip, angle
 
 
 def plan_in_order(num_images: int, padding: int = 0) -> EpochPlan:
     """Return the plan of a pass over every image un-augmented, in index order; images have `padding` pixels of it."""
-    top, left, flip, angle = _no_augmentation(num_images)
-    return EpochPlan(torch.arange(num_images), top + padding, left + padding, flip, angle)
+    top, left, *others = _no_augmentation(num_images)
+    return EpochPlan(torch.arange(num_images), top + padding, left + padding, *others)
 
 
-def _no_augmentation(num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _no_augmentation(num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     zeros = torch.zeros(num_images, dtype=torch.int64)
-    return zeros, zeros, zeros.bool(), zeros.double()
+    return zeros, zeros, zeros.bool(), zeros.double(), _not_fixed(num_images)
+
+
+def _not_fixed(num_images: int) -> Tensor:
+    return torch.full((num_images,), -1)

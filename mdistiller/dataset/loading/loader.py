@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Union
 
 import torch
@@ -12,8 +11,10 @@ from ... import distributed
 from ...errors import UserError
 from ..augment.epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_order
 from ..augment.mixing import Mixing, with_neighbour
+from ..augment.views import Views
 from ..info import DatasetInfo
 from ..options import Options
+from .forms import describe_forms, limit_forms
 from .unlabelled import with_unlabelled
 
 Batch = Dict[str, Tensor]
@@ -43,8 +44,8 @@ class Loader:
     - "index": int64 [B], indices of the images in the split;
     - "soft_target": float32 [B, N], the labels in the proportions of the images, if images are mixed; "target" then is
       the label with the larger share;
-    - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`; missing if `num_variants` is
-      `None`;
+    - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`, or its fixed view; missing if
+      `num_variants` is `None`;
     - "label_weight": float32 [B], if the batch also has images without labels; see `unlabelled.py`.
 
     All randomness of an epoch follows from the seed and the number of the epoch. Call `set_epoch` before each epoch;
@@ -69,8 +70,10 @@ class Loader:
         padding: zeros on each side before the random crop, in pixels.
         flip: whether half of the augmented images are mirrored.
         rotation: largest angle of a rotation, in degrees.
-        num_variants: number of augmented variants of an image, or `None` if unlimited.
+        views: fixed views of each image; `None` for fresh changes in each epoch.
+        num_variants: number of augmented variants of an image, or of its fixed views; `None` if unlimited.
         unlimited_by: the setting that makes their number unlimited; empty if it is not.
+        forms: what determines them, as text.
         epoch: last argument of `set_epoch`, initially 0.
         unlabelled: the loader of images without labels that each batch gets too, or `None`.
 
@@ -94,19 +97,13 @@ class Loader:
         self.padding = options.padding if self.augment == "pad_crop" else 0
         self.flip = options.flip and self.augment != "none"
         self.rotation = options.rotation if self.augment == "rotate_flip" else 0.0
-        num_variants = {"pad_crop": (1 + self.flip) * (2 * self.padding + 1) ** 2, "none": 1}.get(self.augment)
-        unlimited = {
-            f"AUGMENT {self.augment}": num_variants is None,
-            f"POLICY {options.policy}": train and options.policy != "none",
-            f"ERASING {options.erasing}": train and options.erasing > 0,
-            f"MIXUP {options.mixup}": train and options.mixup > 0,
-            f"CUTMIX {options.cutmix}": train and options.cutmix > 0,
-        }
-        self.unlimited_by = next((f"DATASET.{setting}" for setting, holds in unlimited.items() if holds), "")
-        self.num_variants: Optional[int] = None if self.unlimited_by else num_variants
+        self.views = Views(options.views, options.views_seed) if train and options.views else None
+        number, self.unlimited_by = limit_forms(options) if train else (1, "")
+        self.num_variants: Optional[int] = number or None
         self._mixing: Optional[Mixing] = None
         if train and (options.mixup > 0 or options.cutmix > 0):
             self._mixing = Mixing(options.mixup, options.cutmix, info.num_classes)
+        self.forms = describe_forms(options) if train else ""
         self.epoch = 0
         self.unlabelled: Optional[Loader] = None
         self._steps: Optional[int] = None  # of an epoch; see `go_along`
@@ -142,24 +139,40 @@ class Loader:
         return self.num_images + (0 if self.unlabelled is None else self.unlabelled.num_images)
 
     def plan(self, seed: Optional[int] = None) -> EpochPlan:
-        """Return order, crops, flips and angles of this epoch, on the CPU; with another `seed`, others."""
+        """Return order, crops, flips, angles and views of this epoch, on the CPU.
+
+        With another `seed`, they are others, and views are not fixed.
+        """
         if not self.train:
             return plan_in_order(self.num_images)
         augment = self.augment in ("pad_crop", "rotate_flip")  # resized_crop has random numbers per image
-        seed = self._seed if seed is None else seed
-        drawn = partial(plan_epoch, self.num_images, self.padding, seed)
         options: Dict[str, Any] = {"augment": augment, "flips": self.flip, "rotation": self.rotation}
+
+        def drawn(number: int) -> EpochPlan:
+            plan = plan_epoch(self.num_images, self.padding, self._seed if seed is None else seed, number, **options)
+            if self.views is None or seed is not None:
+                return plan
+            view = self.views.in_epoch(self.num_images, self._seed, number)
+            if not augment:
+                return plan._replace(view=view[plan.order])
+            return self.views.fix(plan, view, self.padding, self.flip, self.rotation)
+
         if self._steps is None:
-            return drawn(self.epoch, **options)
+            return drawn(self.epoch)
         start, length = self.epoch * self._steps * self.batch_size, self._steps * self.batch_size
         first, last = start // self.num_images, (start + length - 1) // self.num_images
-        passes = zip(*(drawn(number, **options) for number in range(first, last + 1)))
+        passes = zip(*(drawn(number) for number in range(first, last + 1)))
         skipped = start - first * self.num_images
         return EpochPlan(*(torch.cat(column)[skipped : skipped + length] for column in passes))
 
     def variants(self, plan: EpochPlan) -> Tensor:
         """Return the variant number of each image of a plan, int64 [N]; `num_variants` must not be `None`."""
-        return plan.variant(self.padding, self.flip)
+        return plan.variant(self.padding, self.flip) if self.views is None else plan.view
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with each other."""
+        return self._mixing is not None
 
     def variant_indices(self, start_step: int = 0) -> Iterator[Tensor]:
         """Yield `index · num_variants + variant` of the images in each batch of `iterate`, int64 [B], on the CPU."""

@@ -17,6 +17,7 @@ from torchvision.transforms import functional as F
 from ...errors import UserError
 from ..augment.epoch_plan import EpochPlan, derive_seed
 from ..augment.policy import ImagePolicy
+from ..augment.views import Views
 from ..images.decode import View, decode_region
 from ..images.orientation import upright_size
 from ..info import DatasetInfo
@@ -27,7 +28,7 @@ from .loader import Batch, Loader
 from .splits import ImageSplit
 from .workers import explain_worker_deaths, ignore_signals, kill_workers, signals_blocked, worker_context
 
-Row = Tuple[int, int, int, bool, float]  # an image's entry in the `EpochPlan`
+Row = Tuple[int, int, int, bool, float, int]  # an image's entry in the `EpochPlan`
 Step = Tuple[List[Row], int]  # the images of a batch, and the seed of the epoch
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop: fraction of the area, width / height
 
@@ -56,7 +57,7 @@ class StreamLoader(Loader):
     ) -> None:
         super().__init__(info, split.targets, options, device, train)
         policy = ImagePolicy(options, info.mean) if train and options.changes_single_images else None
-        self._reader = _Reader(split, view, self.augment, self.padding, self.flip, policy)
+        self._reader = _Reader(split, view, self.augment, self.padding, self.flip, policy, self.views)
         self._num_workers = options.num_workers
         self._idle: Optional[DataLoader] = None  # workers waiting for the next pass
 
@@ -69,7 +70,7 @@ class StreamLoader(Loader):
     def unaugmented(self) -> Iterator[Batch]:
         plain = copy.copy(self)  # with workers of its own, which end with the pass
         plain._idle, plain.augment, plain.padding = None, "none", 0
-        plain._reader = _Reader(self._reader.split, self._reader.view, "none", 0, False, None)
+        plain._reader = _Reader(self._reader.split, self._reader.view, "none", 0, False, None, None)
         yield from Loader.unaugmented(plain)
 
     def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
@@ -135,7 +136,14 @@ class _Reader(Dataset):
     """
 
     def __init__(
-        self, split: ImageSplit, view: View, augment: str, padding: int, flip: bool, policy: Optional[ImagePolicy]
+        self,
+        split: ImageSplit,
+        view: View,
+        augment: str,
+        padding: int,
+        flip: bool,
+        policy: Optional[ImagePolicy],
+        views: Optional[Views],
     ) -> None:
         self.split = split
         self.view = view
@@ -143,14 +151,16 @@ class _Reader(Dataset):
         self.padding = padding
         self.flip = flip
         self.policy = policy
+        self.views = views
 
     def __getitem__(self, step: Step) -> Dict[str, Any]:
         rows, seed = step
         images, faults = [], []
         for row in rows:
+            own_seed = self._seed_of(row, seed)
             try:
-                image = self.read(row, seed)
-                images.append(image if self.policy is None else self.policy(image, derive_seed(seed, row[0])))
+                image = self.read(row, own_seed)
+                images.append(image if self.policy is None else self.policy(image, own_seed))
             except UnusableImage as error:
                 faults.append(error.fault)
         if faults:
@@ -162,10 +172,15 @@ class _Reader(Dataset):
             "index": index,
         }
 
+    def _seed_of(self, row: Row, seed: int) -> int:
+        """Return the seed of an image: of its fixed view, or of the epoch."""
+        index, view = row[0], row[-1]
+        return derive_seed(seed, index) if self.views is None or view < 0 else self.views.image_seed(index, view)
+
     def read(self, row: Row, seed: int) -> np.ndarray:
-        index, top, left, flip, angle = row
+        index, top, left, flip, angle, _ = row
         if self.augment == "resized_crop":
-            crop = partial(resized_crop, size=self.view.size, seed=derive_seed(seed, index), flips=self.flip)
+            crop = partial(resized_crop, size=self.view.size, seed=seed, flips=self.flip)
             return np.asarray(self.split.load(index, crop))
         image = self.split.load(index, self.view)
         if self.augment == "rotate_flip":

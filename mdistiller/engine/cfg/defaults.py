@@ -59,6 +59,11 @@ _C.DATASET.MIXUP = 0.0
 # Paste a box of another image of its batch into each training image (CutMix), of a size of the distribution Beta(α, α),
 # for example with α = 1. 0: never. With `MIXUP` too, each batch takes one of the two at random.
 _C.DATASET.CUTMIX = 0.0
+# Fixed views: the number of augmented forms of each training image, which the epochs show in turn, so that
+# `TEACHER_CACHE` works with any augmentation of single images. 0: fresh forms in each epoch. See
+# [speed.md](speed.md#fixed-views).
+_C.DATASET.VIEWS = 0
+_C.DATASET.VIEWS_SEED = None  # seed of the views; runs that share a cache need the same. `None`: `EXPERIMENT.SEED`
 _C.DATASET.IN_MEMORY = "auto"  # hold decoded images in memory: `yes`, `no` or `auto` (if they fit `MEMORY_GB`)
 _C.DATASET.MEMORY_GB = 2.0  # memory that `IN_MEMORY auto` may fill with images, in GiB per process
 # Images that cannot be used: `refuse` the data set, `skip` the images, or `unchecked` (streamed images are not checked
@@ -161,6 +166,12 @@ _C.LOG.WANDB = True  # log to Weights & Biases; offline without credentials or a
 # Cache of the teacher's logits or pooled features: `off`, `memory`, or a folder that later runs reuse. See
 # [speed.md](speed.md#teacher-cache).
 _C.TEACHER_CACHE = "off"
+# Most GiB for the tables in the folder of `TEACHER_CACHE`, or for those in memory; a table that would take more is not
+# made. 0: all of the room on the disk, or half of the free memory.
+_C.TEACHER_CACHE_GB = 0.0
+# Keep only this many of the teacher's largest logits for each form of an image, and the probability of all other
+# classes together, to save room with many classes. 0: all logits. See [speed.md](speed.md#fixed-views).
+_C.TEACHER_TOP_LOGITS = 0
 
 # Files and modules with your own distillers and models, loaded before the rest of the configuration. See
 # [plugins.md](plugins.md).

@@ -16,6 +16,7 @@ from ...models import ClassifierModel, own_input_of
 from .fold_batchnorm import fold_batchnorm
 from .precision import Precision
 from .teacher_cache import CachedTeacher, open_cache, weights_digest
+from .top_logits import TopLogits
 
 Say = Callable[[str], None]
 
@@ -56,6 +57,8 @@ class FastNetworks:
             if cfg.TEACHER_CACHE != "off":
                 self._cache = self._open_cache(cfg, precision, say)
                 self._teacher = self._cache or self._teacher
+        if loader.views is not None and self._cache is None:
+            say(f"note: without a teacher cache, DATASET.VIEWS {loader.views.number} costs variety and saves nothing")
 
     def _fold_teacher(self, cfg: CfgNode, precision: Precision, say: Say) -> bool:
         """Replace the teacher by a folded copy; return whether that was possible."""
@@ -77,7 +80,8 @@ class FastNetworks:
     def _open_cache(self, cfg: CfgNode, precision: Precision, say: Say) -> Optional[CachedTeacher]:
         teacher, loader, needs = self._distiller.teacher, self._loader, self._distiller.teacher_needs
         if loader.num_variants is None:
-            say(f"teacher cache: none, {loader.unlimited_by} makes countless forms of an image")
+            remedy = "" if loader.mixes else "; DATASET.VIEWS 10 would fix ten of them"
+            say(f"teacher cache: none, {loader.unlimited_by} makes countless forms of an image{remedy}")
             return None
         if not set(needs) <= {"logits", "pooled"}:
             say(f"teacher cache: none, {cfg.DISTILLER.TYPE} reads the teacher's maps; the teacher runs in each step")
@@ -87,6 +91,9 @@ class FastNetworks:
             logits, feats = teacher(torch.zeros(2, 3, info.input_size, info.input_size, device=loader.device))
         vectors = {"logits": logits, "pooled": feats.get("pooled_feat")}
         widths = {need: vector.shape[1] for need, vector in vectors.items() if need in needs}
+        top = None
+        if 0 < cfg.TEACHER_TOP_LOGITS < widths.get("logits", 0):
+            top = TopLogits(widths["logits"], cfg.TEACHER_TOP_LOGITS)
         about: Dict[str, Any] = {
             "name": re.sub(r"[^\w.-]+", "_", cfg.DISTILLER.TEACHER),
             "weights": weights_digest(teacher),
@@ -94,7 +101,7 @@ class FastNetworks:
             "input_size": info.input_size,
             "mean": list(info.mean),
             "std": list(info.std),
-            "augmentation": f"{loader.augment} {loader.padding}{'' if loader.flip else ' no flip'}",
+            "augmentation": loader.forms,
             "precision": f"{precision} on {loader.device.type}",  # on a GPU, float32 convolutions may use TF32
         }
         given = {
@@ -105,7 +112,9 @@ class FastNetworks:
         if loader.unlabelled is not None:
             about["unlabelled_images"] = loader.unlabelled.digest()
         about.update({f"teacher_{key}": value for key, value in given.items() if value})
-        return open_cache(cfg.TEACHER_CACHE, self._teacher, widths, loader, precision, about, say)
+        return open_cache(
+            cfg.TEACHER_CACHE, self._teacher, widths, loader, precision, about, say, cfg.TEACHER_CACHE_GB, top
+        )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

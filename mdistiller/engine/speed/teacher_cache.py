@@ -1,8 +1,9 @@
 """A cache of the teacher's output vectors by image and augmented form, so that no forward pass is repeated.
 
-Padding, cropping and flipping give each image finitely many forms: 162 with 4 pixels of padding, 81 without flipping. A
-method that reads only the teacher's logits or pooled features can take them from a table, in row
-`index · num_variants + variant`. Rows are computed when an epoch first needs them, some steps ahead.
+Padding, cropping and flipping give each image finitely many forms: 162 with 4 pixels of padding, 81 without flipping.
+With any other augmentation, `DATASET.VIEWS` fixes their number. A method that reads only the teacher's logits or pooled
+features can take them from a table, in row `index · num_variants + variant`. Rows are computed some steps before an
+epoch first needs them.
 
 Shapes: `B` batch, `N` classes, `C` channels of the pooled feature.
 """
@@ -11,10 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
@@ -23,18 +21,20 @@ from torch import Tensor, nn
 from ... import distributed
 from ...dataset.loading.loader import Batch, Loader
 from ...paths import expanded
-from .memory import available_memory, free_disk, gib, reserve
+from .memory import available_memory, gib
 from .precision import Precision
+from .table_folder import prepare_folder
+from .top_logits import TopLogits
 from .vector_table import FileTable, MemoryTable
 
 STEPS_AHEAD = 16
+MAX_PIXELS_AHEAD = STEPS_AHEAD * 256 * 32**2  # of the batches that wait, 50 MB; fewer steps with large images
 # The teacher's batches have a multiple of 16 images. From 16 images on, the last bits of an output do not depend on the
 # batch size (seen with oneDNN), and so not on which rows are missing or where a resumed run starts. It also leaves few
 # sizes for a GPU to tune.
 BATCH_MULTIPLE = 16
 MAX_BATCH_PIXELS = 256 * 32**2  # on a GPU; a CPU gets 64 images at a time, which fit its caches if they are small
 MAX_MEMORY_SHARE = 0.5  # of the available memory
-ABOUT = "about.json"
 FORMAT = {"format": "mdistiller.teacher_vectors", "version": 1}
 
 Say = Callable[[str], None]
@@ -51,10 +51,17 @@ class CachedTeacher(nn.Module):
         table: of the vectors.
         precision: in which the teacher runs.
         say: receives lines for the user.
+        top: how logits are stored; `None` for all of them, as they are.
     """
 
     def __init__(
-        self, teacher: nn.Module, widths: Dict[str, int], table: Table, precision: Precision, say: Say
+        self,
+        teacher: nn.Module,
+        widths: Dict[str, int],
+        table: Table,
+        precision: Precision,
+        say: Say,
+        top: Optional[TopLogits] = None,
     ) -> None:
         super().__init__()
         self.teacher = teacher
@@ -62,6 +69,7 @@ class CachedTeacher(nn.Module):
         self.table = table
         self.precision = precision
         self._say = say
+        self._top = top
         self._image: Optional[Tensor] = None
         self._vectors = torch.empty(0)
 
@@ -76,7 +84,10 @@ class CachedTeacher(nn.Module):
         if image is not self._image:
             return self.teacher(image)
         parts = dict(zip(self.widths, self._vectors.split(list(self.widths.values()), dim=1)))
-        return parts.get("logits"), {"pooled_feat": parts["pooled"]} if "pooled" in parts else {}
+        logits = parts.get("logits")
+        if self._top is not None and logits is not None:
+            logits = self._top.decode(logits)
+        return logits, {"pooled_feat": parts["pooled"]} if "pooled" in parts else {}
 
     @contextmanager
     def part_in_use(self, image: Tensor, rows: slice) -> Iterator[None]:
@@ -99,7 +110,7 @@ class CachedTeacher(nn.Module):
         ahead: List[Tuple[Tensor, Batch]] = []
         for batch, keys in zip(batches, loader.variant_indices(start_step)):
             ahead.append((keys, batch))
-            if len(ahead) == STEPS_AHEAD:
+            if len(ahead) == STEPS_AHEAD or len(ahead) * batch["image"][:, 0].numel() >= MAX_PIXELS_AHEAD:
                 yield from self._look_up(ahead)
                 ahead = []
         yield from self._look_up(ahead)
@@ -132,6 +143,7 @@ class CachedTeacher(nn.Module):
         for part in padded.split(batch_size):
             with self.precision.autocast():
                 logits, feats = self.teacher(part.contiguous(memory_format=torch.channels_last))
+            logits = logits.float() if self._top is None else self._top.encode(logits.float())
             outputs = {"logits": logits, "pooled": feats.get("pooled_feat")}
             vectors.append(torch.cat([outputs[name].float() for name in self.widths], dim=1))
         return torch.cat(vectors)[: len(images)]
@@ -145,6 +157,8 @@ def open_cache(
     precision: Precision,
     about: Dict[str, Any],
     say: Say,
+    limit_gb: float = 0.0,
+    top: Optional[TopLogits] = None,
 ) -> Optional[CachedTeacher]:
     """Return the teacher with a table for its vectors. If there cannot be one, say why and return `None`.
 
@@ -152,20 +166,31 @@ def open_cache(
         choice: the value of `TEACHER_CACHE`: `memory`, or a folder.
         teacher: in the form in which training steps run it.
         widths: number of values of each vector that the method reads, by name.
-        loader: of the training images, which have finitely many forms.
+        loader: of the training images, which have finitely many forms, or fixed views.
         precision: of the teacher. The table stores float32, or float16 if the teacher runs in a lower precision.
         about: what else the vectors depend on, as plain values by name, including the teacher's `name`.
         say: receives lines for the user.
+        limit_gb: of the memory of all tables of this machine, or of the folder, in GiB; 0 for none.
+        top: how logits are stored; `None` for all of them, as they are.
     """
     assert loader.num_variants is not None
+    if top is not None:
+        widths, about = {**widths, "logits": top.width}, {**about, "top_logits": top.number}
     rows, values = loader.num_indices * loader.num_variants, sum(widths.values())
     dtype = torch.float32 if precision.dtype is None else torch.float16
     size = rows * values * dtype.itemsize
-    shape = f"{loader.num_indices:,} images × {loader.num_variants} forms × {values} values = {gib(size)}"
+    forms = "forms" if loader.views is None else "views"
+    shape = f"{loader.num_indices:,} images × {loader.num_variants} {forms} × {values} values = {gib(size)}"
     table: Table
     if choice == "memory":
         available = available_memory(loader.device)
         num_tables = distributed.get_local_world_size() if loader.device.type == "cpu" else 1
+        if limit_gb and num_tables * size > limit_gb * 2**30:
+            say(
+                f"teacher cache: none, {shape} does not fit TEACHER_CACHE_GB {limit_gb:g}; the teacher runs in each"
+                " step"
+            )
+            return None
         if num_tables * size > MAX_MEMORY_SHARE * available:
             say(
                 f"teacher cache: none, {shape} is more than half of the {gib(available)} that are free; the teacher"
@@ -177,73 +202,17 @@ def open_cache(
         say(f"teacher cache: {shape} at most, in memory{each}")
     else:
         about = {**FORMAT, **about, "widths": widths, "rows": rows, "dtype": str(dtype).split(".")[-1]}
+        about = json.loads(json.dumps(about))  # as it is read back: a tuple becomes a list
         folder = expanded(choice) / f"{about['name']}-{digest(about)[:12]}"
         sizes = {FileTable.VECTORS: size, FileTable.CHECKSUMS: 4 * rows}
         try:
-            state = distributed.run_on_main(lambda: prepare_folder(folder, about, sizes))
+            state = distributed.run_on_main(lambda: prepare_folder(folder, about, sizes, limit_gb))
             table = FileTable(folder, rows, values, dtype, loader.device)
         except OSError as error:
             say(f"teacher cache: none, {folder}: {error.strerror or error}; the teacher runs in each step")
             return None
         say(f"teacher cache: {shape} at most, {folder}: {state}, {100 * table.filled():.1f} % known")
-    return CachedTeacher(teacher, widths, table, precision, say)
-
-
-def prepare_folder(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> str:
-    """Create the files of a table in `folder`, unless it has them; return for the user what was found there.
-
-    Renames replace the folder in one step, so that other processes never see half a table.
-
-    Args:
-        folder: of the table.
-        about: what identifies the table.
-        sizes: of the files by name, in bytes.
-
-    Raises:
-        OSError: the disk has too little room, or the folder cannot be written.
-    """
-    if _is_complete(folder, about, sizes):
-        return "found"
-    state = "damaged, made anew" if folder.exists() else _compare_with_others(folder, about)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(sizes.values()), free_disk(folder.parent)
-    if needed > free:
-        raise OSError(f"{gib(needed)} do not fit on a disk with {gib(free)} free")
-    with TemporaryDirectory(prefix=".", dir=folder.parent) as beside:
-        new = Path(beside, "new")
-        new.mkdir()
-        for name, size in sizes.items():
-            with open(new / name, "wb") as file:
-                reserve(file, size)
-        (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if not _is_complete(folder, about, sizes):  # another process may have created it in the meantime
-            if folder.exists():
-                os.rename(folder, Path(beside, "old"))
-            with suppress(OSError):  # another process was faster; its folder is equally good
-                os.rename(new, folder)
-    return state
-
-
-def _is_complete(folder: Path, about: Dict[str, Any], sizes: Dict[str, int]) -> bool:
-    files = {folder / name: size for name, size in sizes.items()}
-    right_sizes = all(path.is_file() and path.stat().st_size == size for path, size in files.items())
-    return right_sizes and _read_about(folder / ABOUT) == about
-
-
-def _compare_with_others(folder: Path, about: Dict[str, Any]) -> str:
-    """Return for the user how a new table differs from the most similar one beside it."""
-    others = [_read_about(path) for path in sorted(folder.parent.glob(f"[!.]*/{ABOUT}"))]
-    differing = [[key for key in sorted({*about, *other}) if other.get(key) != about.get(key)] for other in others]
-    nearest = min(differing, key=len, default=[])
-    return f"new ({len(others)} beside it of other {', '.join(nearest)}, not used)" if others else "new"
-
-
-def _read_about(path: Path) -> Dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return CachedTeacher(teacher, widths, table, precision, say, top)
 
 
 def digest(about: Dict[str, Any]) -> str:

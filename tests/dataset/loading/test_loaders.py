@@ -45,7 +45,9 @@ def all_variants(padding: int, loader: Loader) -> EpochPlan:
     """Return a plan that shows image k in variant k."""
     n, side = loader.num_images, 2 * padding + 1
     number = torch.arange(n)
-    return EpochPlan(number, number // 2 // side, number // 2 % side, (number % 2).bool(), torch.zeros(n))
+    return EpochPlan(
+        number, number // 2 // side, number // 2 % side, (number % 2).bool(), torch.zeros(n), torch.full((n,), -1)
+    )
 
 
 @pytest.mark.parametrize("kind", ["device", "stream"])
@@ -81,7 +83,7 @@ def test_literal_crop_and_normalisation(make_options: Make, monkeypatch: pytest.
     info = DatasetInfo("test", ("a",), 2, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     loader = DeviceLoader(ArraySplit(pixels, [0, 0]), info, make_options(padding=1), CPU, train=True)
     top, left, flip = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([True, False])
-    plan = EpochPlan(torch.tensor([1, 0]), top, left, flip, torch.zeros(2))
+    plan = EpochPlan(torch.tensor([1, 0]), top, left, flip, torch.zeros(2), torch.tensor([-1, -1]))
     monkeypatch.setattr(loader, "plan", lambda: plan)
     batch = next(iter(loader))
     # one row down from the centre: the lower row moves up, zeros come in below; then mirrored
@@ -172,7 +174,7 @@ def test_rotations_are_those_of_torchvision(
     assert loader.num_variants is None and "variant" not in found
     assert plan.flip.any() == flip and 15 < plan.angle.abs().max() <= 20
     images = make_split().images
-    for place, (index, _, _, flipped, angle) in enumerate(zip(*(column.tolist() for column in plan))):
+    for place, (index, _, _, flipped, angle, _) in enumerate(zip(*(column.tolist() for column in plan))):
         expected = F.rotate(Image.fromarray(images[index]), angle)
         expected = np.asarray(F.hflip(expected) if flipped else expected)
         np.testing.assert_array_equal(found["image"][place].permute(1, 2, 0).round().numpy(), expected)

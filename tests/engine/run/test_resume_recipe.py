@@ -16,6 +16,7 @@ RECIPES = {
     "ema": ("SFAKD", ["SOLVER.EMA", "0.9", "SOLVER.PRECISE_BN", "2"]),
     "mixing": ("KD", ["DATASET.MIXUP", "0.4", "DATASET.CUTMIX", "1", "SOLVER.LABEL_SMOOTHING", "0.1", *PARTS]),
     "policy": ("SFAKD", ["DATASET.POLICY", "rand_augment", "DATASET.ERASING", "0.5", "DATASET.MIXUP", "1"]),
+    "views": ("KD", ["DATASET.AUGMENT", "resized_crop", "DATASET.VIEWS", "2", "TEACHER_CACHE", "memory"]),
     "parts": ("SFAKD", [*PARTS, "TEACHER_CACHE", "memory"]),
 }
 

@@ -13,7 +13,8 @@ from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.speed.fast_networks import FastNetworks
 from mdistiller.engine.speed.precision import Precision
-from mdistiller.engine.speed.teacher_cache import CachedTeacher, open_cache, prepare_folder
+from mdistiller.engine.speed.table_folder import prepare_folder
+from mdistiller.engine.speed.teacher_cache import CachedTeacher, open_cache
 from mdistiller.engine.speed.vector_table import FileTable, MemoryTable
 from mdistiller.engine.validate import setting_errors
 from mdistiller.errors import UserError
@@ -247,9 +248,11 @@ def test_what_cannot_be_cached_runs_without(settings, tmp_path, method, override
     assert len(fill(networks, trainer)) == len(trainer.train_loader)
 
 
-@pytest.mark.parametrize(("choice", "free"), [("memory", "available_memory"), ("./folder", "free_disk")])
+@pytest.mark.parametrize(
+    ("choice", "free"), [("memory", "teacher_cache.available_memory"), ("./folder", "table_folder.free_disk")]
+)
 def test_a_table_that_does_not_fit_is_not_made(settings, monkeypatch, choice, free):
-    monkeypatch.setattr(f"mdistiller.engine.speed.teacher_cache.{free}", lambda place: 1000)
+    monkeypatch.setattr(f"mdistiller.engine.speed.{free}", lambda place: 1000)
     line, networks, _ = opened(settings, "TEACHER_CACHE", choice)
     assert line.startswith("teacher cache: none, ")
     assert "0.00 GiB" in line

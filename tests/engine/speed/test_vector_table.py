@@ -1,5 +1,7 @@
 """Tables of vectors: what was written can be read, and damaged rows count as missing."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +76,30 @@ def test_a_row_whose_values_never_reached_the_disk_is_not_known(tmp_path):
     table.write(torch.tensor([5]), torch.randn(1, 3))
     np.memmap(tmp_path / "table" / FileTable.VECTORS, np.float32, "r+", shape=(10, 3))[5] = 0
     assert file_table(tmp_path / "table").missing(torch.tensor([5])).all()
+
+
+def write_for_ever(folder, started):
+    table = file_table(folder, 400, 50)
+    keys = torch.arange(400)
+    while True:
+        table.write(keys, keys[:, None].float().expand(-1, 50))
+        started.set()
+
+
+def test_a_killed_process_leaves_whole_rows_or_none(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for number in range(8):
+        folder, started = tmp_path / f"table-{number}", context.Event()
+        file_table(folder, 400, 50)
+        process = context.Process(target=write_for_ever, args=(folder, started))
+        process.start()
+        try:
+            if number % 2:
+                started.wait()
+        finally:
+            process.kill()
+            process.join()
+        table = file_table(folder, 400, 50)
+        known = torch.arange(400)[~table.missing(torch.arange(400))]
+        assert torch.equal(table.read(known), known[:, None].float().expand(-1, 50))
+        assert len(known) == 400 or not number % 2
