@@ -24,11 +24,7 @@ sys.meta_path.insert(0, Refuse())
 def test_the_five_lines_classify_a_picture(exported, session_folder, started):
     text = (REPO / "docs" / "deploy.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
-<<<<<<< HEAD
-    assert len(list(filter(None, lines.splitlines()))) == 5
-=======
     assert sum(map(bool, lines.splitlines())) == 5
->>>>>>> main
     export = exported().path
     picture = session_folder / "images" / "val" / "class_2" / "0.png"
     process = started(sys.executable, "-c", FORBIDDEN + lines, export, picture)
