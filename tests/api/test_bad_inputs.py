@@ -57,7 +57,6 @@ BAD_OPTIONS = [
     ({"student": None}, "the student is None; expected a torch.nn.Module or a name"),
     ({"student": OwnNet}, "the student is <class .*; expected a torch.nn.Module or a name"),
     ({"student": "resnet9"}, "unknown CIFAR model 'resnet9'; did you mean resnet8"),
-    ({"student": OwnNet(num_classes=5)}, r"python:student.OwnNet .*5|logits"),
     ({"teacher": "gone.pth"}, "no checkpoint at gone.pth"),
     ({"teacher": "weights.pth"}, "weights.pth holds weights alone; give teacher='NAME' and teacher_weights="),
     ({"teacher": "own.pth"}, "own.pth holds os:system, a model of somebody's own code; if you trust it"),

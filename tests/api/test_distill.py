@@ -98,6 +98,18 @@ def test_what_is_given_is_not_changed_and_training_starts_from_it(image_folder, 
     assert result.summary["teacher"] == "python:teacher.OwnNet"
 
 
+def test_a_student_with_other_classes_gets_a_new_classifier(image_folder, quick, caplog):
+    given = OwnNet(num_classes=5)
+    with caplog.at_level("INFO"):
+        result = mdistiller.distill(given, None, image_folder, method="NONE", output="out/new", **quick)
+    assert "has 5 outputs; a new one of 3 replaces it" in caplog.text
+    picture = next(image_folder.glob("val/*/*.png"))
+    for student in (result.load(), mdistiller.load(result.student, model=given)):
+        assert student.classes == ("class_0", "class_1", "class_2")
+        assert sum(guess.probability for guess in student.predict(picture)) == pytest.approx(1)
+    assert given.fc.out_features == 5
+
+
 def test_a_stopped_run_resumes_to_the_same_student(image_folder, teacher, quick):
     student = OwnNet()
     quick["epochs"] = 2
