@@ -35,6 +35,10 @@ def main() -> None:
         parser.error(f"--workers is {args.workers}; expected 0 to 512")
     if args.index and (args.folder or not args.classes):
         parser.error("--index needs --classes FILE, and no other folder")
+    options = {name: getattr(args, name) for name in ("images_per_shard", "val_fraction", "corrupt")}
+    unused = [f"--{name.replace('_', '-')}" for name, value in options.items() if value != parser.get_default(name)]
+    if args.index and unused:
+        parser.error(f"--index writes an index only, and does not take {', '.join(unused)}")
     if not args.index and (args.out is None or args.classes):
         parser.error("expected FOLDER and OUT, or --index SHARDS --classes FILE")
 

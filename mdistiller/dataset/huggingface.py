@@ -21,6 +21,7 @@ from .webdataset import local_root
 
 VAL = VAL_NAMES[0]
 DEFAULT_SIZE = 32  # px
+MAX_CLASSES = 1000  # where labels are numbers, and there are fewer images
 
 
 @dataset_dict.register("huggingface")
@@ -101,6 +102,12 @@ def _labels(tables: Tables, column: str, root: Path) -> Tuple[List[str], Dict[st
     """
     datasets = library()
     features = {part: _feature(table, column, "LABEL_COLUMN", root) for part, table in tables.items()}
+    for part, other in features.items():
+        if not isinstance(other, (datasets.ClassLabel, datasets.Value)) or other.dtype != features[TRAIN].dtype:
+            raise UserError(
+                f"the column {column!r} of {root} holds {other} in the {part} part; expected a label in each row, of"
+                " the same type in all parts: set DATASET.LABEL_COLUMN"
+            )
     values: Dict[str, np.ndarray] = {}
     for part, table in tables.items():
         cells = table.select_columns([column]).with_format("arrow")[:][column]
@@ -124,6 +131,11 @@ def _labels(tables: Tables, column: str, root: Path) -> Tuple[List[str], Dict[st
             classes = found.tolist()
             values = {part: np.searchsorted(found, labels) for part, labels in values.items()}
         else:
+            if found[-1] >= max(MAX_CLASSES, len(whole)):
+                raise UserError(
+                    f"the column {column!r} of {root} has the label {found[-1]} for {len(whole)} images; expected"
+                    " classes from 0 on: set DATASET.LABEL_COLUMN"
+                )
             classes = [str(number) for number in range(max(0, int(found[-1])) + 1)]
     if len(classes) < 2:
         raise UserError(f"the column {column!r} of {root} has a single class; expected at least two")

@@ -196,7 +196,7 @@ def _cache_errors(cfg: CfgNode) -> Iterator[str]:
 
 # Keys that may differ between processes: paths, which depend on the machine, and what only the main process does.
 FREE_IN_PROCESSES = (
-    *("LOG.", "PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS"),
+    *("LOG.", "PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.UNLABELED", "DATASET.NUM_WORKERS"),
     *("DISTILLER.TEACHER_WEIGHTS", "DISTILLER.STUDENT_WEIGHTS", "DISTILLER.TEACHER_CLASSES"),
 )
 

@@ -143,7 +143,7 @@ def test_other_columns(load: Make, image_folder: Path, tmp_path: Path) -> None:
         load(tmp_path / "tables", LABEL_COLUMN="fine_label")
     with pytest.raises(UserError, match="'fine_label' of .* holds ClassLabel.*; expected encoded images"):
         load(tmp_path / "tables", LABEL_COLUMN="fine_label", IMAGE_COLUMN="fine_label")
-    with pytest.raises(UserError, match="'img' of .* expected labels"):
+    with pytest.raises(UserError, match="'img' of .* expected a label in each row"):
         load(tmp_path / "tables", LABEL_COLUMN="img", IMAGE_COLUMN="img")
     train, _ = load(tmp_path / "tables", LABEL_COLUMN="fine_label", IMAGE_COLUMN="img")
     assert train.num_images == 12
@@ -184,6 +184,42 @@ def test_a_label_out_of_range(load: Make, image_folder: Path, tmp_path: Path, la
     table(image_folder / "val", label=NUMBERS).to_parquet(str(tmp_path / "tables/val.parquet"))
     features = datasets.Features({"image": datasets.Image(), "label": NUMBERS})
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "tables/train.parquet"))
+    with pytest.raises(UserError, match=reason):
+        load(tmp_path / "tables")
+
+
+def test_files_of_the_librarys_own_cache_are_no_images(load: Make, image_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tables"
+    root.mkdir()
+    for part in ("train", "val"):
+        rows = table(image_folder / part)
+        rows.save_to_disk(str(tmp_path / part))
+        shutil.copy(next((tmp_path / part).glob("*.arrow")), root / f"set-{part}.arrow")
+    shutil.copy(root / "set-val.arrow", root / "cache-0123456789abcdef.arrow")  # as `map` leaves it
+    assert load(root)[0].num_images == 12
+
+
+def test_two_training_parts_are_refused(load: Make, image_folder: Path, tmp_path: Path) -> None:
+    rows = table(image_folder / "train")
+    datasets.DatasetDict({"train": rows, "extra": rows, "val": rows}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=r"several train parts, among train, extra, val; save the one to use alone"):
+        load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([[0, 1]] * 12, "expected a label in each row, of the same type in all parts"),
+        ([10**8 + number for number in range(12)], "has the label 100000011 for .* images; expected classes from 0 on"),
+    ],
+)
+def test_columns_that_are_no_labels(
+    load: Make, image_folder: Path, tmp_path: Path, labels: List[Any], reason: str
+) -> None:
+    rows = table(image_folder / "train").remove_columns("label").add_column("label", labels)
+    (tmp_path / "tables").mkdir()
+    for part in ("train", "val"):
+        rows.to_parquet(str(tmp_path / f"tables/{part}.parquet"))
     with pytest.raises(UserError, match=reason):
         load(tmp_path / "tables")
 

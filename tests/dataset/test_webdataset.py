@@ -15,7 +15,7 @@ import torch
 
 from mdistiller.dataset import get_dataset, get_val_loader
 from mdistiller.dataset.fashion_demo import fashion_demo
-from mdistiller.dataset.shards.index import INDEX
+from mdistiller.dataset.shards.index import INDEX, scan_shard
 from mdistiller.dataset.shards.write import index_shards, make_shards
 from mdistiller.errors import UserError
 
@@ -176,6 +176,23 @@ def flip(shards: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[1540:1560] = bytes(20)  # the beginning of the first picture
     shard.write_bytes(content)
+
+
+def test_a_shard_that_cannot_be_read(load: Make, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("mdistiller.dataset.shards.split.file_checksum", refused)
+    with pytest.raises(UserError, match=r"-00000\d.tar cannot be read \(Permission denied\)"):
+        load(shards)
+
+
+def test_a_name_that_is_there_twice(load: Make, shards: Path) -> None:
+    with tarfile.open(shards / "train-000000.tar", "w") as tar:
+        for name in ("0.png", "0.png", "0.cls"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(UserError, match=r"0.png is there twice; give each sample a name of its own"):
+        scan_shard(shards / "train-000000.tar", 3)
 
 
 @pytest.mark.parametrize("in_memory", ["yes", "no"])

@@ -144,6 +144,10 @@ DOT = ["SOLVER.TRAINER", "dot", "DISTILLER.TYPE", "KD"]
         ([*DOT, "SOLVER.TYPE", "AdamW"], "SOLVER.TYPE is AdamW with SOLVER.TRAINER dot; expected SGD"),
         ([*DOT, "SOLVER.ACCUMULATE", "2"], "SOLVER.ACCUMULATE is 2 with SOLVER.TRAINER dot; expected 1"),
         ([*DOT, "SOLVER.CLIP_GRAD_NORM", "1"], "SOLVER.CLIP_GRAD_NORM is 1.0 with SOLVER.TRAINER dot; expected 0.0"),
+        (
+            [*DOT, "SOLVER.BACKBONE_LR_FACTOR", "0.5"],
+            "SOLVER.BACKBONE_LR_FACTOR is 0.5 with SOLVER.TRAINER",
+        ),
         ([*DOT, "SOLVER.LAYER_DECAY", "0.5"], "SOLVER.LAYER_DECAY is 0.5 with SOLVER.TRAINER dot; expected 1.0"),
     ],
 )

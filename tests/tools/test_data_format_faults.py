@@ -202,8 +202,11 @@ def test_shards_by_command_line(command: Any, place: Path) -> None:
     assert "train: 12 images in 2 shards, " in out and "val: 6 images in 1 shards, " in out
     (place / "c.txt").write_text("class_0\nclass_1\nclass_2\n")
     before = (place / "new/shards/index.json").read_bytes()
+    index = ("make_shards", "--index", "new/shards", "--classes", "c.txt")
     (place / "new/shards/index.json").unlink()
-    assert command("make_shards", "--index", "new/shards", "--classes", "c.txt")[0] == 0
+    status, _, err = command(*index, "-n", "5", "--corrupt", "skip")
+    assert (status, err.count("\n")) == (2, 1) and "does not take --images-per-shard, --corrupt" in err
+    assert command(*index)[0] == 0
     assert (place / "new/shards/index.json").read_bytes() == before
 
 

@@ -30,7 +30,8 @@ class Views(NamedTuple):
     def in_epoch(self, num_images: int, seed: int, epoch: int) -> Tensor:
         """Return the view of each image in an epoch, int64 [N], by the index of the image.
 
-        K epochs, from epoch 1, K + 1, 2K + 1, … on, show each view of each image once, in a random order.
+        K epochs, from epoch 1, K + 1, 2K + 1, … on, show each view of each image once: all images in one random
+        order, each from a random start.
 
         Args:
             num_images: N.

@@ -159,7 +159,8 @@ class Loader:
 
         if self._steps is None:
             return drawn(self.epoch)
-        start, length = self.epoch * self._steps * self.batch_size, self._steps * self.batch_size
+        length = self._steps * self.batch_size
+        start = max(self.epoch - 1, 0) * length
         first, last = start // self.num_images, (start + length - 1) // self.num_images
         passes = zip(*(drawn(number) for number in range(first, last + 1)))
         skipped = start - first * self.num_images

@@ -84,6 +84,8 @@ def scan_shard(path: Path, num_classes: int) -> Shard:
                 if not member.isfile() or not stem:
                     continue
                 sample = samples.setdefault(folder + slash + stem, {})
+                if field.lower() in sample:
+                    raise UserError(f"{path}: {member.name} is there twice; give each sample a name of its own")
                 sample[field.lower()] = (member.name, member.offset_data, member.size)
                 if field.lower() == LABEL:
                     content = tar.extractfile(member)

@@ -138,10 +138,13 @@ def check_shards(folder: Path, shards: Sequence[Shard], corrupt: str, num_worker
 def _damaged(folder: Path, shards: Sequence[Shard], num_workers: int) -> List[str]:
     def fault(shard: Shard) -> str:
         path = folder / shard.file
-        size = path.stat().st_size
-        if size != shard.bytes:
-            return f"{path} has {size} bytes instead of {shard.bytes}"
-        return "" if file_checksum(path) == shard.sha256 else f"{path} has another checksum"
+        try:
+            size = path.stat().st_size
+            if size != shard.bytes:
+                return f"{path} has {size} bytes instead of {shard.bytes}"
+            return "" if file_checksum(path) == shard.sha256 else f"{path} has another checksum"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         faults = pool.map(fault, shards)

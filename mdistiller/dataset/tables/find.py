@@ -16,6 +16,7 @@ from ..folders.layout import TRAIN, part_of
 
 PARQUET, ARROW = ".parquet", ".arrow"
 SAVED, SAVED_PARTS = "state.json", "dataset_dict.json"  # of `save_to_disk`
+LEFTOVERS = (".", "cache-", "tmp")  # hidden files, and what `map`, `filter` and the like leave beside a table
 LAYOUT = (
     "expected Parquet files such as train-00000.parquet and validation-00000.parquet, a folder that the datasets"
     " library saved, or the name of a data set in its cache"
@@ -78,7 +79,15 @@ def open_tables(root: Path) -> Tables:
         with _reported(root, [], datasets):
             saved = datasets.load_from_disk(str(root))
         by_name = saved if isinstance(saved, dict) else {TRAIN: saved}
-        return {part_of(str(name)) or TRAIN: table for name, table in by_name.items()}
+        tables: Tables = {}
+        for name, table in by_name.items():
+            part = part_of(str(name)) or TRAIN
+            if part in tables:
+                raise UserError(
+                    f"{root} has several {part} parts, among {', '.join(map(str, by_name))}; save the one to use alone"
+                )
+            tables[part] = table
+        return tables
     files = _files(root)
     tables = {}
     for part, of_part in files.items():
@@ -95,7 +104,7 @@ def _files(root: Path) -> Dict[str, List[Path]]:
     if root.is_file():
         found = [root] if root.suffix in (PARQUET, ARROW) else []
     else:
-        everything = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+        everything = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith(LEFTOVERS))
         of_kind = ([path for path in everything if path.suffix == suffix] for suffix in (PARQUET, ARROW))
         found = next(filter(None, of_kind), [])
     if not found:

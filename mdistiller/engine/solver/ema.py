@@ -22,12 +22,12 @@ from ...errors import UserError
 from .data_parallel import convert_sync_bn, own_statistics
 
 
-def decay_of(step: int, decay: float) -> float:
-    """Return the weight of the earlier average in step `step`, counted from 1 over the run: `decay` in the long run.
+def decay_of(steps: int, decay: float) -> float:
+    """Return the weight of the average after `steps` steps when the next one is added: `decay` in the long run.
 
-    It rises as `step / (step + 9)`, so that the initial weights are forgotten in a short run too.
+    It rises as `steps / (steps + 9)`, so that the initial weights are forgotten in a short run too.
     """
-    return min(decay, step / (step + 9))
+    return min(decay, steps / (steps + 9))
 
 
 class StudentAverage:
@@ -62,7 +62,8 @@ class StudentAverage:
             for average, value in zip(averages, current):
                 average.copy_(value)
             return
-        get_ema_multi_avg_fn(decay_of(int(num_averaged), self._decay))(averages, current, num_averaged)
+        decay = decay_of(int(self.averaged.n_averaged), self._decay)  # on the CPU, unlike `num_averaged`
+        get_ema_multi_avg_fn(decay)(averages, current, num_averaged)
 
     def update(self) -> None:
         """Add the present weights to the average; called after each step."""

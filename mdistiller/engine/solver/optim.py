@@ -67,6 +67,8 @@ def _build_timms(solver: CfgNode, groups: List[Dict[str, Any]], **options: Any) 
     info = get_optimizer_info(chosen)
     if info.second_order:
         raise UserError(f"SOLVER.TYPE {name} needs second derivatives, which are not computed here; give another")
+    if chosen.startswith("kron"):
+        raise UserError(f"SOLVER.TYPE {name} does not save all of its state, so runs cannot be resumed; give another")
     for key in ("betas", "eps"):
         if key in options and not getattr(info, f"has_{key}"):
             raise UserError(f"SOLVER.{key.upper()} is given, but SOLVER.TYPE {name} has none; leave it out")

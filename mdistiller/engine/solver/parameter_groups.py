@@ -11,6 +11,7 @@ from ...distillers import Distiller
 from ...errors import UserError
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+LONG = 4  # a sequence of more modules, inside another module, counts as blocks
 
 
 def parameter_groups(
@@ -91,15 +92,15 @@ def lr_scales(distiller: Distiller, cfg: CfgNode) -> Dict[nn.Parameter, float]:
 def layers_of(model: nn.Module) -> List[List[nn.Parameter]]:
     """Return the parameters of a model layer by layer, in the order in which its modules are defined.
 
-    A layer is a child of the model; a block, for a child that is a sequence of blocks. Normalisation layers and
-    single parameters with at most one dimension belong to the layer before them.
+    A layer is a child of the model; a block, for a child that is a sequence of blocks or contains a long one, as the
+    encoder of a vision transformer does. Normalisation layers and single parameters with at most one dimension belong
+    to the layer before them.
     """
     layers: List[List[nn.Parameter]] = []
     seen: Set[int] = set()
     units: List[List[nn.Parameter]] = [list(model.parameters(recurse=False))]
     for child in model.children():
-        blocks = child.children() if isinstance(child, (nn.Sequential, nn.ModuleList)) else [child]
-        units += [list(block.parameters()) for block in blocks]
+        units += _units_of(child)
     for unit in units:
         new = [parameter for parameter in unit if id(parameter) not in seen]
         seen.update(map(id, new))
@@ -108,3 +109,19 @@ def layers_of(model: nn.Module) -> List[List[nn.Parameter]]:
         elif new:
             layers.append(new)
     return layers
+
+
+def _units_of(child: nn.Module) -> List[List[nn.Parameter]]:
+    """Return the parameters of each block of a child."""
+    parts = list(child.children())
+    if isinstance(child, (nn.Sequential, nn.ModuleList)):
+        blocks = parts
+    elif any(_is_long(part) for part in parts):
+        blocks = [block for part in parts for block in (part.children() if _is_long(part) else [part])]
+    else:
+        blocks = [child]
+    return [list(child.parameters(recurse=False)), *(list(block.parameters()) for block in blocks)]
+
+
+def _is_long(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > LONG

@@ -155,6 +155,7 @@ class DistillationOriented(UpdateRule):
             ("ACCUMULATE", solver.ACCUMULATE, 1),
             ("CLIP_GRAD_NORM", solver.CLIP_GRAD_NORM, 0.0),
             ("LAYER_DECAY", solver.LAYER_DECAY, 1.0),
+            ("BACKBONE_LR_FACTOR", solver.BACKBONE_LR_FACTOR, 1.0),
         ):
             if given != neutral:
                 yield f"SOLVER.{key} is {given} with SOLVER.TRAINER dot; expected {neutral}, or SOLVER.TRAINER base"

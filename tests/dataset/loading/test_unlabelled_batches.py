@@ -46,7 +46,7 @@ def load(make_cfg: Make, image_folder: Path, loose: Path) -> Make:
 
 def batches_of(loader: Loader, epochs: int, start: int = 0) -> List[Dict[str, torch.Tensor]]:
     found = []
-    for epoch in range(epochs):
+    for epoch in range(1, 1 + epochs):
         loader.set_epoch(epoch)
         found += list(loader.iterate(start))
     return found
@@ -76,6 +76,7 @@ def test_passes_follow_each_other_through_all_epochs(load: Make, in_memory: str)
         assert batch["label_weight"].tolist() == pytest.approx([(labelled + 3) / labelled] * labelled + [0] * 3)
         assert loader.images_in(number % 3) == labelled + 3
         other += (batch["index"][labelled:] - 12).tolist()
+    assert sorted(other[:7]) == list(range(7)), "the first epochs show each once"
     passes = [other[start : start + 7] for start in range(0, 63, 7)]  # 7 epochs of 3 batches of 3 are 9 passes
     assert all(sorted(one) == list(range(7)) for one in passes)
     assert len(set(map(tuple, passes))) > 1

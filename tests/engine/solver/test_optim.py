@@ -169,6 +169,7 @@ def test_all_of_timms_optimizers_resume(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
+        (["TYPE", "kron"], "SOLVER.TYPE kron does not save all of its state"),
         (["TYPE", "adahessian"], "SOLVER.TYPE adahessian needs second derivatives"),
         (["TYPE", "fusedlamb"], "SOLVER.TYPE fusedlamb cannot be used with these settings of SOLVER: "),
         (["TYPE", "lars", "BETAS", "[0.9, 0.99]"], "SOLVER.BETAS is given, but SOLVER.TYPE lars has none"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from mdistiller.distillers import Distiller
@@ -64,6 +65,14 @@ def test_layers_hold_each_parameter_once(arch: str, count: int) -> None:
         name for name, _ in model.named_parameters()
     )
     assert model.get_classifier().weight in set(layers[-1])
+
+
+def test_blocks_within_an_encoder_are_layers() -> None:
+    model = torchvision.models.VisionTransformer(16, 8, num_layers=6, num_heads=1, hidden_dim=8, mlp_dim=8)
+    layers = layers_of(model)
+    assert len(layers) == 10  # class token, patches, positions, 6 blocks with the last norm, head
+    assert sum(len(layer) for layer in layers) == len(list(model.parameters()))
+    assert [id(p) for p in layers[2]] == [id(model.encoder.pos_embedding)]
 
 
 def test_each_layer_has_its_rate() -> None:
