@@ -22,6 +22,9 @@ SETTING = "{key} is no argument for DISTILLER.TEACHER_ARGS or STUDENT_ARGS; {rem
 RESERVED = {
     "pretrained": "set DISTILLER.TEACHER_WEIGHTS or STUDENT_WEIGHTS to pretrained",
     "checkpoint_path": "give the file as DISTILLER.TEACHER_WEIGHTS or STUDENT_WEIGHTS",
+    # it names files and addresses, and arguments may come from somebody's checkpoint
+    "pretrained_cfg": "give the weights as DISTILLER.TEACHER_WEIGHTS or STUDENT_WEIGHTS",
+    "pretrained_cfg_overlay": "give the weights as DISTILLER.TEACHER_WEIGHTS or STUDENT_WEIGHTS",
     "features_only": "the maps are read from the whole model",
 }
 LOGITS = "timm gives it no classifier of one nn.Linear: {reason}"
