@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextlib import ExitStack
 from typing import Any, Dict, Mapping, Optional, Sequence, Union
@@ -59,7 +60,8 @@ def distill(
             (`cifar100`, `fashion_demo`); or a PyTorch `Dataset` of (image, label). Its images are PIL images, arrays
             `[H, W, 3]` or tensors `[3, H, W]`, uint8 or in [0, 1], without normalisation and random transforms, which
             are the engine's task.
-        val_data: a folder or a `Dataset`; `None` if `train_data` names both parts, or with `val_fraction`.
+        val_data: a folder or a `Dataset`; `None` if `train_data` names both parts, or has `train/` alone and
+            `val_fraction` is given.
         method: the name of a distiller.
         output: folder of the run.
         resume: continue the run in `output`.
@@ -112,7 +114,8 @@ def distill(
             if stopped.name != "SIGINT":
                 raise
             raise KeyboardInterrupt(f"{stopped}; saved in {folder.path}, continue with resume=True") from None
-    return Result(summary, folder.path, modules.get("student"))
+    own_code = cfg.DISTILLER.STUDENT if library_of(cfg.DISTILLER.STUDENT) == "user" else None
+    return Result(summary, folder.path, modules.get("student", own_code))
 
 
 def _merge(keys: Dict[str, Any], own: Mapping[str, Any]) -> None:
@@ -123,17 +126,20 @@ def _merge(keys: Dict[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def _bare_model(model: nn.Module, role: str, keys: Dict[str, Any]) -> nn.Module:
-    """Return a model, or the backbone of a `Student`; a teacher then sees the images that it was trained on."""
+    """Return a model, or the backbone of a `Student`, which then sees images as in its training."""
     if not isinstance(model, Student):
         return model
     head = model.network.head
     if head is not None:
         raise UserError(f"the {role} is a student that needs its {head.kind} head; give a bare model")
+    info = model.source.info
     if role == "teacher":
-        info = model.source.info
-        own = {"size": info.input_size, "mean": list(info.mean), "std": list(info.std)}
-        keys.setdefault("DISTILLER.TEACHER_INPUT", own)
-    return model.network.backbone
+        own = {"size": info.input_size, "mean": list(info.mean), "std": list(info.std), "interpolation": "bilinear"}
+        keys.setdefault("DISTILLER.TEACHER_INPUT", own)  # the loaders resize bilinearly
+        return model.network.backbone
+    for key, value in (("INPUT_SIZE", info.input_size), ("MEAN", list(info.mean)), ("STD", list(info.std))):
+        keys.setdefault(f"DATASET.{key}", value)
+    return copy.deepcopy(model.network.backbone).requires_grad_(True)
 
 
 def _named_model(model: Any, role: str) -> Dict[str, Any]:
@@ -144,7 +150,9 @@ def _named_model(model: Any, role: str) -> Dict[str, Any]:
     if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
         raise UserError(f"the {role} is {model!r:.100}; expected a torch.nn.Module or a name")
     text = os.fspath(model)
-    if not (isinstance(model, os.PathLike) or text.lower().endswith(CHECKPOINTS) or os.path.isdir(text)):
+    # "resnet8" is a model, also where a folder has that name; "./resnet8" and "output/run" are folders
+    folder = os.path.isdir(text) and os.sep in text and not library_of(text)
+    if not (isinstance(model, os.PathLike) or text.lower().endswith(CHECKPOINTS) or folder):
         return {key: text}
     path = find_checkpoint(model)
     checkpoint = read_checkpoint(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Union
 
 from torch import nn
 
@@ -17,14 +17,14 @@ class Result:
     """A finished run.
 
     Attributes:
-        summary: the content of summary.json: accuracies in percent (`best`, `last`, `teacher`), cost, speed, versions.
+        summary: the content of summary.json: accuracies in percent (`best`, `last`, `teacher_accuracy`), cost, speed, versions.
         folder: of the run, with checkpoints, worklog, metrics and configuration.
-        model: the student's backbone, if it was given as an object; not trained.
+        model: the student's backbone, if it was given as an object, not trained; or the name of your own code.
     """
 
     summary: Dict[str, Any] = field(repr=False)
     folder: Path
-    model: Optional[nn.Module] = field(default=None, repr=False)
+    model: Union[nn.Module, str, None] = field(default=None, repr=False)
 
     @property
     def student(self) -> Path:

@@ -34,7 +34,7 @@ def push(export: Path, card: Path, repository: str, private: bool = False) -> st
         export: the file.
         card: its Markdown.
         repository: `user/name`; created if there is none.
-        private: whether a new repository can be seen by others.
+        private: create a private repository; a public one is refused.
 
     Raises:
         UserError: see `check_hub`; or the hub refuses or cannot be reached.
@@ -49,7 +49,14 @@ def push(export: Path, card: Path, repository: str, private: bool = False) -> st
     ]
     try:
         api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.repo_info(repository).private:  # an existing one keeps its visibility
+            raise UserError(
+                f"--private, but {repository} exists and is public; make it private, or give another name. The export"
+                f" stays at {export}"
+            )
         commit = api.create_commit(repository, operations=operations, commit_message=f"Add {export.name}")
+    except UserError:
+        raise
     except Exception as error:  # of the library, its HTTP client and its checks, which have no common base
         reason = " ".join(str(error).split())[:240] or type(error).__name__
         raise UserError(f"cannot push to {repository!r:.120} ({reason}); the export stays at {export}") from None

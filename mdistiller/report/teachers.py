@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Optional, Sequence
 
 from torch import nn
 
+from ..dataset import DatasetInfo
 from ..distillers import distiller_dict
-from ..engine.cfg import merge_known
+from ..engine.cfg import PRETRAINED, merge_known
 from ..engine.networks.build import build_teacher
 from ..errors import UserError
 from ..models import library_of
+from ..paths import find_file
 from .blocks import plain
 from .runs import Run
 
@@ -72,10 +74,18 @@ def _build(run: Run, options: Optional[Dict[str, Any]], key: str, own_code: Sequ
     if library_of(options["TEACHER"]) == "user" and options["TEACHER"] not in own_code:
         why = f"The teacher {label} is somebody's own code; if you trust it, add -m {label}."
         return Teacher(label, key, None, why)
+    if options.get("TEACHER_WEIGHTS") == PRETRAINED:
+        why = f"The teacher {label} has weights of its library, which a report does not download."
+        return Teacher(label, key, None, why)
     cfg = run.source.cfg.clone()
     try:
         merge_known(cfg, {"DISTILLER": options}, str(run.source.path))
-        model = build_teacher(cfg, run.source.info)
+        model = build_teacher(cfg, _with_root(run.source.info, cfg.DATASET.ROOT))
     except UserError as error:
         return Teacher(label, key, None, f"The teacher {label} cannot be built: {error}.")
     return Teacher(label, key, model.requires_grad_(False).eval())
+
+
+def _with_root(info: DatasetInfo, root: str) -> DatasetInfo:
+    """Return `info` with the folder of the data set, whose lists of classes and words a teacher's outputs may need."""
+    return replace(info, root=find_file(root)) if root else info

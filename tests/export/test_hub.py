@@ -33,7 +33,9 @@ class Hub(BaseHTTPRequestHandler):
             self._answer(200, {})
 
     def do_GET(self):
-        self._answer(404, {"error": "not found"})
+        known = self.path.startswith("/api/models/me/small")
+        content = {"id": "me/small", "private": self.server.private} if known else {"error": "not found"}
+        self._answer(200 if known else 404, content)
 
     def _chunks(self):
         parts = []
@@ -61,7 +63,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.requests = []
+    server.requests, server.private = [], True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -76,6 +78,15 @@ def hub(monkeypatch):
 
 def arguments(student_file):
     return ("export", "-c", student_file, "--format", "safetensors", "--no-data", "--push", "me/small", "--private")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nothing_private_goes_to_a_public_repository(command, student_file, hub):
+    hub.private = False
+    status, _, err = command(*arguments(student_file))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--private, but me/small exists and is public; make it private" in err
+    assert not [path for path, *_ in hub.requests if "commit" in path]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...distillers import DeployedStudent, Head
@@ -39,7 +40,8 @@ def deployed_cost(backbone: nn.Module, head: Optional[Head], input_size: int) ->
     parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
     image = next(iter(parameters.values())).new_zeros(1, 3, input_size, input_size)
     without_grad = {name: p.detach() for name, p in parameters.items()}  # PyTorch 2.4 cannot count with leaf tensors
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # fused attention is not counted on the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         torch.func.functional_call(model, without_grad, (image,))
     logits = torch.func.functional_call(model, parameters, (image,))
     gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)

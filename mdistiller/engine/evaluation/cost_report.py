@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from ...distillers import DeployedStudent, Head
 from ...errors import UserError
-from ...models import build_model, library_of
+from ...models import build_model, library_input, library_of
 from ...paths import find_file
 from ..cfg import PRETRAINED
+from ..checkpoint import is_described, read_checkpoint
+from ..networks.build import SAME
 from ..speed.precision import pick_device
 from .cost import deployed_cost
 
@@ -87,17 +89,18 @@ def teacher_lines(
         section: `DISTILLER`, as in a configuration.
         given: whether the user named the teacher; otherwise a checkpoint did, which must not start code of the user's
             own, and a teacher that cannot be built gives a note and no line.
-        dataset, num_classes, input_size: of the student; `TEACHER_INPUT` may give another size.
+        dataset, num_classes, input_size: of the student; the teacher may see another size.
         speed: whether to measure it.
 
     Raises:
         UserError: the teacher that the user named cannot be built.
     """
-    name, size = section.get("TEACHER"), _mapping(section, "TEACHER_INPUT").get("size", input_size)
+    name = section.get("TEACHER")
     if not isinstance(name, str) or (not given and (section.get("TYPE") == "NONE" or library_of(name) == "user")):
         return []
     constructor = _mapping(section, "TEACHER_ARGS"), _mapping(section, "TEACHER_FEATURES")
     try:
+        size = _teacher_size(section, name, input_size)
         with torch.random.fork_rng(devices=[]):
             teacher = build_model(name, num_classes, dataset, size, *constructor).eval()
     except UserError as error:
@@ -106,12 +109,35 @@ def teacher_lines(
         log.info(f"note: the cost of the teacher is not known here: {error.faults[0]}")
         return []
     teacher.to(pick_device()).to(memory_format=torch.channels_last)
-    weights = section.get("TEACHER_WEIGHTS")
-    file = find_file(weights) if isinstance(weights, str) and weights not in ("", PRETRAINED) else None
-    text = cost_text(teacher, None, size, file if file is not None and file.is_file() else None)
+    text = cost_text(teacher, None, size, _weights_file(section))
     return [f"teacher   {name}: {text}", *([f"          {speed_text(teacher, None, size)}"] if speed else [])]
 
 
 def _mapping(section: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = section.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+def _weights_file(section: Mapping[str, Any]) -> Optional[Path]:
+    """Return the file of the teacher's weights, if it is on this machine."""
+    weights = section.get("TEACHER_WEIGHTS")
+    file = find_file(weights) if isinstance(weights, str) and weights not in ("", PRETRAINED) else None
+    return file if file is not None and file.is_file() else None
+
+
+def _teacher_size(section: Mapping[str, Any], name: str, input_size: int) -> int:
+    """Return the side in pixels of the images that the teacher sees; see `teacher_input`.
+
+    Raises:
+        UserError: the file of its weights, which may record another size, cannot be read here.
+    """
+    given, weights = section.get("TEACHER_INPUT"), section.get("TEACHER_WEIGHTS")
+    if isinstance(given, Mapping) or given == SAME:
+        return int(_mapping(section, "TEACHER_INPUT").get("size", input_size))
+    own = library_input(name) if PRETRAINED in (given, weights) else None
+    if own is not None:
+        return own.size
+    if not isinstance(weights, str) or weights in ("", PRETRAINED):
+        return input_size
+    checkpoint = read_checkpoint(find_file(weights))
+    return int(checkpoint["input_size"]) if is_described(checkpoint) else input_size

@@ -33,29 +33,27 @@ def read_outputs(given: str) -> List[Names]:
             is a name, or a wnid and words; words are separated by commas.
 
     Raises:
-        UserError: the file is missing, unreadable or empty, or has an empty line or a line twice.
+        UserError: the file is missing, unreadable or empty, or has an empty line or a line twice; or timm is missing.
     """
     return _imagenet() if given == IMAGENET_CLASSES else _read_file(given)
 
 
 def _imagenet() -> List[Names]:
-    """Return the wnids, if timm is installed, and the words of ImageNet-1k's classes."""
+    """Return the wnids and the words of ImageNet-1k's classes."""
     from torchvision.models._meta import _IMAGENET_CATEGORIES as words
 
     try:
         from timm.data import ImageNetInfo
     except ImportError:
-        return [(word,) for word in words]
+        # words alone would take the bird for the machine: torchvision calls n02012849, crane, a "crane bird"
+        raise UserError(
+            f"{KEY} {IMAGENET_CLASSES} needs timm, which knows the wnids and all words; run: pip install timm"
+        ) from None
     info = ImageNetInfo()
     return [
         (info.index_to_label_name(index), word, *_words(info.index_to_description(index)))
         for index, word in enumerate(words)
     ]
-
-
-def has_wnids() -> bool:
-    """Return whether the wnids of `imagenet` are known, because timm is installed."""
-    return len(_imagenet()[0]) > 1
 
 
 def _read_file(given: str) -> List[Names]:

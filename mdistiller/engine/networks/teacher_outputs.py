@@ -15,7 +15,7 @@ from ...dataset.folders.class_folders import listed
 from ...dataset.info import DatasetInfo
 from ...errors import UserError
 from ..cfg import IMAGENET_CLASSES
-from .teacher_classes import KEY, WNID, Names, find_rows, has_wnids, read_outputs
+from .teacher_classes import KEY, Names, find_rows, read_outputs
 
 
 def find_outputs(
@@ -34,11 +34,6 @@ def find_outputs(
     """
     if not given and recorded.get("classes", list(info.classes)) == list(info.classes):
         return info.num_classes, None
-    if given == IMAGENET_CLASSES and any(map(WNID.fullmatch, info.classes)) and not has_wnids():
-        # words alone would take the bird for the machine: torchvision calls n02012849, crane, a "crane bird"
-        raise UserError(
-            f"{KEY} {given} needs timm for the classes of {info.name}, which are wnids; run: pip install timm"
-        )
     outputs: List[Names] = read_outputs(given) if given else [(str(name),) for name in recorded["classes"]]
     rows, missing = find_rows(info, outputs, given or str(path))
     if given and missing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -59,14 +60,30 @@ def trace(model: nn.Module, training: bool) -> fx.Graph:
         NotTraceable: its `forward` takes decisions that depend on the images, or draws random numbers by itself.
     """
     model.train(training)
-    state = torch.get_rng_state(), random.getstate()
+    before, values = _random_state(), _plain_values(model)
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:  # the model's code meets placeholders instead of tensors, and may raise any type
         raise NotTraceable(str(error)) from error
-    if not torch.equal(state[0], torch.get_rng_state()) or state[1] != random.getstate():
+    if _random_state() != before:
         raise NotTraceable("its forward draws random numbers that a graph would repeat")
+    if _plain_values(model) != values:
+        raise NotTraceable("its forward changes numbers of its own, which a graph would not")
     return graph
+
+
+def _random_state() -> Tuple[Any, ...]:
+    of_numpy: Any = np.random.get_state(legacy=False)
+    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
+    return torch.get_rng_state().tolist(), random.getstate(), of_numpy
+
+
+def _plain_values(model: nn.Module) -> List[Dict[str, Any]]:
+    """Return the numbers and texts that the modules keep as attributes, such as counters."""
+    return [
+        {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+        for module in model.modules()
+    ]
 
 
 def choose(
