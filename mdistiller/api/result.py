@@ -17,7 +17,8 @@ class Result:
     """A finished run.
 
     Attributes:
-        summary: the content of summary.json: accuracies in percent (`best`, `last`, `teacher_accuracy`), cost, speed, versions.
+        summary: the content of summary.json: accuracies in percent (`best`, `last`,
+            `teacher_accuracy`), cost, speed, versions.
         folder: of the run, with checkpoints, worklog, metrics and configuration.
         model: the student's backbone, if it was given as an object, not trained; or the name of your own code.
     """

@@ -141,6 +141,10 @@ def load(
     Raises:
         UserError: the file is missing, damaged, or no student; or it needs `model` or `plugins`.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"path is a {type(path).__name__}; expected the path of a checkpoint or of the folder of a run")
+    if isinstance(plugins, (str, os.PathLike)):
+        plugins = [os.fspath(plugins)]
     if not (model is None or isinstance(model, (nn.Module, str))):
         raise UserError(f"model is a {type(model).__name__}; expected a torch.nn.Module, or the name of code")
     with ExitStack() as stack:

@@ -141,6 +141,29 @@ def test_a_loaded_teacher_sees_its_own_images(image_folder, quick):
     assert result.summary["settings"]["DISTILLER.TEACHER_INPUT.std"] == std
 
 
+def test_a_loaded_student_is_trained_on(image_folder, teacher, quick):
+    quick.pop("input_size")
+    result = mdistiller.distill(teacher, None, image_folder, method="NONE", output="out/more", mean=[0.5] * 3, **quick)
+    assert result.summary["settings"]["DATASET.INPUT_SIZE"] == SIZE
+    before, after = teacher.network.backbone.state_dict(), result.load().network.backbone.state_dict()
+    assert not torch.equal(before["fc.weight"], after["fc.weight"])
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_model_is_told_from_a_folder_of_its_name(image_folder, quick):
+    first = mdistiller.distill("resnet8", None, image_folder, method="NONE", output="resnet8", **quick)
+    again = mdistiller.distill("resnet8", None, image_folder, method="NONE", output="out/fresh", **quick)
+    assert again.summary["last"] == first.summary["last"], "from the same fresh weights"
+    more = mdistiller.distill("./resnet8", None, image_folder, method="NONE", output="out/more", **quick)
+    assert more.history[0]["loss"] != first.history[0]["loss"]
+
+
+def test_a_student_named_by_its_code_is_loaded(image_folder, quick):
+    (image_folder.parent / "net.py").write_text("from tests.api.conftest import OwnNet\n\nmake = OwnNet\n")
+    result = mdistiller.distill("net.py:make", None, image_folder, method="NONE", output="out/own", **quick)
+    assert len(result.load().classes) == 3
+
+
 def test_a_checkpoint_is_a_teacher(image_folder, quick):
     teacher = mdistiller.distill("resnet8", None, image_folder, method="NONE", output="out/t", **quick)
     for number, form in enumerate((teacher.student, str(teacher.student), teacher.folder)):

@@ -57,6 +57,16 @@ def test_cost_of_student_and_teacher(command, student_file):
     assert re.search(rf"^teacher +resnet20: .*; {size} MiB on disk$", given, flags=re.M)
 
 
+def test_the_teacher_is_measured_at_the_size_that_it_sees(command, student_file):
+    def macs(*keys):
+        out = evaluated(command, "--no-speed", "DISTILLER.TEACHER", "torchvision/resnet18", *keys)
+        return number(re.search(r"^teacher .* ([\d,]+) MACs", out, flags=re.M)[1])
+
+    at_224 = macs("DISTILLER.TEACHER_INPUT", "{size: 224}")
+    assert macs("DISTILLER.TEACHER_INPUT", "pretrained") == macs("DISTILLER.TEACHER_WEIGHTS", "pretrained") == at_224
+    assert macs("DISTILLER.TEACHER_INPUT", "same") < at_224 / 100
+
+
 def test_speed_is_measured_unless_it_is_switched_off(command, student_file):
     out = evaluated(command)
     speeds = re.findall(

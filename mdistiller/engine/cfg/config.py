@@ -178,6 +178,7 @@ def resolved(cfg: CN, **dataset: Any) -> CN:
     relative: a run writes below the directory that it is started in.
     """
     cfg = cfg.clone()
+    cfg.defrost()
     for key, value in dataset.items():
         cfg.DATASET[key] = list(value) if isinstance(value, tuple) else value
     cfg.DATASET.ROOT = cfg.DATASET.ROOT and portable_path(cfg.DATASET.ROOT)

@@ -1,6 +1,7 @@
 """The cost of deployed models, compared with counts by hand."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mdistiller.distillers.SFAKD import SFAKDHead
@@ -55,6 +56,21 @@ def test_resnet8x4_has_its_known_size():
     cost = deployed_cost(build_model("resnet8x4", 100), None, 32)
     assert cost.parameters == sum(p.numel() for p in build_model("resnet8x4", 100).parameters()) == 1_233_540
     assert 176e6 < cost.macs < 178e6  # 177 M, as the literature gives it
+
+
+def test_attention_counts():
+    """Two products of 4 × 4 tokens and 8 channels, which the fused form would hide."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8))
+
+        def forward(self, image):
+            tokens = torch.ones(1, 1, 4, 8) * self.weight + image.mean()
+            return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1), {}
+
+    assert deployed_cost(Attention(), None, 6).macs == 2 * 4 * 4 * 8
 
 
 def test_float64():

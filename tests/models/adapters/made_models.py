@@ -4,6 +4,7 @@ import random
 import threading
 import warnings
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -65,6 +66,26 @@ class Skipping(Net):
         if not (self.training and random.random() < 0.5):
             x = self.stage1[1](x)
         return self.head(self.stage3(self.stage2(x)).mean((2, 3)))
+
+
+class SkippingByNumPy(Skipping):
+    """NumPy's random numbers decide."""
+
+    def forward(self, x):
+        x = self.stage1[0](F.relu(self.stem(x)))
+        if not (self.training and np.random.rand() < 0.5):
+            x = self.stage1[1](x)
+        return self.head(self.stage3(self.stage2(x)).mean((2, 3)))
+
+
+class Counting(Net):
+    """A counter of its own changes what is computed; a graph would keep the number of the time of tracing."""
+
+    steps = 0
+
+    def forward(self, x):
+        self.steps += 1
+        return self.head(self.forward_map(x).mean((2, 3)) * min(1.0, self.steps / 100))
 
 
 class Output:

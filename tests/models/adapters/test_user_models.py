@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,14 @@ def test_outputs(name, kind, maps, training):
         torch.testing.assert_close(own[0], logits)
     logits.sum().backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if name != "Skipping" or "stage1" not in n)
+
+
+@pytest.mark.parametrize("name", ["SkippingByNumPy", "Counting"])
+def test_what_changes_from_call_to_call_is_not_frozen(name):
+    model = build(name).train()
+    assert isinstance(model, HookedModel)
+    np.random.seed(0)
+    assert len({float(model(images())[0].sum().detach()) for _ in range(8)}) > 1
 
 
 def test_a_graph_shows_the_maps_before_and_after_their_activation():
