@@ -18,7 +18,7 @@ from ..engine.evaluation.confusion import Confusion
 from ..engine.evaluation.evaluate import evaluate as count
 from ..engine.networks.teacher_outputs import check_classes
 from ..errors import UserError
-from ..models._adapt import evaluation_mode
+from ..models._adapt import evaluation_mode, user_code_errors
 from ..models._outputs import logits_of
 from .data import Data, class_names, read_part, side_of
 from .options import nested
@@ -61,6 +61,9 @@ def evaluate(
         model = load(model)
     if not isinstance(model, nn.Module):
         raise UserError(f"model is a {type(model).__name__}; expected a torch.nn.Module, or the path of a student")
+    for key, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, (list, tuple)) or len(values) != 3:
+            raise UserError(f"{key} is {values!r:.100}; expected three numbers, one for each channel")
     keys: Dict[str, Any] = {"DATASET.TEST.BATCH_SIZE": batch_size, "DATASET.INPUT_SIZE": input_size}
     if isinstance(model, Student):
         info = model.source.info
@@ -73,7 +76,8 @@ def evaluate(
     network = model.network if isinstance(model, Student) else model
 
     def forward(image: Tensor) -> Dict[str, Tensor]:
-        output = logits_of(network(image))
+        with user_code_errors("the model cannot take the images", "or give another input_size"):
+            output = logits_of(network(image))
         logits = output[0] if isinstance(output, (tuple, list)) else output
         if logits.ndim != 2 or logits.shape[1] != loader.info.num_classes:
             raise UserError(

@@ -171,7 +171,7 @@ def test_odd_values_in_the_files_of_a_run(runs):
     (runs / "vanilla" / "summary.json").write_text(json.dumps(summary))
     path = runs / "vanilla" / "student_best.pth"
     content = torch.load(path, weights_only=True)
-    content["config"] = {"DATASET": content["config"]["DATASET"], "DISTILLER": [], "X": torch.ones(3), "Y": {1: None}}
+    content["config"] = {"DATASET": content["config"]["DATASET"], "DISTILLER": {}, "X": torch.ones(3), "Y": {1: None}}
     torch.save(content, path)
     material = look_at(runs / "vanilla")
     assert material.runs[0].series("loss") == {1: float("inf"), 2: float("inf")}

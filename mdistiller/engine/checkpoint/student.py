@@ -8,6 +8,7 @@ constructor) and `features` (names of modules, if they were given).
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -84,9 +85,16 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
     lacking = [key for key, kind in DESCRIPTION.items() if not isinstance(checkpoint.get(key), kind)]
     if "input_size" not in lacking and checkpoint["input_size"] not in SIZE:
         lacking.append("input_size")
+    if "mean" not in lacking and not _are_channels(checkpoint["mean"]):
+        lacking.append("mean")
+    if "std" not in lacking and not (_are_channels(checkpoint["std"]) and min(checkpoint["std"]) > 0):
+        lacking.append("std")
+    if "classes" not in lacking and len(set(map(str, checkpoint["classes"]))) != len(checkpoint["classes"]):
+        lacking.append("classes")
     head = checkpoint.get("head")
     whole = not lacking and (
         isinstance(checkpoint["config"].get("DATASET"), dict)
+        and isinstance(checkpoint["config"].get("DISTILLER", {}), dict)
         and all(isinstance(name, str) for name in plugins_of(checkpoint))
         and "deployed_top1" in checkpoint["accuracy"]
         and all(isinstance(value, (int, float)) for value in checkpoint["accuracy"].values())
@@ -98,6 +106,11 @@ def is_described(checkpoint: Dict[str, Any]) -> bool:
         parts = ", ".join(lacking or ["config, accuracy or head"])
         raise UserError(f"the checkpoint's description is damaged ({parts}); get the file again")
     return True
+
+
+def _are_channels(values: List[Any]) -> bool:
+    """Whether there is a finite number for each of the three channels."""
+    return len(values) == 3 and all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def plugins_of(checkpoint: Dict[str, Any]) -> List[Any]:

@@ -186,6 +186,24 @@ def test_messages():
         ck.is_described({"format": ck.FORMAT, "version": 99})
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("mean", [0.5]),
+        ("mean", ["a", "b", "c"]),
+        ("std", [0.0, 0.1, 0.1]),
+        ("std", [0.1, 0.1, float("nan")]),
+        ("classes", ["a", "a", "b"]),
+    ],
+)
+def test_a_description_with_impossible_values_is_damaged(part, value):
+    with pytest.raises(UserError, match=rf"description is damaged \({part}\)"):
+        ck.is_described({**described(deployed()), part: value})
+    with pytest.raises(UserError, match="description is damaged"):
+        content = described(deployed())
+        ck.is_described({**content, "config": {**content["config"], "DISTILLER": "x"}})
+
+
 @pytest.mark.parametrize("part", ["model", "classes", "config", "accuracy", "arch", "version"])
 def test_a_damaged_description_is_named(part):
     content = described(deployed())
