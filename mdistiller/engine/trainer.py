@@ -8,7 +8,6 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from .. import distributed
@@ -16,12 +15,12 @@ from ..dataset import Batch
 from ..distillers import Distiller
 from ..registry import Registry
 from .evaluation.cost import deployed_cost
-from .evaluation.evaluate import evaluate
+from .evaluation.opening import evaluate_teacher, probe_student
 from .evaluation.student import StudentEvaluation
 from .log import run_text
 from .log.logger import RunLogger, SilentLogger, open_logger
+from .log.progress_bar import progress_bar
 from .meter import EpochMeter
-from .run.chance import chance_warning
 from .run.folder import RunFolder
 from .run.nonfinite import NonFiniteLoss, save_evidence
 from .run.origin import origin_of
@@ -29,7 +28,6 @@ from .run.progress import Progress
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
-from .solver.linear_probe import train_classifier
 from .solver.update_rules import DistillationOriented, SummedLosses, UpdateRule
 from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
@@ -183,25 +181,18 @@ class Trainer:
             self.logger.say(line)
         if resumed:
             self.logger.say(run_text.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))
-        teacher = self.distiller.teacher
-        if teacher is not None:
-            self.teacher_accuracy = evaluate(
-                lambda image: {"deployed": teacher(image)[0]}, self.val_loader, self.stop.check
+        if self.distiller.teacher is not None:
+            self.teacher_accuracy, lines = evaluate_teacher(
+                self.distiller.teacher, self.cfg.DISTILLER.TEACHER, self.val_loader, self.stop.check
             )
-            top1 = self.teacher_accuracy["deployed_top1"]
-            self.logger.say(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {top1:.2f}")
-            warning = chance_warning(top1, self.train_loader.info.num_classes, self.val_loader.num_images)
-            if warning:
-                self.logger.say(warning)
+            for line in lines:
+                self.logger.say(line)
 
     def _probe(self) -> None:
         """Train the student's classifier alone; a run that is resumed at its start does the same again."""
-        student = self.distiller.student
+        loaders = self.train_loader, self.val_loader
         passes = self.cfg.SOLVER.PROBE_EPOCHS
-        line = train_classifier(student, self.train_loader, self.precision, passes, self.stop.check)
-        student.eval()
-        accuracy = evaluate(lambda image: {"probe": student(image)[0]}, self.val_loader, self.stop.check)
-        self.logger.say(f"{line}; top-1 {accuracy['probe_top1']:.2f}")
+        self.logger.say(probe_student(self.distiller.student, *loaders, self.precision, passes, self.stop.check))
 
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the epoch in the distiller's memory format, with cached teacher outputs."""
@@ -231,7 +222,8 @@ class Trainer:
         self.train_loader.set_epoch(epoch)
         num_steps, meter = len(self.train_loader), self.meter
         first_step = (epoch - 1) * num_steps
-        with self._progress_bar(epoch) as bar, self._networks.in_place():
+        title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
+        with progress_bar(title, self.train_loader.num_images, meter.images) as bar, self._networks.in_place():
             remaining = self.batches() if batches is None else batches
             for step, batch in enumerate(remaining, start=self.progress.step + 1):
                 losses, logits = self.train_step(batch, epoch, first_step + step - 1, num_steps)
@@ -252,16 +244,6 @@ class Trainer:
             "images_per_second": round(meter.images / seconds, 1),
             "seconds": round(seconds, 2),
         }
-
-    def _progress_bar(self, epoch: int) -> tqdm:
-        return tqdm(
-            total=sum(map(self.train_loader.images_in, range(len(self.train_loader)))),
-            initial=self.meter.images,
-            desc=f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}",
-            unit="img",
-            leave=False,
-            disable=None if distributed.is_main_process() else True,  # None: no bar if stderr is not a terminal
-        )
 
     def train_step(
         self, batch: Batch, epoch: int, global_step: int, steps_per_epoch: int

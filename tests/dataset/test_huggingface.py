@@ -170,7 +170,7 @@ def test_a_row_without_an_image(load: Make, image_folder: Path, tmp_path: Path) 
     (tmp_path / "tables").mkdir()
     table(image_folder / "val").to_parquet(str(tmp_path / "tables/val.parquet"))
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "tables/train.parquet"))
-    with pytest.raises(UserError, match=r"row 2 \(the row has no image\); .*row 3 \(there is no file .*gone.png\)"):
+    with pytest.raises(UserError, match=r"row 2 \(the row has no image\); .*row 3 \(the file .*gone.png is missing\)"):
         load(tmp_path / "tables")
 
 

@@ -113,7 +113,7 @@ TRAINING = [
     ),
     (TABLES, cut("tables/train.parquet"), "tables/train.parquet cannot be read ("),
     (TABLES + " DATASET.LABEL_COLUMN class", nothing, "has no column 'class'"),
-    (TABLES + " DATASET.IMAGE_COLUMN label", nothing, "tables/train/row 0 (there is no file tables/class_0)"),
+    (TABLES + " DATASET.IMAGE_COLUMN label", nothing, "tables/train/row 0 (the file tables/class_0 is missing)"),
     (TABLES + " DATASET.VAL_FRACTION 0.5", nothing, "has validation images; set DATASET.VAL_FRACTION 0"),
     ("DATASET.TYPE huggingface DATASET.ROOT me/none", nothing, "me/none is neither on the disk nor in the cache"),
     (LOOSE, nothing, "loose holds 0 images; expected at least 2"),

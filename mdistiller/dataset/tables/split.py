@@ -56,7 +56,7 @@ class TableSplit(EncodedSplit):
             return io.BytesIO(cell["bytes"])
         path = self._root / cell["path"]
         if not path.is_file():
-            raise OSError(f"there is no file {path}")
+            raise OSError(f"the file {path} is missing")
         return path
 
     def fingerprint(self) -> Tuple[str, str]:

@@ -1,0 +1,25 @@
+"""The progress bar of an epoch."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+
+from ... import distributed
+
+
+def progress_bar(title: str, num_images: int, done: int = 0) -> tqdm:
+    """Return a bar that counts images; there is none if stderr is not a terminal, or in another process than the main.
+
+    Args:
+        title: stands before it.
+        num_images: of the epoch.
+        done: images that a resumed epoch has behind it.
+    """
+    return tqdm(
+        total=num_images,
+        initial=done,
+        desc=title,
+        unit="img",
+        leave=False,
+        disable=None if distributed.is_main_process() else True,  # None: unless stderr is a terminal
+    )
