@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import torchrun
 from .distributed_errors import reported_once, to_sendable
-from .errors import UserError
+from .errors import UserError, one_line
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # torchrun has gathered the processes before
@@ -245,7 +245,7 @@ def _init_process_group() -> dist.Store:
         )
     except (RuntimeError, ValueError) as error:  # PyTorch's errors of sockets and stores
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at {address}"
             f" ({reason}); start them with torchrun, and check that this machine can reach that address"

@@ -17,7 +17,7 @@ from typing import Any, List, Optional, Tuple
 
 from tqdm import tqdm
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .paths import check_not_device
 
 TIMEOUT = 30  # seconds
@@ -193,7 +193,7 @@ def _write(content: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> N
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
+    return one_line(getattr(error, "reason", "") or error)
 
 
 def _megabytes(size: int) -> str:

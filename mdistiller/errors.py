@@ -8,6 +8,7 @@ from typing import Iterable
 
 MAX_LINE_LENGTH = 2000  # characters
 MAX_NAMES = 50  # listed when no name is similar
+MAX_REASON_LENGTH = 300  # characters of another exception's message within ours
 _NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
 
 
@@ -43,12 +44,17 @@ def refuse(faults: Iterable[str]) -> None:
         raise UserError(*lines)
 
 
+def one_line(reason: object) -> str:
+    """Return an exception's message (or any text) as one short line, or the name of its type if it has no message."""
+    return " ".join(str(reason).split())[:MAX_REASON_LENGTH].rstrip(". ") or type(reason).__name__
+
+
 def memory_shortage(error: BaseException) -> str:
     """Return one line of advice if Python, NumPy or PyTorch ran out of memory, or an empty string otherwise."""
-    reason = " ".join(str(error).split())
+    reason = str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(reason):
         return (
-            f"out of memory ({reason[:160] or type(error).__name__}); lower SOLVER.BATCH_SIZE,"
+            f"out of memory ({one_line(error)}); lower SOLVER.BATCH_SIZE,"
             " DATASET.TEST.BATCH_SIZE, DATASET.INPUT_SIZE or the sizes of the method"
         )
     return ""
@@ -69,8 +75,7 @@ def dead_worker(error: BaseException) -> str:
     """Return one line if `error` is PyTorch's RuntimeError about a dead DataLoader worker, otherwise an empty text."""
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
         return ""
-    reason = " ".join(str(error).split())
     return (
-        f"a process that reads images died ({reason[:160]}); most often memory ran out: set DATASET.NUM_WORKERS or"
+        f"a process that reads images died ({one_line(error)}); most often memory ran out: set DATASET.NUM_WORKERS or"
         " SOLVER.BATCH_SIZE lower, give a container more shared memory (--shm-size), and continue with --resume"
     )

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..distillers import Distiller
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .cfg import to_dict
 from .checkpoint import save
 from .meter import EpochMeter
@@ -136,7 +136,7 @@ class TrainingState:
             missing, unexpected = self.distiller.load_state_dict(state["distiller"], strict=False)
             self.distiller.load_state_dict(statistics_of_process(state.get("statistics", [{}])), strict=False)
         except RuntimeError as error:  # shapes differ, for example after an edit of a plug-in
-            raise ValueError(" ".join(str(error).split())[:200]) from None
+            raise ValueError(one_line(error)) from None
         differing = [key for key in missing if not key.startswith("teacher.")] + unexpected
         if differing:
             raise ValueError(f"its weights differ, first {differing[0]}")

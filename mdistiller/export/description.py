@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Dict, Mapping, Tuple
 
 from ..dataset.images.decode import View
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 FORMAT = "mdistiller.export"
 VERSION = 1
@@ -78,5 +78,5 @@ def read_description(metadata: Mapping[str, str], path: Any) -> Description:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(f"the metadata of {path} is damaged ({reason}); export the student again") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 
 def check_hub(repository: str) -> None:
@@ -21,7 +21,7 @@ def check_hub(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        reason = " ".join(str(error).split())[:240]
+        reason = one_line(error)
         raise UserError(f"--push {repository!r:.120} is no repository ({reason}); give USER/NAME") from None
 
 
@@ -58,6 +58,6 @@ def push(export: Path, card: Path, repository: str, private: bool = False) -> st
     except UserError:
         raise
     except Exception as error:  # of the library, its HTTP client and its checks, which have no common base
-        reason = " ".join(str(error).split())[:240] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"cannot push to {repository!r:.120} ({reason}); the export stays at {export}") from None
     return str(commit.commit_url)

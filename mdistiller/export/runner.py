@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..dataset.images.decode import View
 from ..dataset.loading.loader import Normaliser
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .source import Source, to_input
 
 RunFloat = Callable[[np.ndarray], np.ndarray]  # float32 [B, 3, S, S] in [0, 1] to logits [B, K]
@@ -75,7 +75,7 @@ def checked_runner(path: Path, classes: Tuple[str, ...], view: View, run_float: 
             problem = error
         if problem is None:
             return logits
-        reason = " ".join(str(problem).split())[:200]
+        reason = one_line(problem)
         what = f"{reason} for {len(pixels)} images and {len(classes)} classes"
         raise UserError(f"{path} cannot run ({what}); export the student again")
 

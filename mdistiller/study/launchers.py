@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Protocol, Sequence
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .job import Job, run_job
 
 CLUSTERS = ("slurm", "local", "debug")  # of submitit; the last two run on this machine, to try things out
@@ -99,7 +99,7 @@ class ClusterLauncher:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster)
             self._executor.update_parameters(name="mdistiller", **parameters)
         except (RuntimeError, ValueError, NameError, TypeError) as error:
-            raise UserError(f"--cluster {cluster}: {' '.join(str(error).split())}") from None
+            raise UserError(f"--cluster {cluster}: {one_line(error)}") from None
 
     def submit(self, job: Job) -> Handle:
         self._jobs.append(self._executor.submit(run_job, job))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..images.orientation import upright
 from ..images.pictures import as_picture
 from .encoded import Transform, UnusableImage
@@ -50,7 +50,7 @@ class DatasetSplit:
         except MemoryError:  # not caused by the image
             raise
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise UnusableImage(f"{place} of the {type(self.dataset).__name__} ({reason})") from error
 
     def digest(self) -> str:
@@ -106,7 +106,7 @@ def _label(dataset: Any, index: int, role: str) -> int:
     try:
         item = dataset[index]
     except Exception as error:  # a user's code can raise any type
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(
             f"item {index} of {role} cannot be read ({type(error).__name__}: {reason}); correct it"
         ) from error

@@ -12,7 +12,7 @@ from multiprocessing import queues
 from multiprocessing.context import BaseContext
 from typing import Any, Iterable, Iterator, TypeVar
 
-from ...errors import UserError, dead_worker
+from ...errors import UserError, dead_worker, one_line
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class _Queue(queues.Queue):
             if not isinstance(error, BrokenPipeError):  # a worker that died is reported elsewhere
                 queues.Queue._on_queue_feeder_error(error, item)  # type: ignore[attr-defined]
             return
-        os.write(2, f"a process that reads images cannot send them: {' '.join(str(error).split())}\n".encode())
+        os.write(2, f"a process that reads images cannot send them: {one_line(error)}\n".encode())
         os._exit(1)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from ...atomic_files import replace_text
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..images.file_names import picture_suffixes
 
 INDEX = "index.json"
@@ -96,8 +96,7 @@ def scan_shard(path: Path, num_classes: int) -> Shard:
                 raise tarfile.ReadError("unexpected end of data")
     except (OSError, tarfile.TarError) as error:
         raise UserError(
-            f"the shard {path} cannot be read ({' '.join(str(error).split())}); expected a complete tar file that is"
-            " not compressed"
+            f"the shard {path} cannot be read ({one_line(error)}); expected a complete tar file that is not compressed"
         ) from None
     suffixes = {suffix[1:] for suffix in picture_suffixes()}
     rows = [(*_picture(sample, suffixes, f"{path}: {key}"), labels[key]) for key, sample in samples.items()]
@@ -145,7 +144,7 @@ def read_index(folder: Path) -> Tuple[List[str], Shards]:
             " with its option --index"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); {REMEDY}") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}); {REMEDY}") from None
     if not isinstance(content, dict) or any(content.get(key) != value for key, value in FORMAT.items()):
         raise UserError(f"{path} is not an index of version {FORMAT['version']}; {REMEDY}")
     try:

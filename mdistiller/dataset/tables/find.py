@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..folders.class_folders import listed
 from ..folders.layout import TRAIN, part_of
 
@@ -126,7 +126,7 @@ def _reported(root: Path, files: Sequence[Path], datasets: Any) -> Iterator[None
     try:
         yield
     except (OSError, ValueError, ArrowException, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        reason = one_line(error.__cause__ or error)
         raise UserError(f"{_damaged(files) or root} cannot be read ({reason}); copy it again, or remove it") from None
     finally:
         if shown:

@@ -10,7 +10,7 @@ from typing import Any, Dict, Tuple
 import yaml
 
 from ...distillers._plugins import plugin_list
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...paths import expanded, read_text, shipped_config, shipped_configs, user_path
 
 MAX_VALUES = 100_000  # values in a configuration; the largest shipped one has fewer than 100
@@ -79,7 +79,7 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
     except OSError as error:
         raise UserError(f"config {path} cannot be read ({error.strerror}){_similar_configs(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"config {path} is not valid YAML: {one_line(error)}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"config {path} holds a {type(content).__name__}; expected sections such as SOLVER:")

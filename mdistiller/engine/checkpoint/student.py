@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from ...dataset.info import DatasetInfo
 from ...dataset.options import SIZE
 from ...distillers import DeployedStudent, head_dict
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...models import build_model, check_model, library_of
 from ...registry import UnknownName
 from .foreign_weights import load_checkpoint
@@ -204,6 +204,6 @@ def load_student(
         head = head_dict[saved["kind"]](**saved["options"])
         head.load_state_dict(saved["state"])
     except Exception as error:  # damaged options can make the constructor raise any type
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(f"the head in checkpoint {path} is damaged ({reason}); get the file again") from None
     return DeployedStudent(backbone, head)

@@ -10,7 +10,7 @@ from typing import Any, Dict, Mapping, Tuple
 
 import torch
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 
 STUDENT = "mdistiller.student"  # key in the metadata
 MODEL, HEAD = "model.", "head."
@@ -54,7 +54,7 @@ def unpack_student(tensors: Dict[str, torch.Tensor], metadata: Mapping[str, str]
         if head is not None:
             head = {**head, "state": _below(HEAD, tensors)}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(f"the metadata of checkpoint {path} are damaged ({reason}); get it again") from None
     return {**rest, "model": _below(MODEL, tensors), "head": head}
 

@@ -12,13 +12,13 @@ from yacs.config import CfgNode
 
 from ... import distributed
 from ...atomic_files import replace_text, writing_to
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..cfg import dump, experiment_name, to_dict
 from ..run.folder import RunFolder
 from ..run.progress import Progress
 from ..run.signals import RunStopped
 from .tensorboard import EventFile, cut_events
-from .wandb_run import one_line, start_run
+from .wandb_run import start_run
 
 # Keys of a row of metrics.jsonl that depend on the machine; the others follow from the configuration.
 MACHINE_FIELDS = ("images_per_second", "seconds", "memory_mib", "peak_memory_mib")

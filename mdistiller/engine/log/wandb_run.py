@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
+from ...errors import one_line
+
 TIMEOUT = 10  # seconds without an answer from the server
 INIT_TIMEOUT = 30  # seconds until a run is given up
 NO_CREDENTIALS = "no credentials"
@@ -78,11 +80,6 @@ def _out_of_reach(server: str) -> Optional[str]:
     except (OSError, ValueError) as error:  # a ValueError: an invalid address
         return f"{server} cannot be reached: {one_line(getattr(error, 'reason', error))}"
     return None
-
-
-def one_line(error: object) -> str:
-    """Return the message of an exception as one line of at most 160 characters."""
-    return " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
 
 
 @contextmanager

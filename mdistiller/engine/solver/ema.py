@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ... import distributed
 from ...distillers import DeployedStudent, Distiller
-from ...errors import UserError
+from ...errors import UserError, one_line
 from .data_parallel import convert_sync_bn, own_statistics
 
 
@@ -50,7 +50,7 @@ class StudentAverage:
         try:
             self.averaged = AveragedModel(self._trained(), multi_avg_fn=self._average, use_buffers=True).train()
         except (TypeError, RuntimeError) as error:  # of a user's own model
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             raise UserError(f"SOLVER.EMA needs a copy of the student, which fails ({reason}); set it to 0") from None
         self.averaged.requires_grad_(False)
 
@@ -103,7 +103,7 @@ class StudentAverage:
             statistics = statistics_of_process(state["statistics"])
             self.averaged.load_state_dict(statistics, strict=False)
         except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"its average is of another student ({' '.join(str(error).split())[:160]})") from None
+            raise ValueError(f"its average is of another student ({one_line(error)})") from None
 
 
 def statistics_of_process(of_processes: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ...errors import UserError, did_you_mean
+from ...errors import UserError, did_you_mean, one_line
 from .parameter_groups import parameter_groups
 
 OPTIMIZERS = ("SGD", "AdamW")
@@ -77,7 +77,7 @@ def _build_timms(solver: CfgNode, groups: List[Dict[str, Any]], **options: Any) 
     try:
         return create_optimizer_v2(groups, opt=chosen, **options)
     except Exception as error:  # of a library that the optimizer needs, or of values that it refuses
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"SOLVER.TYPE {name} cannot be used with these settings of SOLVER: {reason}") from None
 
 

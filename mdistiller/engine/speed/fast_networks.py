@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from ...dataset.loading.loader import Batch, Loader
 from ...distillers import Distiller
+from ...errors import one_line
 from ...models import ClassifierModel, own_input_of
 from .fold_batchnorm import fold_batchnorm
 from .precision import Precision
@@ -68,7 +69,7 @@ class FastNetworks:
             try:
                 self._teacher, num_folded = fold_batchnorm(teacher, self._loader.info.input_size, precision.dtype)
             except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # of a user's own model
-                reason = " ".join(str(error).split())[:120] or type(error).__name__
+                reason = one_line(error)
         if reason:
             if cfg.TEACHER_CACHE != "off":
                 say(f"teacher cache: none, the teacher runs as it was built ({reason})")

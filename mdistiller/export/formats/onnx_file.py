@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..description import INPUT, OUTPUT, Description, read_description
 from ..runner import Runner, checked_runner
 from .tracing import exporting
@@ -116,7 +116,7 @@ def open_onnx(path: Path) -> Runner:
     try:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's types have no common base
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"ONNX Runtime cannot load {path} ({reason}); export the student again") from None
     inputs, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
     if inputs != [INPUT] or outputs != [OUTPUT]:

@@ -16,7 +16,7 @@ from typing import Any, Iterator, Tuple
 
 import torch
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 
 MAX_JSON_BYTES = 64 * 2**20  # of a program
 # names without the folder that begins every name in later versions of the format
@@ -46,7 +46,7 @@ def check_program(content: bytes, path: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # damaged archives raise many types
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{path} is damaged or not a .pt2 file ({reason}); export the student again") from None
 
 
@@ -76,7 +76,7 @@ def _pickle_fault(data: bytes) -> str:
     try:
         torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # damaged bytes can make the unpickler raise any type
-        return " ".join(str(error).split())[:120] or type(error).__name__
+        return one_line(error)
     return ""
 
 

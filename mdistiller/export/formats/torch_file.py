@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..description import INPUT, Description, read_description
 from ..runner import Runner, checked_runner
 from ..source import to_input
@@ -71,7 +71,7 @@ def open_torch(path: Path) -> Runner:
             warnings.simplefilter("ignore")
             module = torch.export.load(io.BytesIO(content), extra_files=extra).module()
     except Exception as error:  # damaged programs raise many types
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)
         raise UserError(
             f"this PyTorch {torch.__version__} cannot load {path} ({reason}); use the version that made it, or export"
             " the student again"

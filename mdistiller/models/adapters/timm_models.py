@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from torch import Tensor, nn
 
-from ...errors import UserError, did_you_mean
+from ...errors import UserError, did_you_mean, one_line
 from .._adapt import AdaptedModel, evaluation_mode, examine, insert, is_equal, noise, running_on, user_code_errors
 from .layout import tokens_to_map
 from .own_input import InputSpec
@@ -111,7 +111,7 @@ def pretrained(name: str, input_size: int, arguments: Mapping[str, Any]) -> Dict
     except UserError:
         raise
     except Exception as error:  # of the network, the disk or the file
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)
         raise UserError(
             f"timm's weights of {name} cannot be downloaded ({reason}); connect to the internet, or give a file"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any, Dict, Mapping
 from torch import Tensor, nn
 from torchvision import models
 
-from ...errors import UserError, did_you_mean
+from ...errors import UserError, did_you_mean, one_line
 from .._adapt import user_code_errors
 from .own_input import InputSpec
 
@@ -50,7 +50,7 @@ def pretrained(name: str, input_size: int, arguments: Mapping[str, Any]) -> Dict
     try:
         state = dict(weights.get_state_dict(progress=False, check_hash=True))
     except Exception as error:  # of the network, the disk or the file
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)
         raise UserError(
             f"torchvision's weights of {name} cannot be downloaded ({reason}); get {weights.url} and give its path"
         ) from error

@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...paths import portable_path, user_path
 from .._adapt import AdaptedModel, evaluation_mode, examine, insert, noise, running_on, user_code_errors
 from .._contract import ClassifierModel
@@ -200,7 +200,7 @@ def infer_outputs(
         try:
             return find(model, name, num_classes, input_size, features)
         except NotTraceable as error:
-            reasons.append(" ".join(str(error).split())[:200])
+            reasons.append(one_line(error))
         except UserError as error:
             if features:
                 raise UserError(f"the features of {name}: {error}") from None

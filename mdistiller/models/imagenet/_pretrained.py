@@ -10,7 +10,7 @@ import torch
 from torch import hub, nn
 from torchvision.models import get_weight
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from .._weights import load_weights
 
 # the teachers of the published tables; torchvision's later "V2" weights are stronger models of the same architecture
@@ -43,7 +43,7 @@ def released_file(name: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[1])
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(
             f"torchvision's weights of {name} are not at {file} and could not be downloaded ({reason});"
             f" get {url} and put it there, or give a file (DISTILLER.TEACHER_WEIGHTS, -c)"
