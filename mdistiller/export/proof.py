@@ -13,6 +13,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from ..engine.evaluation.eval_checkpoint import note_missing_folder
 from ..errors import UserError
 from .runner import source_runner
 from .source import Source, random_pixels, val_pixels
@@ -110,6 +111,8 @@ class Evidence:
         kept: List[Tuple[Tensor, Optional[Tensor]]] = []
         logits, num_bytes = [], 0
         run = source_runner(source).run
+        if use_data:
+            note_missing_folder(source.cfg, source.checkpoint)
         try:
             for pixels, target in self._read():
                 logits.append(run(pixels))

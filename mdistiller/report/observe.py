@@ -16,6 +16,7 @@ from torch import Tensor
 from ..dataset.loading.loader import Normaliser
 from ..distillers import DeployedStudent
 from ..distillers.heads import split_forward
+from ..engine.evaluation.eval_checkpoint import note_missing_folder
 from ..engine.speed.precision import pick_device, prepare_device
 from ..errors import UserError
 from ..export.source import val_pixels
@@ -82,6 +83,7 @@ def _observe(run: Run, teacher: Teacher, known: Optional[Outputs], device: torch
     if model is not None:
         model = model.to(device).to(memory_format=torch.channels_last)
     normalise = Normaliser(run.source.info, device)
+    note_missing_folder(run.source.cfg, run.source.checkpoint)
     try:
         num_images, batches = val_pixels(run.source)
     except UserError as error:

@@ -1,6 +1,7 @@
 """tools/export.py: what it writes, proves and refuses."""
 
 import json
+import os
 import re
 import shutil
 
@@ -155,10 +156,12 @@ def test_half_in_the_other_formats(exported):
 
 def test_an_exported_safetensors_file_is_a_checkpoint(command, student_file):
     result = export_student(student_file, Options(format="safetensors"))
-    status, out, _ = command("eval", "-m", "resnet8", "-c", result.path)
+    root = read_checkpoint(student_file)["config"]["DATASET"]["ROOT"]
+    status, out, _ = command("eval", "-m", "resnet8", "-c", result.path, "DATASET.ROOT", root)
     assert status == 0 and "recorded  top-1 41.50" in out and "SFAKD head" in out
     status, other, _ = command("eval", "-m", "resnet8", "-c", student_file)
     assert re.findall("deployed .*", out) == re.findall("deployed .*", other)
+    assert os.path.isabs(root) and root.encode() not in result.path.read_bytes(), "a folder of this machine"
 
 
 def test_an_earlier_export_is_replaced_only_on_request(command, student_file, tmp_path):

@@ -56,6 +56,7 @@ def eval_checkpoint(
     if described:
         check_arch(checkpoint, arch, source)  # before code of the user's own is imported
         use_described_dataset(cfg, checkpoint, overrides, str(source))
+        note_missing_folder(cfg, checkpoint)
     check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     device = pick_device()
     prepare_device(device)
@@ -122,11 +123,17 @@ def _on_this_machine(dataset: Dict[str, Any]) -> Dict[str, Any]:
     root = dataset.get("ROOT")
     if not isinstance(root, str) or not root or find_file(root).exists():
         return dataset
-    log.info(
-        f"note: the checkpoint was trained on data in {root}, which is not here; the default folder is used,"
-        " DATASET.ROOT names another"
-    )
     return {**dataset, "ROOT": ""}
+
+
+def note_missing_folder(cfg: CfgNode, checkpoint: Dict[str, Any]) -> None:
+    """Log it if validation images come from the default folder because the one of the training is not here."""
+    trained_on = checkpoint["config"]["DATASET"].get("ROOT")
+    if trained_on and not cfg.DATASET.ROOT and checkpoint["dataset"] == cfg.DATASET.TYPE:
+        log.info(
+            f"note: the checkpoint was trained on data in {trained_on}, which is not here; the default folder is used,"
+            " DATASET.ROOT names another"
+        )
 
 
 def _millions(module: nn.Module) -> str:

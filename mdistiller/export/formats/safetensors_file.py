@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Dict
 
@@ -12,7 +13,7 @@ MADE_BY = "safetensors"
 
 
 def write_safetensors(checkpoint: Dict[str, Any], path: Path, description: Description, half: bool = False) -> None:
-    """Write a student's checkpoint to `path`.
+    """Write a student's checkpoint to `path`. Folders of this machine do not appear in it.
 
     Args:
         checkpoint: described, see `mdistiller/engine/checkpoint/student.py`.
@@ -22,5 +23,15 @@ def write_safetensors(checkpoint: Dict[str, Any], path: Path, description: Descr
     """
     from safetensors.torch import save
 
-    tensors, rest = pack_student(checkpoint, half)
+    config = _without_folders(checkpoint["config"])
+    tensors, rest = pack_student({**checkpoint, "arch": description.arch, "config": config}, half)
     path.write_bytes(save(tensors, {**description.metadata(), STUDENT: rest}))
+
+
+def _without_folders(value: Any) -> Any:
+    """Return part of a configuration in which each absolute path is replaced by its last part."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(item) for item in value]
+    return os.path.basename(os.path.normpath(value)) if isinstance(value, str) and os.path.isabs(value) else value

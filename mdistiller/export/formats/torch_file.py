@@ -105,7 +105,7 @@ class FreshProcess:
         self.path = path
         threads = str(torch.get_num_threads())
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-W", "ignore", str(WORKER), str(path), threads],
+            [sys.executable, "-W", "ignore", str(WORKER), str(path), threads],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
