@@ -1,7 +1,8 @@
-"""Run a grid of methods, pairs and seeds: mdistiller-study STUDY [--output DIR] [--jobs N] [--dry-run] [KEY VALUE]."""
+"""Run a grid of methods, pairs and seeds: mdistiller-study STUDY [--output DIR] [--jobs N] [KEY VALUE]."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Dict, NoReturn, Sequence
 
 from ..cli import OneLineParser, add_overrides, run
@@ -12,6 +13,10 @@ def main() -> None:
     parser.add_argument("study", metavar="STUDY", help="a file, or a shipped study such as studies/demo")
     parser.add_argument("--output", metavar="DIR", help="folder of the study; default output/studies/NAME")
     parser.add_argument("--jobs", type=int, help="runs at the same time; default 1, or all jobs of a cluster")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="RUN", help="run only these, such as 'small/*/seed0'; repeatable"
+    )
+    parser.add_argument("--fresh", action="store_true", help="use no results of other studies or machines")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate their time")
     parser.add_argument("--cluster", choices=("slurm", "local", "debug"), help="submit the runs by submitit")
     parser.add_argument(
@@ -37,11 +42,13 @@ def main() -> None:
 
     study = read_study(args.study, args.overrides)
     output = user_path(args.output or f"output/studies/{study.name}")
+    if args.fresh:
+        study = replace(study, summaries=(), share=())
     if args.dry_run:
-        print(dry_run(study, output, args.jobs or 1))
+        print(dry_run(study, output, args.jobs or 1, args.only))
         return
     check_libraries()
-    run_study(study, output, make_launcher(args.cluster, output, parameters, args.jobs))
+    run_study(study, output, make_launcher(args.cluster, output, parameters, args.jobs), args.only)
 
 
 def _parameters(parser: OneLineParser, words: Sequence[str]) -> Dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from .grid import Cell, Row, Study
 from .results import Summary
 
 LEVEL = 0.95  # of the confidence intervals
+MIN_SEEDS = 3  # for a statement
 
 
 class Spread(NamedTuple):
@@ -37,13 +38,34 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> str:
         """What the interval allows to say."""
-        if self.interval is None:
-            return "one seed says nothing"
+        if self.interval is None or self.n < MIN_SEEDS:
+            return "too few seeds"
         if self.interval[0] > 0:
             return "helps"
         if self.interval[1] < 0:
             return "hurts"
-        return f"no difference seen with {self.n} seeds"
+        return "no difference seen"
+
+
+class Conditions(NamedTuple):
+    """What the settings of a run leave open, and must be equal for results to be averaged.
+
+    Attributes:
+        precision: that was used.
+        processes: their number.
+        val_labels, val_content: digests of the validation images.
+        teacher: digest of its weights, or `None`.
+    """
+
+    precision: str
+    processes: int
+    val_labels: Optional[str]
+    val_content: Optional[str]
+    teacher: Optional[str]
+
+    def comparable(self, other: Conditions) -> bool:
+        """Whether results may be compared; each pair of runs must have the same teacher, too."""
+        return self[:-1] == other[:-1]
 
 
 class Group(NamedTuple):
@@ -51,24 +73,25 @@ class Group(NamedTuple):
 
     Attributes:
         row: pair, variant and method.
-        conditions: what the settings leave open: the precision that was used, the validation images, the processes.
+        conditions: of the runs; `None` without a finished run.
         summaries: by seed.
         unfinished: seeds of the row without a result under any conditions.
     """
 
     row: Row
-    conditions: Tuple[Any, ...]
+    conditions: Optional[Conditions]
     summaries: Dict[int, Summary]
     unfinished: Tuple[int, ...]
 
-    def spread(self, part: str, key: str = "deployed_top1") -> Spread:
-        """Return mean and deviation of an accuracy in percent; `part` is "last" or "best"."""
-        return spread([summary[part][key] for summary in self.summaries.values()])
+    def values(self, part: str, key: str = "deployed_top1") -> List[float]:
+        """Return an accuracy of each run in percent; `part` is "last" or "best"."""
+        return [summary[part][key] for summary in self.summaries.values() if key in summary[part]]
 
     @property
-    def seconds(self) -> float:
-        """Mean duration of a run."""
-        return statistics.mean(summary["seconds"] for summary in self.summaries.values())
+    def epoch_seconds(self) -> Optional[float]:
+        """Median duration of an epoch without its evaluation, if it is known."""
+        known = [summary["epoch_seconds"] for summary in self.summaries.values() if summary.get("epoch_seconds")]
+        return statistics.median(known) if known else None
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -76,10 +99,11 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
-def conditions_of(summary: Summary) -> Tuple[Any, ...]:
-    """Return what must be equal for two results to be averaged or compared, beside their settings."""
+def conditions_of(summary: Summary) -> Conditions:
+    """Return what must be equal for two results to be averaged, beside their settings."""
     origin = summary["origin"]
-    return (summary["precision"], summary.get("processes", 1), origin.get("val_labels"), origin.get("val_content"))
+    images = (origin.get("val_labels"), origin.get("val_content"))
+    return Conditions(summary["precision"], summary.get("processes", 1), *images, origin.get("teacher"))
 
 
 def groups(study: Study, summaries: Dict[str, Summary]) -> List[Group]:
@@ -92,13 +116,13 @@ def groups(study: Study, summaries: Dict[str, Summary]) -> List[Group]:
         cells.setdefault(cell.row, []).append(cell)
     found = []
     for row in study.rows():
-        by_conditions: Dict[Tuple[Any, ...], Dict[int, Summary]] = {}
+        by_conditions: Dict[Optional[Conditions], Dict[int, Summary]] = {}
         for cell in cells[row]:
             if cell.name in summaries:
                 summary = summaries[cell.name]
                 by_conditions.setdefault(conditions_of(summary), {})[cell.seed] = summary
         unfinished = tuple(cell.seed for cell in cells[row] if cell.name not in summaries)
-        for conditions, by_seed in (by_conditions or {(): {}}).items():
+        for conditions, by_seed in (by_conditions or {None: {}}).items():
             found.append(Group(row, conditions, dict(sorted(by_seed.items())), unfinished))
     return found
 
@@ -106,15 +130,15 @@ def groups(study: Study, summaries: Dict[str, Summary]) -> List[Group]:
 def difference(group: Group, other: Group) -> Optional[Difference]:
     """Return the paired difference of two groups, or `None` without a common seed.
 
-    A seed counts if both runs had the same teacher, or one of them had none.
+    A seed counts if both runs had the same training images, and the same teacher unless one of them had none.
     """
     values = []
-    for seed, summary in group.summaries.items():
-        teachers = {summary["origin"].get("teacher")}
-        if seed in other.summaries:
-            teachers.add(other.summaries[seed]["origin"].get("teacher"))
-            if len(teachers - {None}) < 2:
-                values.append(summary["last"]["deployed_top1"] - other.summaries[seed]["last"]["deployed_top1"])
+    for seed in sorted(group.summaries.keys() & other.summaries.keys()):
+        one, two = group.summaries[seed], other.summaries[seed]
+        teachers = {run["origin"].get("teacher") for run in (one, two)} - {None}
+        images = {(run["origin"].get("train_labels"), run["origin"].get("train_content")) for run in (one, two)}
+        if len(teachers) < 2 and len(images) == 1:
+            values.append(one["last"]["deployed_top1"] - two["last"]["deployed_top1"])
     return paired(other.row.method, values) if values else None
 
 
@@ -136,13 +160,38 @@ def paired(to: str, values: Sequence[float]) -> Difference:
 def differences(study: Study, found: Sequence[Group]) -> Dict[int, List[Difference]]:
     """Return the differences of each group, by its place in `found`, to the methods of `Study.compare_to`.
 
-    Compared are groups of the same pair and variant under the same conditions.
+    Compared are groups of the same pair and variant under comparable conditions.
     """
     result: Dict[int, List[Difference]] = {}
     for place, group in enumerate(found):
         for name in study.compare_to:
             for other in found:
-                same = other.row.block == group.row.block and other.conditions == group.conditions
-                if same and other.row.method == name != group.row.method:
+                if not (group.conditions and other.conditions and group.conditions.comparable(other.conditions)):
+                    continue
+                if other.row.block == group.row.block and other.row.method == name != group.row.method:
                     result.setdefault(place, []).extend(filter(None, [difference(group, other)]))
     return result
+
+
+def labels(found: Sequence[Group]) -> List[str]:
+    """Return the method of each group, with the conditions that tell it from others of its pair and variant."""
+    return [_label(group, [other for other in found if other.row.block == group.row.block]) for group in found]
+
+
+def _label(group: Group, block: Sequence[Group]) -> str:
+    mine = group.conditions
+    others = [other.conditions for other in block if other.conditions]
+    if mine is None:
+        return group.row.method
+    parts = [mine.precision] if len({each.precision for each in others}) > 1 else []
+    if len({each.processes for each in others}) > 1:
+        parts.append(f"{mine.processes} processes" if mine.processes > 1 else "1 process")
+    if len({each[2:4] for each in others}) > 1:
+        parts.append(f"validation images {_digest(mine.val_content)}")
+    if mine.teacher and len({each.teacher for each in others} - {None}) > 1:
+        parts.append(f"teacher {_digest(mine.teacher)}")
+    return f"{group.row.method} ({', '.join(parts)})" if parts else group.row.method
+
+
+def _digest(text: Optional[str]) -> str:
+    return str(text).rpartition(": ")[2][:6]

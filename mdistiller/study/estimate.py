@@ -17,18 +17,18 @@ from ..benchmark.hardware import synchronize_device
 from ..benchmark.synthetic import save_random_teacher
 from ..distillers import distiller_dict
 from ..engine.build import build_trainer
-from .grid import Cell, Study
+from .grid import Cell, Row, Study
 from .results import Summary
 
 WARM_UP_STEPS = 1
 TIMED_STEPS = 3
 
 
-def estimate(study: Study, cells: Iterable[Cell], summaries: Dict[str, Summary]) -> Dict[str, float]:
-    """Return the estimated seconds of each of `cells`, by name.
+def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, Summary]) -> Dict[Row, float]:
+    """Return the estimated seconds of an epoch, with its evaluation, of the rows of `cells`.
 
-    A run takes as long per epoch as the mean of the finished runs of its row. In a row without one, a few steps and an
-    evaluation batch are measured on this machine, with a teacher of random weights.
+    That of a row with finished runs is their mean. In a row without one, a few steps and an evaluation batch are
+    measured on this machine, with a teacher of random weights.
 
     Args:
         cells: unfinished runs of the study.
@@ -37,24 +37,22 @@ def estimate(study: Study, cells: Iterable[Cell], summaries: Dict[str, Summary])
     Raises:
         UserError: data are missing, or the parts of a run do not fit each other.
     """
-    pace: Dict[object, List[float]] = {}  # seconds per epoch
+    known: Dict[Row, List[float]] = {}
     for cell in study.all_cells():
         if cell.name in summaries:
             summary = summaries[cell.name]
-            pace.setdefault(cell.row, []).append(summary["seconds"] / summary["epochs"])
+            known.setdefault(cell.row, []).append(summary["seconds"] / summary["epochs"])
     threads = torch.get_num_threads()
     torch.set_num_threads(study.threads)
-    result = {}
     for cell in cells:
-        if cell.row not in pace:
+        if cell.row not in known:
             print(f"measuring {cell.name}", file=sys.stderr)
-            pace[cell.row] = [_seconds_per_epoch(cell)]
-        result[cell.name] = statistics.mean(pace[cell.row]) * cell.cfg.SOLVER.EPOCHS
+            known[cell.row] = [_measured(cell)]
     torch.set_num_threads(threads)
-    return result
+    return {row: statistics.mean(values) for row, values in known.items()}
 
 
-def _seconds_per_epoch(cell: Cell) -> float:
+def _measured(cell: Cell) -> float:
     cfg = cell.cfg.clone()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         cfg.LOG.PREFIX, cfg.EXPERIMENT.REFERENCE = folder, []

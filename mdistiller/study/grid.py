@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class Study:
         compare_to: the methods that the others are compared with.
         threads: CPU threads of a run.
         teacher_cache: whether the runs share a cache of the teachers' outputs.
+        share: names of studies whose folders, beside this one's, have teachers and runs to use.
         summaries: files with the results of runs of other studies, or on other machines.
     """
 
@@ -75,6 +77,7 @@ class Study:
     compare_to: Tuple[str, ...]
     threads: int
     teacher_cache: bool
+    share: Tuple[str, ...]
     summaries: Tuple[Path, ...]
 
     def all_cells(self) -> Tuple[Cell, ...]:
@@ -107,8 +110,17 @@ def read_study(path: str, overrides: Sequence[str] = ()) -> Study:
     for name in compare_to:
         if name not in methods:
             raise UserError(f"{file}: COMPARE_TO names {name!r}, which is not a method{did_you_mean(name, methods)}")
-    summaries = tuple(file.parent / path for path in content["SUMMARIES"])
-    return Study(file.stem, teachers, cells, tuple(compare_to), content["THREADS"], content["TEACHER_CACHE"], summaries)
+    summaries = tuple(Path(os.path.normpath(file.parent / path)) for path in content["SUMMARIES"])
+    return Study(
+        file.stem,
+        teachers,
+        cells,
+        tuple(compare_to),
+        content["THREADS"],
+        content["TEACHER_CACHE"],
+        tuple(content["SHARE"]),
+        summaries,
+    )
 
 
 def _build(content: Content, source: str, overrides: Sequence[str]) -> Tuple[Tuple[Cell, ...], Tuple[Cell, ...]]:

@@ -17,6 +17,7 @@ class Job:
     Attributes:
         name: of the cell.
         arguments: of `tools/train.py`.
+        run: folder of the run; a run that is there is continued.
         log: file that its output is appended to.
         folder: its working directory.
         environment: variables to set.
@@ -24,14 +25,19 @@ class Job:
 
     name: str
     arguments: Tuple[str, ...]
+    run: Path
     log: Path
     folder: Path
     environment: Dict[str, str]
 
+    def words(self) -> Tuple[str, ...]:
+        """Return the words behind `tools/train.py`. A cluster may start the same job twice."""
+        return (*self.arguments, "--resume") if self.run.exists() else self.arguments
+
     def shell(self) -> str:
         """Return the command that starts the run by hand."""
         variables = [f"{name}={value}" for name, value in self.environment.items()]
-        return " ".join([*variables, "python3 tools/train.py", *self.arguments])
+        return " ".join([*variables, "python3 tools/train.py", *self.words()])
 
 
 def run_job(
@@ -50,7 +56,7 @@ def run_job(
     with job.log.open("a", encoding="utf-8") as log:
         print(f"$ {job.shell()}", file=log, flush=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "mdistiller.commands.study_job", *job.arguments],
+            [sys.executable, "-m", "mdistiller.commands.study_job", *job.words()],
             cwd=job.folder,
             env={**os.environ, **job.environment, **(devices or {})},
             stdin=subprocess.PIPE,

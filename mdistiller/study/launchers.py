@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,7 +45,7 @@ class Launcher(Protocol):
 
 
 class LocalLauncher:
-    """Starts processes on this machine. With several GPUs, each process gets one, in turn.
+    """Starts processes on this machine. With several GPUs, each process gets the one that has been free for longest.
 
     Args:
         jobs: processes at the same time.
@@ -54,10 +55,19 @@ class LocalLauncher:
         self.limit = jobs
         self._pool = ThreadPoolExecutor(jobs)
         self._processes: List[subprocess.Popen] = []
-        self._devices = itertools.cycle(_visible_devices())
+        self._devices: queue.SimpleQueue[Dict[str, str]] = queue.SimpleQueue()
+        for _, device in zip(range(jobs), itertools.cycle(_visible_devices())):
+            self._devices.put(device)
 
     def submit(self, job: Job) -> Handle:
-        return self._pool.submit(run_job, job, next(self._devices), self._processes.append)
+        return self._pool.submit(self._run, job)
+
+    def _run(self, job: Job) -> str:
+        device = self._devices.get()
+        try:
+            return run_job(job, device, self._processes.append)
+        finally:
+            self._devices.put(device)
 
     def stop(self) -> None:
         for process in self._processes:
@@ -73,6 +83,19 @@ def _visible_devices() -> Sequence[Dict[str, str]]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = given.split(",") if given else map(str, range(torch.cuda.device_count()))
     return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
+
+
+class ClusterJob:
+    """`run_job` for submitit. A job that reaches its time limit, or is preempted, is queued again and continues."""
+
+    def __call__(self, job: Job) -> str:
+        return run_job(job)
+
+    def checkpoint(self, job: Job) -> Any:
+        """Return what submitit queues in place of a job that the cluster is about to end."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
 
 
 class ClusterLauncher:
@@ -102,7 +125,7 @@ class ClusterLauncher:
             raise UserError(f"--cluster {cluster}: {one_line(error)}") from None
 
     def submit(self, job: Job) -> Handle:
-        self._jobs.append(self._executor.submit(run_job, job))
+        self._jobs.append(self._executor.submit(ClusterJob(), job))
         return self._jobs[-1]
 
     def stop(self) -> None:

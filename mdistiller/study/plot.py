@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from ..atomic_files import replace
-from .comparison import Group
+from .comparison import Group, labels
 
+PANELS_IN_A_ROW = 3
 POINT, MEAN, TEACHER = "#4878a8", "#1b1b1b", "#c44e52"
 
 
@@ -27,11 +28,16 @@ def save_plot(path: Path, found: Sequence[Group]) -> None:
             blocks.setdefault(group.row.block, []).append(group)
     if not blocks:
         return
-    most = max(map(len, blocks.values()))
-    figure = Figure(figsize=(5.5 * len(blocks), 1.4 + 0.36 * most), layout="constrained")
+    most, width = max(map(len, blocks.values())), min(len(blocks), PANELS_IN_A_ROW)
+    height = -(-len(blocks) // width)
+    figure = Figure(figsize=(5.5 * width, 0.4 + (1.2 + 0.36 * most) * height), layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, (block, groups) in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks.items()):
+    figure.suptitle("Points are seeds, bars their means", fontsize=10)
+    panels = list(figure.subplots(height, width, squeeze=False).flat)
+    for panel, (block, groups) in zip(panels, blocks.items()):
         _draw(panel, block, groups)
+    for panel in panels[len(blocks) :]:
+        panel.set_visible(False)
     replace(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
@@ -39,17 +45,17 @@ def _draw(axes: Any, block: str, groups: Sequence[Group]) -> None:
     """Draw the groups of a block from top to bottom on matplotlib axes."""
     teachers = set()
     for place, group in enumerate(groups):
-        values = [summary["last"]["deployed_top1"] for summary in group.summaries.values()]
+        values = group.values("last")
         axes.plot(values, [place] * len(values), "o", color=POINT, alpha=0.6)
         axes.plot(statistics.mean(values), place, "|", color=MEAN, markersize=16, markeredgewidth=2)
         taught = [summary["teacher_accuracy"] for summary in group.summaries.values()]
         teachers |= {accuracy["deployed_top1"] for accuracy in taught if accuracy}
     for top1 in teachers:
         axes.axvline(top1, color=TEACHER, linestyle="--", linewidth=1)
-        axes.annotate("teacher", (top1, -0.8), color=TEACHER, ha="right", va="center", fontsize=9)
-    axes.set_yticks(range(len(groups)), [group.row.method for group in groups])
+        axes.annotate(f"teacher {top1:.2f}", (top1, -0.8), color=TEACHER, ha="right", va="center", fontsize=9)
+    axes.set_yticks(range(len(groups)), labels(groups))
     axes.set_ylim(len(groups) - 0.4, -1.2)
     axes.set_xlabel("top-1, last epoch, %")
-    axes.set_title(f"{block}: points are seeds, bars their means", fontsize=10)
+    axes.set_title(block, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,22 +1,21 @@
-"""Results of a study's runs: which are finished, in the study's folder or in a file from another machine."""
+"""Results of a study's runs: which are finished in the study's folder."""
 
 from __future__ import annotations
 
 import json
-import logging
+import statistics
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 from yacs.config import CfgNode
 
 from ..atomic_files import replace_text
-from ..engine.cfg import FROM_DATA, setting_changes, settings_of
+from ..engine.cfg import FROM_DATA, leaves, setting_changes, settings_of
+from ..engine.cfg.yaml_files import read_file
 from ..engine.run.folder import RunFolder
 from ..errors import UserError, refuse
 from ..paths import read_text
-from .grid import Cell, Study
-
-log = logging.getLogger("mdistiller")
+from .grid import Cell
 
 Summary = Dict[str, Any]  # the content of a run's summary.json
 NEEDED = ("name", "last", "best", "epochs", "seconds", "settings", "origin", "deployed", "precision", "hardware")
@@ -30,56 +29,36 @@ def run_folder(runs: Path, cell: Cell) -> RunFolder:
 def finished(runs: Path, cells: Iterable[Cell]) -> Dict[str, Summary]:
     """Return the summaries of the cells that are finished in the folder `runs`, by name.
 
+    `epoch_seconds`, the median time of an epoch without its evaluation, is added to them.
+
     Raises:
-        UserError: one line for each cell whose run has other settings.
+        UserError: one line for each cell whose run, finished or not, has other settings.
     """
     found, errors = {}, []
     for cell in cells:
         folder = run_folder(runs, cell)
+        settings: Dict[str, Any] = {}
         if folder.summary.is_file():
-            summary = _parse(read_text(folder.summary), str(folder.summary))
-            changes = _changes(summary, cell.cfg)
-            if changes:
-                errors.append(
-                    f"{folder.path} was run with other settings ({'; '.join(changes[:3])}); give another --output, or"
-                    " remove that folder"
-                )
-            found[cell.name] = summary
+            summary = parse(read_text(folder.summary), str(folder.summary))
+            settings = summary["settings"]
+            found[cell.name] = {**summary, "epoch_seconds": _epoch_seconds(folder.metrics)}
+        elif folder.config.is_file() and folder.latest.is_file():
+            settings = dict(leaves(read_file(folder.config)))
+        changes = changed_settings(settings, cell.cfg) if settings else []
+        if changes:
+            errors.append(
+                f"{folder.path} was run with other settings ({'; '.join(changes[:3])}); give another --output, or"
+                " remove that folder"
+            )
     refuse(errors)
     return found
 
 
-def finished_elsewhere(study: Study) -> Dict[str, Summary]:
-    """Return the summaries in the study's `SUMMARIES` files that belong to its cells, by name.
-
-    Runs with other settings are left out, with a note. A file that does not exist yet counts as empty.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    found: Dict[str, Summary] = {}
-    for path in filter(Path.is_file, study.summaries):
-        found.update(_finished_in(path, study))
-    return found
-
-
-def _finished_in(path: Path, study: Study) -> Dict[str, Summary]:
-    cells = {cell.name: cell for cell in study.all_cells()}
-    found, outdated = {}, {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        summary = _parse(line, f"{path}, line {number},")
-        cell = cells.get(summary["name"])
-        if cell is not None:
-            changes = _changes(summary, cell.cfg)
-            if changes:
-                outdated[cell.name] = changes[0]
-            else:
-                found[cell.name] = summary
-    if outdated:
-        name, change = next(iter(outdated.items()))
-        others = f", and {len(outdated) - 1} more" if len(outdated) > 1 else ""
-        log.info(f"note: {path} has {name} with other settings ({change}){others}; not used")
-    return found
+def _epoch_seconds(metrics: Path) -> Optional[float]:
+    if not metrics.is_file():
+        return None
+    rows = [json.loads(line) for line in read_text(metrics).splitlines()]
+    return round(statistics.median(row["seconds"] for row in rows), 2)
 
 
 def save_summaries(path: Path, cells: Sequence[Cell], summaries: Dict[str, Summary]) -> None:
@@ -94,7 +73,12 @@ def completed_epochs(runs: Path, cell: Cell) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
-def _parse(text: str, source: str) -> Summary:
+def parse(text: str, source: str) -> Summary:
+    """Return the content of a run's summary.json.
+
+    Raises:
+        UserError: it is something else; `source` names the place.
+    """
     try:
         summary = json.loads(text)
         missing = [key for key in NEEDED if key not in summary]
@@ -107,7 +91,8 @@ def _parse(text: str, source: str) -> Summary:
     return dict(summary)
 
 
-def _changes(summary: Summary, cfg: CfgNode) -> List[str]:
+def changed_settings(before: Dict[str, Any], cfg: CfgNode) -> List[str]:
+    """Return a phrase for each setting in which a run differs from `cfg`, except those that its data determine."""
     undetermined = {f"DATASET.{name}" for name in FROM_DATA if cfg.DATASET[name] is None}
     now = {key: value for key, value in settings_of(cfg).items() if key not in undetermined}
-    return setting_changes(summary["settings"], now)
+    return setting_changes(before, now)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 import time
 from pathlib import Path
-from typing import Dict
+from typing import Dict, List, Optional, Sequence
 
 from tqdm import tqdm
 
@@ -13,13 +14,15 @@ from ..atomic_files import replace_text, writing_to
 from ..engine.cfg import dump
 from ..engine.log.run_text import duration
 from ..engine.run.lock import check_free, locked
-from ..errors import UserError, refuse
-from .estimate import estimate, total_seconds
+from ..errors import UserError, did_you_mean, one_line, refuse
+from ..paths import read_text
+from .elsewhere import finished_elsewhere
+from .estimate import seconds_per_epoch, total_seconds
 from .grid import Cell, Study
 from .job import Job
 from .launchers import Handle, Launcher
 from .outputs import write_results
-from .results import Summary, completed_epochs, finished, finished_elsewhere, run_folder
+from .results import Summary, changed_settings, completed_epochs, finished, parse, run_folder
 
 POLL_SECONDS = 1.0  # between two looks at the runs
 PATIENCE = 60.0  # seconds for a run of a killed study to save its state and end
@@ -33,7 +36,26 @@ class StudyFolder:
         self.runs = path / "runs"
         self.logs = path / "logs"
         self.configs = path / "configs"
-        self.teacher_cache = path / "teacher_cache"
+
+    def weights(self, teacher: Cell, study: Study) -> Optional[Path]:
+        """Return the weights of a trained teacher, of this study or of one that it shares; `None` without them."""
+        for runs in [self.runs, *(self.path.parent / name / "runs" for name in study.share)]:
+            summary, weights = run_folder(runs, teacher).summary, self._weights(runs, teacher)
+            if summary.is_file() and weights.is_file():
+                settings = parse(read_text(summary), str(summary))["settings"]
+                if not changed_settings(settings, teacher.cfg):
+                    return weights
+        return None
+
+    def _teacher_cache(self, study: Study) -> Path:
+        """Return the folder of the teachers' outputs: that of a shared study if it has one."""
+        shared = [self.path.parent / name / "teacher_cache" for name in study.share]
+        return next(filter(Path.is_dir, shared), self.path / "teacher_cache")
+
+    @staticmethod
+    def _weights(runs: Path, teacher: Cell) -> Path:
+        # the last epoch's weights; the best epoch was chosen by the validation images
+        return run_folder(runs, teacher).student_latest
 
     def job(self, cell: Cell, study: Study) -> Job:
         """Write the configuration of a cell; return the job that starts it, or continues it."""
@@ -41,25 +63,30 @@ class StudyFolder:
         cfg.LOG.PREFIX = str(self.runs)
         if cell.teacher:
             teacher = next(each for each in study.teachers if each.name == cell.teacher)
-            # the last epoch's weights; the best epoch was chosen by the validation images
-            cfg.DISTILLER.TEACHER_WEIGHTS = str(run_folder(self.runs, teacher).student_latest)
+            cfg.DISTILLER.TEACHER_WEIGHTS = str(self.weights(teacher, study) or self._weights(self.runs, teacher))
         if study.teacher_cache and cfg.TEACHER_CACHE == "off":
-            cfg.TEACHER_CACHE = str(self.teacher_cache)
+            cfg.TEACHER_CACHE = str(self._teacher_cache(study))
         path = self.configs / f"{cell.name}.yaml"
         with writing_to(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, dump(cfg))
-        resume = ("--resume",) if run_folder(self.runs, cell).path.exists() else ()
-        environment = {"OMP_NUM_THREADS": str(study.threads)}
-        return Job(cell.name, ("--cfg", str(path), *resume), self.logs / f"{cell.name}.txt", Path.cwd(), environment)
+        return Job(
+            cell.name,
+            ("--cfg", str(path)),
+            run_folder(self.runs, cell).path,
+            self.logs / f"{cell.name}.txt",
+            Path.cwd(),
+            {"OMP_NUM_THREADS": str(study.threads)},
+        )
 
 
-def run_study(study: Study, output: Path, launcher: Launcher) -> Dict[str, Summary]:
+def run_study(study: Study, output: Path, launcher: Launcher, only: Sequence[str] = ()) -> Dict[str, Summary]:
     """Run the unfinished cells of a study; return the summaries of all finished ones, by name.
 
     Args:
         output: folder of the study.
         launcher: starts the runs.
+        only: patterns of names; other cells are not run, except teachers of those that are.
 
     Raises:
         UserError: the folder is in use or holds runs with other settings; or, after all runs have ended, one line for
@@ -67,9 +94,9 @@ def run_study(study: Study, output: Path, launcher: Launcher) -> Dict[str, Summa
     """
     folder = StudyFolder(output)
     with locked(output, remedy="wait for it, or give another --output"):
-        summaries = {**finished_elsewhere(study), **finished(folder.runs, study.all_cells())}
+        summaries = _finished(study, folder)
+        runner = _Runner(study, folder, launcher, summaries, only)
         write_results(study, summaries, {}, output)
-        runner = _Runner(study, folder, launcher, summaries)
         try:
             runner.run()
         finally:
@@ -79,55 +106,93 @@ def run_study(study: Study, output: Path, launcher: Launcher) -> Dict[str, Summa
     return summaries
 
 
-def dry_run(study: Study, output: Path, jobs: int) -> str:
+def dry_run(study: Study, output: Path, jobs: int, only: Sequence[str] = ()) -> str:
     """Return a line for each run of a study, with its state, and an estimate of the time; nothing is written.
 
+    Args:
+        output: folder of the study.
+        jobs: runs at the same time.
+        only: see `run_study`.
+
     Raises:
-        UserError: see `results.finished` and `estimate.estimate`.
+        UserError: see `results.finished`.
     """
     folder = StudyFolder(output)
-    summaries = {**finished_elsewhere(study), **finished(folder.runs, study.all_cells())}
-    left = [cell for cell in study.all_cells() if cell.name not in summaries]
-    seconds = estimate(study, left, summaries)
-    lines = []
+    summaries = _finished(study, folder)
+    left = cells_to_run(study, folder, summaries, only)
+    done = {cell.name: completed_epochs(folder.runs, cell) for cell in left}
+    lines, times, unknown = [], {}, ""
+    try:
+        pace = seconds_per_epoch(study, left, summaries)
+        times = {cell.name: pace[cell.row] * max(cell.cfg.SOLVER.EPOCHS - done[cell.name], 0) for cell in left}
+    except UserError as error:
+        unknown = error.faults[0]
     for cell in study.all_cells():
-        epochs, length = completed_epochs(folder.runs, cell), cell.cfg.SOLVER.EPOCHS
-        state = f"epoch {epochs} of {length}, about {duration(seconds[cell.name])}" if cell in left else "finished"
+        state = "finished" if cell.name in summaries else "not in --only"
+        if cell in left:
+            time_left = f", about {duration(times[cell.name])} to go" if cell.name in times else ""
+            state = f"epoch {done[cell.name]} of {cell.cfg.SOLVER.EPOCHS}{time_left}"
         lines.append(f"{cell.name:<50} {state}")
-    one_by_one, together = total_seconds(seconds, jobs)
-    lines.append(
-        f"{len(left)} of {len(study.all_cells())} runs to do, about {duration(one_by_one)} one after the other,"
-        f" {duration(together)} with --jobs {jobs}"
-    )
-    return "\n".join(lines)
+    text = f"{len(left)} of {len(study.all_cells())} runs to do"
+    if unknown:
+        return "\n".join([*lines, f"{text}; their time cannot be estimated ({unknown})"])
+    one_by_one, together = total_seconds(times, jobs)
+    text += f", about {duration(one_by_one)} one after the other, {duration(together)} with --jobs {jobs}"
+    return "\n".join([*lines, text])
+
+
+def _finished(study: Study, folder: StudyFolder) -> Dict[str, Summary]:
+    here = finished(folder.runs, study.all_cells())
+    return {**finished_elsewhere(study, folder.path, here), **here}
+
+
+def cells_to_run(
+    study: Study, folder: StudyFolder, summaries: Dict[str, Summary], only: Sequence[str] = ()
+) -> List[Cell]:
+    """Return the unfinished cells, after the teachers that they need and whose weights are not here.
+
+    Args:
+        summaries: of the finished cells, by name.
+        only: see `run_study`.
+
+    Raises:
+        UserError: a pattern fits no cell.
+    """
+    names = [cell.name for cell in study.cells]
+    for pattern in only:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"--only is {pattern!r}, which fits no run of the study{did_you_mean(pattern, names)}")
+    wanted = {name for pattern in only or ("*",) for name in fnmatch.filter(names, pattern)} - set(summaries)
+    cells = [cell for cell in study.cells if cell.name in wanted]
+    used = {cell.teacher for cell in cells}
+    return [cell for cell in study.teachers if cell.name in used and not folder.weights(cell, study)] + cells
 
 
 class _Runner:
-    def __init__(self, study: Study, folder: StudyFolder, launcher: Launcher, summaries: Dict[str, Summary]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        folder: StudyFolder,
+        launcher: Launcher,
+        summaries: Dict[str, Summary],
+        only: Sequence[str],
+    ) -> None:
         self.study = study
         self.folder = folder
         self.launcher = launcher
         self.summaries = summaries
         self.failed: Dict[str, str] = {}  # reason by name
         self.running: Dict[str, Handle] = {}
-        used = {cell.teacher for cell in study.cells if cell.name not in summaries}
-        teachers = [cell for cell in study.teachers if cell.name in used and not self._has_weights(cell)]
-        self.pending = teachers + [cell for cell in study.cells if cell.name not in summaries]
+        self.pending = cells_to_run(study, folder, summaries, only)
         self.cells = {cell.name: cell for cell in self.pending}
-        self.trained = {"", *used} - {cell.name for cell in teachers}  # teachers that are ready
-
-    def _has_weights(self, teacher: Cell) -> bool:
-        """Whether a teacher was trained here; its summary may come from another machine, without its weights."""
-        folder = run_folder(self.folder.runs, teacher)
-        return folder.summary.is_file() and folder.student_latest.is_file()
+        self.trained = {"", *(cell.name for cell in study.teachers)} - set(self.cells)  # teachers that are ready
+        self.in_use: Dict[str, float] = {}  # since when a run of a killed study is seen to be running, by name
 
     def run(self) -> None:
         total = sum(cell.cfg.SOLVER.EPOCHS for cell in self.pending)
         done = len(self.summaries)
         print(f"{len(self.study.all_cells())} runs, {done} finished, {len(self.pending)} to do, in {self.folder.path}")
-        with tqdm(total=total, unit="epoch", file=sys.stderr, disable=None) as bar:
-            bar.update(self._epochs())
-            bar.unpause()
+        with tqdm(total=total, initial=self._epochs(), unit="epoch", file=sys.stderr, disable=None) as bar:
             while self.pending or self.running:
                 self._start()
                 time.sleep(POLL_SECONDS)
@@ -148,18 +213,28 @@ class _Runner:
             if cell.teacher in self.failed:
                 self.pending.remove(cell)
                 self._fail(cell.name, f"its teacher {cell.teacher} failed")
-            elif cell.teacher in self.trained and len(self.running) < self.launcher.limit:
+            elif cell.teacher in self.trained and len(self.running) < self.launcher.limit and self._is_free(cell):
                 self.pending.remove(cell)
-                _wait_until_free(run_folder(self.folder.runs, cell).path)
                 self.running[cell.name] = self.launcher.submit(self.folder.job(cell, self.study))
+
+    def _is_free(self, cell: Cell) -> bool:
+        """Whether nothing writes to a run's folder, as a run of a killed study does until it has saved its state.
+
+        After `PATIENCE` seconds the run has failed.
+        """
+        try:
+            check_free(run_folder(self.folder.runs, cell).path)
+            return True
+        except UserError as error:
+            since = self.in_use.setdefault(cell.name, time.monotonic())
+            if time.monotonic() - since > PATIENCE:
+                self.pending.remove(cell)
+                self._fail(cell.name, str(error))
+            return False
 
     def _collect(self, bar: tqdm) -> None:
         for name in [name for name, handle in self.running.items() if handle.done()]:
-            reason = self.running.pop(name).result()
-            cell = self.cells[name]
-            if not reason:
-                self.summaries.update(finished(self.folder.runs, [cell]))
-                reason = "" if name in self.summaries else "it ended without a summary.json"
+            reason = self._result(self.running.pop(name), self.cells[name])
             if reason:
                 self._fail(name, reason)
                 continue
@@ -168,23 +243,17 @@ class _Runner:
             bar.write(f"{name}: last top-1 {last:.2f}, {seconds:.0f} s", file=sys.stdout)
             write_results(self.study, self.summaries, self.failed, self.folder.path)
 
+    def _result(self, handle: Handle, cell: Cell) -> str:
+        """Take the summary of a run that has ended; return what went wrong, or an empty text."""
+        try:
+            reason = handle.result()
+            if not reason:
+                self.summaries.update(finished(self.folder.runs, [cell]))
+                reason = "" if cell.name in self.summaries else "it ended without a summary.json"
+        except Exception as error:  # a cluster has many ways to lose a job
+            reason = one_line(error)
+        return str(reason)
+
     def _fail(self, name: str, reason: str) -> None:
         self.failed[name] = reason
         tqdm.write(f"failed: {name}: {reason}", file=sys.stdout)
-
-
-def _wait_until_free(folder: Path) -> None:
-    """Wait until the run of a killed study has ended.
-
-    Raises:
-        UserError: it still runs after `PATIENCE` seconds.
-    """
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            check_free(folder)
-            return
-        except UserError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(POLL_SECONDS)

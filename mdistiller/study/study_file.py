@@ -23,6 +23,7 @@ Placeholders `{pair}`, `{teacher}` and `{student}` in a `_BASE_` stand for the n
     SETTINGS:                                  # of every run
       SOLVER: {EPOCHS: 30}
     COMPARE_TO: [student alone, KD]            # the methods that the others are compared with
+    SHARE: [main]                              # studies beside the output whose teachers and runs are used; optional
     SUMMARIES: [main.jsonl]                    # results of other studies or machines, relative to this file; optional
 
 The settings of a run are, later ones first: `KEY VALUE` pairs of the command line, the variant, the method's own,
@@ -49,8 +50,10 @@ TYPES: Dict[str, type] = {
     "TEACHER_CACHE": bool,
     "SETTINGS": dict,
     "COMPARE_TO": list,
+    "SHARE": list,
     "SUMMARIES": list,
 }
+NAMES = {dict: "a section", list: "a list", int: "a whole number", bool: "true or false"}
 REQUIRED = ("PAIRS", "ALONE", "METHODS")
 NAMED = ("PAIRS", "METHODS", "VARIANTS")  # sections whose entries are sections too
 DEFAULTS: Dict[str, Any] = {
@@ -59,6 +62,7 @@ DEFAULTS: Dict[str, Any] = {
     "TEACHER_CACHE": True,
     "VARIANTS": {"": {}},
     "SETTINGS": {},
+    "SHARE": [],
     "SUMMARIES": [],
 }
 
@@ -82,7 +86,7 @@ def _type_errors(content: Content) -> Iterator[str]:
         if key not in TYPES:
             yield f"unknown key {key}{did_you_mean(key, TYPES)}; a study has {', '.join(TYPES)}"
         elif type(value) is not TYPES[key]:
-            yield f"{key} is {value!r:.80}; expected a {TYPES[key].__name__}"
+            yield f"{key} is {value!r:.80}; expected {NAMES[TYPES[key]]}"
         elif key in NAMED:
             for name, entry in content[key].items():
                 if not isinstance(entry, dict):
@@ -102,9 +106,10 @@ def _value_errors(content: Content) -> Iterator[str]:
         yield "VARIANTS is empty; leave it out, or name settings"
     if content["THREADS"] < 1:
         yield f"THREADS is {content['THREADS']}; expected at least 1"
-    for path in content["SUMMARIES"]:
-        if not isinstance(path, str):
-            yield f"SUMMARIES has {path!r:.80}; expected file names"
+    for key, what in (("SUMMARIES", "file names"), ("SHARE", "names of studies")):
+        for name in content[key]:
+            if not isinstance(name, str):
+                yield f"{key} has {name!r:.80}; expected {what}"
     if ALONE in content["METHODS"]:
         yield f"METHODS has {ALONE!r}, which is a row of every study; describe it in ALONE"
     sections = {"": content, "ALONE: ": content["ALONE"]}

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import statistics
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ..engine.cfg import settings_digest
-from ..engine.log.run_text import duration
-from .comparison import LEVEL, Difference, Group, Spread
+from .comparison import LEVEL, MIN_SEEDS, Difference, Group, Spread, labels, spread
 from .grid import Study
 from .results import Summary
 from .study_file import ALONE
 
+EXTRA_ACCURACIES = {  # columns that appear where runs have these figures
+    "running_top1": "running statistics",
+    "plain_top1": "without the average",
+    "probe_top1": "bare student's probe",
+}
 COLUMNS = (
     *("pair", "variant", "method", "seed", "state"),
-    *("last_top1", "last_top5", "best_top1", "best_epoch", "teacher_top1"),
-    *("epochs", "train_images", "val_images", "seconds", "images_per_second"),
+    *("last_top1", "last_top5", "best_top1", "best_epoch", "teacher_top1", *EXTRA_ACCURACIES),
+    *("epochs", "train_images", "val_images", "seconds", "epoch_seconds", "images_per_second"),
     *("parameters", "macs", "head_parameters", "head_macs"),
-    *("settings", "teacher_weights", "precision", "hardware", "mdistiller", "python", "torch", "torchvision"),
+    *("settings", "teacher_weights", "train_content", "val_content"),
+    *("precision", "processes", "hardware", "mdistiller", "commit", "python", "torch", "torchvision"),
 )
-MACHINE_COLUMNS = ("seconds", "images_per_second", "hardware", "mdistiller", "python", "torch", "torchvision")
+MACHINE_COLUMNS = (
+    *("seconds", "epoch_seconds", "images_per_second"),
+    *("hardware", "mdistiller", "commit", "python", "torch", "torchvision"),
+)
 
 
 def csv_table(study: Study, summaries: Dict[str, Summary], failed: Dict[str, str]) -> str:
@@ -37,18 +47,23 @@ def csv_table(study: Study, summaries: Dict[str, Summary], failed: Dict[str, str
 
 
 def _values(summary: Summary) -> Dict[str, Any]:
-    last, best = summary["last"], summary["best"]
+    last, best, origin = summary["last"], summary["best"], summary["origin"]
+    settings = {key: value for key, value in summary["settings"].items() if key != "EXPERIMENT.SEED"}
     return {
         "last_top1": f"{last['deployed_top1']:.2f}",
         "last_top5": f"{last['deployed_top5']:.2f}",
         "best_top1": f"{best['deployed_top1']:.2f}",
         "best_epoch": best["epoch"],
         "teacher_top1": f"{summary['teacher_accuracy']['deployed_top1']:.2f}" if summary["teacher_accuracy"] else "",
+        **{key: f"{last[key]:.2f}" for key in EXTRA_ACCURACIES if key in last},
         **{key: summary[key] for key in ("epochs", "train_images", "val_images", "seconds", "images_per_second")},
+        "epoch_seconds": summary.get("epoch_seconds", ""),
         **summary["deployed"],
-        "settings": settings_digest(summary["settings"]),
-        "teacher_weights": summary["origin"].get("teacher") or "",
+        "settings": settings_digest(settings),
+        "teacher_weights": origin.get("teacher") or "",
+        **{key: origin.get(key, "") for key in ("train_content", "val_content")},
         **{key: summary[key] for key in ("precision", "hardware")},
+        "processes": summary.get("processes", 1),
         **summary["versions"],
     }
 
@@ -74,51 +89,73 @@ def markdown_tables(
 
 
 def _table(study: Study, mine: Sequence[Tuple[int, Group]], compared: Dict[int, List[Difference]]) -> str:
-    header = ["method", "seeds", "top-1, last epoch", "top-1, best epoch"]
+    extra = {key: title for key, title in EXTRA_ACCURACIES.items() if any(g.values("last", key) for _, g in mine)}
+    header = ["method", "seeds", "top-1, last epoch", "each seed", *extra.values(), "top-1, best epoch"]
     header += [f"against {name}" for name in study.compare_to]
-    header += ["time of a run", "parameters", "MACs"]
+    header += ["s/epoch", "parameters", "MACs"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    several = len({group.conditions for _, group in mine if group.summaries}) > 1
-    for place, group in mine:
-        name = f"{group.row.method} ({group.conditions[0]})" if several and group.summaries else group.row.method
+    for (place, group), name in zip(mine, labels([group for _, group in mine])):
         waiting = f" ({len(group.unfinished)} unfinished)" if group.unfinished else ""
         line = [name, f"{len(group.summaries)}{waiting}"]
         if group.summaries:
             by_name = {each.to: each for each in compared.get(place, [])}
             cost = next(iter(group.summaries.values()))["deployed"]
-            line += [show_spread(group.spread("last")), show_spread(group.spread("best"))]
+            last = group.values("last")
+            line += [show_spread(spread(last)), ", ".join(f"{value:.2f}" for value in last)]
+            line += [
+                show_spread(spread(values)) if values else "" for values in (group.values("last", k) for k in extra)
+            ]
+            line += [show_spread(spread(group.values("best")))]
             line += [show_difference(by_name[name]) if name in by_name else "" for name in study.compare_to]
-            line += [duration(group.seconds), f"{cost['parameters'] / 1e6:.2f} M", f"{cost['macs'] / 1e6:.1f} M"]
+            line += [f"{group.epoch_seconds:.0f}" if group.epoch_seconds else ""]
+            line += [f"{cost['parameters'] / 1e6:.2f} M", f"{cost['macs'] / 1e6:.1f} M"]
         lines.append(line + [""] * (len(header) - len(line)))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _notes(mine: Sequence[Tuple[int, Group]]) -> Iterator[str]:
-    """Yield the size of the runs, and the teachers that taught them."""
+    """Yield the size of the runs, what the columns are, the teachers, and the machines."""
     runs = [summary for _, group in mine for summary in group.summaries.values()]
     if not runs:
         return
     first = runs[0]
+    share = statistics.mean(run["last"]["deployed_top1"] for run in runs) / 100
+    error = 100 * math.sqrt(share * (1 - share) / first["val_images"])
     yield (
-        f"{first['train_images']} training and {first['val_images']} validation images, {first['num_classes']} classes,"
-        f" {first['epochs']} epochs, {first['precision']}; mean ± standard deviation over the seeds, and the paired"
-        f" difference with its {LEVEL:.0%} confidence interval (Student's t)."
+        f"{_each(runs, 'train_images')} training and {_each(runs, 'val_images')} validation images,"
+        f" {first['num_classes']} classes, {_each(runs, 'epochs')} epochs, {_each(runs, 'precision')}."
     )
-    teachers = {
-        run["origin"]["teacher"]: f"{run['teacher']} {run['teacher_accuracy']['deployed_top1']:.2f}"
-        for run in runs
-        if run["teacher_accuracy"]
-    }
+    yield (
+        "Top-1 accuracy in percent, mean ± standard deviation over the seeds. *Against*: the paired difference with its"
+        f" {LEVEL:.0%} confidence interval (Student's t). The choice of the validation images, which all runs share,"
+        f" has a standard error of {error:.1f}. *s/epoch*: median of the training epochs, without evaluation."
+    )
+    teachers = {run["origin"]["teacher"]: run for run in runs if run["teacher_accuracy"]}
     if teachers:
-        several = f" ({len(teachers)} trainings of it; seeds are paired only with the same one)"
-        yield f"Teacher: {', '.join(teachers.values())}{several if len(teachers) > 1 else ''}."
+        names = [
+            f"{run['teacher']} {run['teacher_accuracy']['deployed_top1']:.2f} (weights {str(digest)[:6]})"
+            for digest, run in teachers.items()
+        ]
+        yield f"Teacher: {', '.join(names)}." + (" Only runs with the same weights are paired." if names[1:] else "")
+    machines = {f"{run['hardware']}, PyTorch {run['versions']['torch']}" for run in runs}
+    yield f"Measured on {'; '.join(sorted(machines))}."
+
+
+def _each(runs: Sequence[Summary], key: str) -> str:
+    """Return the values that runs have for a key, such as `10000` or `2500, 5000`."""
+    return ", ".join(map(str, dict.fromkeys(run[key] for run in runs)))
 
 
 def _sentences(mine: Sequence[Tuple[int, Group]], compared: Dict[int, List[Difference]]) -> Iterator[str]:
-    lines = []
-    for place, group in mine:
-        if group.row.method != ALONE:
-            lines += [f"- {group.row.method} against {each.to}: {each.verdict}." for each in compared.get(place, [])]
+    lines, few = [], False
+    for (place, group), name in zip(mine, labels([group for _, group in mine])):
+        for each in compared.get(place, []) if group.row.method != ALONE else []:
+            if each.n < MIN_SEEDS:
+                few = True
+            else:
+                lines.append(f"- {name} against {each.to}: {each.verdict}, {show_difference(each)}, {each.n} seeds.")
+    if few:
+        lines.append(f"- Comparisons over fewer than {MIN_SEEDS} seeds make no statement.")
     if lines:
         yield "\n".join(lines)
 

@@ -45,7 +45,7 @@ class InThisProcess:
         parser = OneLineParser()
         parser.add_argument("--cfg")
         parser.add_argument("--resume", action="store_true")
-        args = parser.parse_args(job.arguments)
+        args = parser.parse_args(job.words())
         future = Future()
         try:
             cfg = load_valid_cfg(args.cfg, [], args.resume)

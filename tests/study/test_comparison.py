@@ -2,23 +2,36 @@
 
 import pytest
 
-from mdistiller.study.comparison import Difference, Group, Spread, difference, differences, groups, paired, spread
+from mdistiller.study.comparison import (
+    Conditions,
+    Difference,
+    Group,
+    Spread,
+    conditions_of,
+    difference,
+    differences,
+    groups,
+    labels,
+    paired,
+    spread,
+)
 from mdistiller.study.grid import Row, Study
 from mdistiller.study.tables import show_difference, show_spread
 
 
-def summary(top1, teacher="t1", precision="float32"):
+def summary(top1, teacher="t1", precision="float32", images="i1"):
     return {
         "last": {"deployed_top1": top1, "deployed_top5": top1},
         "best": {"deployed_top1": top1 + 1, "deployed_top5": top1, "epoch": 3},
-        "origin": {"teacher": teacher, "val_labels": "v", "val_content": "c"},
+        "origin": {"teacher": teacher, "val_labels": "v", "val_content": "c", "train_content": images},
         "precision": precision,
-        "seconds": 10.0,
+        "epoch_seconds": 10.0,
     }
 
 
 def group(method, values, **more):
-    return Group(Row("p", "", method), ("float32",), {i: summary(v, **more) for i, v in enumerate(values)}, ())
+    runs = {seed: summary(value, **more) for seed, value in enumerate(values)}
+    return Group(Row("p", "", method), conditions_of(runs[0]), runs, ())
 
 
 def test_spread():
@@ -40,9 +53,9 @@ def test_the_interval_is_students():
     [
         ([2.0, 2.1, 2.2], "helps"),
         ([-2.0, -2.1, -2.2], "hurts"),
-        ([1.0, 2.0, 3.0], "no difference seen with 3 seeds"),
-        ([0.0, 0.0], "no difference seen with 2 seeds"),
-        ([5.0], "one seed says nothing"),
+        ([1.0, 2.0, 3.0], "no difference seen"),
+        ([5.0, 5.1], "too few seeds"),
+        ([5.0], "too few seeds"),
     ],
 )
 def test_verdicts(values, verdict):
@@ -52,13 +65,14 @@ def test_verdicts(values, verdict):
 def test_seeds_are_paired():
     ours, theirs = group("SFAKD", [50.0, 60.0, 70.0]), group("KD", [49.0, 58.0, 67.0, 1.0])
     assert difference(ours, theirs) == Difference("KD", 2.0, pytest.approx((-0.48, 4.48), abs=0.01), 3)
-    assert difference(ours, Group(ours.row, (), {}, ())) is None
+    assert difference(ours, Group(ours.row, None, {}, ())) is None
 
 
 def test_only_runs_with_the_same_teacher_are_paired():
     ours = group("SFAKD", [50.0, 60.0])
     assert difference(ours, group("student alone", [40.0, 40.0], teacher=None)).n == 2
     assert difference(ours, group("KD", [40.0, 40.0], teacher="t2")) is None
+    assert difference(ours, group("KD", [40.0, 40.0], images="i2")) is None
 
 
 class Cell:
@@ -68,15 +82,36 @@ class Cell:
 
 def test_other_conditions_are_not_averaged():
     cells = tuple(Cell(method, seed) for seed in (0, 1) for method in ("student alone", "KD"))
-    study = Study("s", (), cells, ("student alone",), 1, True, None)
+    study = Study("s", (), cells, ("student alone",), 1, True, (), ())
     summaries = {cell.name: summary(50.0 + cell.seed) for cell in cells}
     summaries["p/KD/1"] = summary(70.0, precision="bfloat16")
     found = groups(study, summaries)
-    assert [(g.row.method, g.conditions[0], list(g.summaries)) for g in found] == [
-        ("student alone", "float32", [0, 1]),
-        ("KD", "float32", [0]),
-        ("KD", "bfloat16", [1]),
+    assert list(zip(labels(found), [list(g.summaries) for g in found])) == [
+        ("student alone (float32)", [0, 1]),
+        ("KD (float32)", [0]),
+        ("KD (bfloat16)", [1]),
     ]
     assert differences(study, found) == {1: [Difference("student alone", 0.0, None, 1)]}
     del summaries["p/KD/0"], summaries["p/KD/1"]
-    assert groups(study, summaries)[1:] == [Group(Row("p", "", "KD"), (), {}, (0, 1))]
+    assert groups(study, summaries)[1:] == [Group(Row("p", "", "KD"), None, {}, (0, 1))]
+
+
+def test_other_teachers_are_not_averaged():
+    cells = tuple(Cell(method, seed) for seed in (0, 1) for method in ("student alone", "KD"))
+    study = Study("s", (), cells, ("student alone",), 1, True, (), ())
+    summaries = {cell.name: summary(50.0, teacher=None) for cell in cells if cell.row.method != "KD"}
+    summaries.update({f"p/KD/{seed}": summary(51.0, teacher=f"abcdefgh{seed}") for seed in (0, 1)})
+    found = groups(study, summaries)
+    assert labels(found) == ["student alone", "KD (teacher abcdef)", "KD (teacher abcdef)"]
+    assert [[each.n for each in row] for row in differences(study, found).values()] == [[1], [1]]
+
+
+def test_labels_name_what_differs():
+    row = Row("p", "", "KD")
+    one = Conditions("float32", 1, "v", "pixels: 123456789", "t")
+    for change, names in (
+        ({"processes": 2}, ["KD (1 process)", "KD (2 processes)"]),
+        ({"val_content": "pixels: abcdefghi"}, ["KD (validation images 123456)", "KD (validation images abcdef)"]),
+        ({"precision": "bfloat16", "teacher": "u"}, ["KD (float32, teacher t)", "KD (bfloat16, teacher u)"]),
+    ):
+        assert labels([Group(row, each, {}, ()) for each in (one, one._replace(**change))]) == names

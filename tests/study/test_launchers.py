@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from mdistiller.errors import UserError
 from mdistiller.study.grid import read_study
-from mdistiller.study.launchers import ClusterLauncher, LocalLauncher, _visible_devices
+from mdistiller.study.job import Job
+from mdistiller.study.launchers import ClusterJob, ClusterLauncher, LocalLauncher, _visible_devices
 from mdistiller.study.runner import run_study
 from tests.processes import REPO
 from tests.study.test_runner import rows
@@ -26,9 +28,9 @@ def one_method(place):
 
 
 def test_a_killed_study_ends_like_an_undisturbed_one(one_method, command, started):
-    """Killed twice with two runs at a time, and undisturbed with one at a time."""
+    """Killed three times with two runs at a time, and undisturbed with one at a time."""
     longer = ["small.yaml", "SOLVER.EPOCHS", "8", "SOLVER.CHECKPOINT_EVERY", "1 steps"]
-    for run, epoch in (("resnet14/seed0", 2), ("small/KD/seed0", 2)):
+    for run, epoch in (("resnet14/seed0", 2), ("small/student_alone/seed0", 4), ("small/KD/seed0", 2)):
         log = Path("killed/logs") / f"{run}.txt"
         with started(sys.executable, REPO / "tools/study.py", *longer, "--output", "killed", "--jobs", "2") as study:
             while not (log.is_file() and f"epoch   {epoch}/8" in log.read_text()) and study.process.poll() is None:
@@ -92,6 +94,37 @@ def test_each_process_gets_a_gpu_in_turn(monkeypatch):
     assert _visible_devices() == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert _visible_devices() == [{}]
+
+
+def test_a_process_gets_the_gpu_that_is_free(monkeypatch, tmp_path):
+    """Of two GPUs, one is busy with a long run while several short ones follow each other."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    end_of_the_long_run, devices = threading.Event(), {}
+
+    def run(job, device, started):
+        devices[job] = device["CUDA_VISIBLE_DEVICES"]
+        if job == "long":
+            assert end_of_the_long_run.wait(60)
+        return ""
+
+    monkeypatch.setattr("mdistiller.study.launchers.run_job", run)
+    launcher = LocalLauncher(2)
+    long = launcher.submit("long")
+    for job in ("a", "b", "c"):
+        assert launcher.submit(job).result() == ""
+    assert {devices[job] for job in ("a", "b", "c")} == {"0", "1"} - {devices["long"]}
+    end_of_the_long_run.set()
+    assert long.result() == ""
+    launcher.stop()
+
+
+def test_a_job_that_a_cluster_ends_is_queued_again():
+    submitit = pytest.importorskip("submitit")
+    run, job = ClusterJob(), Job("name", ("--cfg", "x"), Path("run"), Path("log"), Path(), {})
+    again = run.checkpoint(job)
+    assert isinstance(again, submitit.helpers.DelayedSubmission)
+    assert (again.function, again.args) == (run, (job,))
 
 
 def test_a_study_in_use(one_method):

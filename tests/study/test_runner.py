@@ -2,16 +2,20 @@
 
 import csv
 import json
+import re
 import shutil
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mdistiller.engine.run.lock import locked
 from mdistiller.errors import UserError
 from mdistiller.study.grid import read_study
 from mdistiller.study.runner import dry_run, run_study
 from mdistiller.study.tables import MACHINE_COLUMNS
+from tests.conftest import make_image_folder
 
 OUT = Path("out")
 
@@ -38,7 +42,11 @@ def test_a_study_from_start_to_end(place, launcher):
     assert (OUT / "teacher_cache").is_dir()
     text = (OUT / "results.md").read_text()
     assert text.count("| 2 |") == 3 and "Unfinished" not in text
-    assert "- SFAKD against KD: " in text and "student alone against" not in text.replace("- student", "")
+    assert "- Comparisons over fewer than 3 seeds make no statement." in text
+    last = [summaries[f"small/KD/seed{seed}"]["last"]["deployed_top1"] for seed in (0, 1)]
+    assert f"| {last[0]:.2f}, {last[1]:.2f} |" in text  # each seed
+    assert f"Teacher: resnet14 {teacher['last']['deployed_top1']:.2f} (weights {kd['origin']['teacher'][:6]})." in text
+    assert len({(row["method"], row["settings"]) for row in rows()}) == 4  # seeds have the same settings
     assert (OUT / "results.png").read_bytes().startswith(b"\x89PNG")
 
     before = {path: path.read_bytes() for path in OUT.glob("results.*")}
@@ -101,10 +109,10 @@ def test_an_unfinished_run_continues(place, launcher):
     whole = rows()
     half = OUT / "runs/small/KD/seed0"
     (half / "summary.json").unlink()
-    assert "small/KD/seed0                                     epoch 2 of 2, about " in dry_run(study, OUT, 1)
+    assert "small/KD/seed0                                     epoch 2 of 2, about 0 s to go" in dry_run(study, OUT, 1)
     launcher.jobs.clear()
     run_study(study, OUT, launcher)
-    assert [job.arguments[-1] for job in launcher.jobs] == ["--resume"]
+    assert [job.words()[-1] for job in launcher.jobs] == ["--resume"]
     assert rows() == whole
 
 
@@ -128,7 +136,91 @@ def test_results_with_other_settings_are_not_used(place, launcher, caplog):
     with caplog.at_level("INFO", "mdistiller"):
         run_study(read_study("small.yaml", ["KD.TEMPERATURE", "2.0"]), Path("other"), launcher)
     assert [job.name for job in launcher.jobs] == ["resnet14/seed0", "small/KD/seed0", "small/KD/seed1"]
-    assert "small/KD/seed0 with other settings (KD.TEMPERATURE was 4.0, now 2.0), and 1 more; not used" in caplog.text
+    assert (
+        "small/KD/seed0 under other conditions (KD.TEMPERATURE was 4.0, now 2.0), and 1 more; not used" in caplog.text
+    )
+
+
+def test_an_unfinished_run_with_other_settings_is_refused(place, launcher):
+    run_study(read_study("small.yaml"), OUT, launcher)
+    (OUT / "runs/small/KD/seed0/summary.json").unlink()
+    with pytest.raises(UserError, match=r"small/KD/seed0 was run with other settings \(SOLVER.EPOCHS was 1, now 5"):
+        run_study(replace_cell(read_study("small.yaml"), "small/KD/seed0", EPOCHS=5), OUT, launcher)
+
+
+def replace_cell(study, name, **solver):
+    """Return a study with other settings of one cell."""
+    for cell in study.cells:
+        if cell.name == name:
+            cell.cfg.SOLVER.update(solver)
+    return study
+
+
+def test_results_of_other_images_or_teachers_are_not_used(place, launcher, caplog):
+    run_study(read_study("small.yaml"), OUT, launcher)
+    with (place / "small.yaml").open("a") as file:
+        file.write(f"SUMMARIES: [{OUT}/summaries.jsonl]\n")
+    make_image_folder(place / "others", size=24)
+    launcher.jobs.clear()
+    study = read_study("small.yaml", ["DATASET.ROOT", "others"])
+    with caplog.at_level("INFO", "mdistiller"):
+        assert "7 of 7 runs to do" in dry_run(study, Path("other"), 1)
+        assert "the pixels of the validation images were" in caplog.text
+        caplog.clear()
+        # without the images there is nothing to compare
+        assert "0 of 7 runs to do" in dry_run(read_study("small.yaml", ["DATASET.ROOT", "gone"]), Path("other"), 1)
+        assert "are used without a look at the data (" in caplog.text
+    # another teacher: its students are not used, and the student alone is
+    (place / "small.yaml").write_text(
+        (place / "small.yaml").read_text().replace("TEACHER: {}", "TEACHER: {SOLVER: {LR: 0.02}}")
+    )
+    text = dry_run(read_study("small.yaml"), Path("other"), 1)
+    assert "5 of 7 runs to do" in text
+    assert re.findall(r"small/(\w+)/seed\d +finished", text) == ["student_alone", "student_alone"]
+
+
+def test_a_study_shares_the_teacher_and_the_runs_of_another(place, launcher):
+    run_study(read_study("small.yaml"), Path("studies/small"), launcher, ["small/KD/seed0"])
+    assert [job.name for job in launcher.jobs] == ["resnet14/seed0", "small/KD/seed0"]
+    launcher.jobs.clear()
+    (place / "second.yaml").write_text((place / "small.yaml").read_text() + "SHARE: [small, gone]\n")
+    run_study(read_study("second.yaml"), Path("studies/second"), launcher, ["small/*/seed0"])
+    assert [job.name for job in launcher.jobs] == ["small/student_alone/seed0", "small/SFAKD/seed0"]
+    assert states(Path("studies/second"))["KD 0"] == "finished"
+    with pytest.raises(UserError, match="--only is 'small/KD/seed9', which fits no run of the study; did you mean"):
+        run_study(read_study("second.yaml"), Path("studies/second"), launcher, ["small/KD/seed9"])
+    launcher.jobs.clear()
+    fresh = replace(read_study("second.yaml"), share=())
+    run_study(fresh, Path("studies/third"), launcher, ["small/KD/seed0"])
+    assert [job.name for job in launcher.jobs] == ["resnet14/seed0", "small/KD/seed0"]
+    assert rows(Path("studies/third"))[2] == rows(Path("studies/second"))[2]
+
+
+def test_a_lost_job_does_not_stop_the_others(place, launcher):
+    class Lost(Future):
+        def result(self):
+            raise RuntimeError("job 17 has no result:\n node failure")
+
+    submit = launcher.submit
+
+    def lose(job):
+        if job.name != "small/KD/seed0":
+            return submit(job)
+        lost = Lost()
+        lost.set_result("")
+        return lost
+
+    launcher.submit = lose
+    with pytest.raises(UserError, match="^small/KD/seed0: job 17 has no result: node failure$"):
+        run_study(read_study("small.yaml"), OUT, launcher)
+    assert sorted(states().values()) == ["failed", *["finished"] * 6]
+
+
+def test_a_run_in_use_fails_alone(place, launcher, monkeypatch):
+    monkeypatch.setattr("mdistiller.study.runner.PATIENCE", 0.05)
+    with locked(OUT / "runs/small/KD/seed1"), pytest.raises(UserError, match="^small/KD/seed1: a run is writing to"):
+        run_study(read_study("small.yaml"), OUT, launcher)
+    assert sorted(states().values()) == ["failed", *["finished"] * 6]
 
 
 def test_dry_run(place):
@@ -136,3 +228,6 @@ def test_dry_run(place):
     assert len(text) == 8 and all("epoch 0 of 1, about" in line for line in text[:-1])
     assert text[-1].startswith("7 of 7 runs to do, about ") and text[-1].endswith("with --jobs 2")
     assert not OUT.exists()
+    text = dry_run(read_study("small.yaml", ["DATASET.ROOT", "gone"]), OUT, 2, ["*/KD/*"]).splitlines()
+    assert sum(line.endswith(" epoch 0 of 1") for line in text) == 3 and text[1].endswith(" not in --only")
+    assert text[-1].startswith("3 of 7 runs to do; their time cannot be estimated (")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Dict
 
@@ -12,6 +13,7 @@ import torch
 import torchvision
 
 from ... import __version__
+from ...paths import SHIPPED
 
 BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # instructions that multiply bfloat16 matrices
 
@@ -31,10 +33,23 @@ def describe_hardware(device: torch.device) -> str:
     return ", ".join([model[1] if model else "CPU", cores, *bf16])
 
 
+def _commit() -> Dict[str, str]:
+    """Return the commit of this package's Git checkout, with `-dirty` after it if files were changed, or nothing."""
+    if not (SHIPPED / ".git").exists():
+        return {}
+    command = ["git", "-C", str(SHIPPED), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": answer.stdout.strip()}
+
+
 def versions() -> Dict[str, str]:
-    """Return the versions of this package, Python, PyTorch and torchvision."""
+    """Return the versions of this package, Python, PyTorch and torchvision, and the commit of a Git checkout."""
     return {
         "mdistiller": __version__,
+        **_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

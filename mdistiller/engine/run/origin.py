@@ -47,16 +47,25 @@ def origin_of(train_loader: Loader, val_loader: Loader, teacher: Optional[nn.Mod
     for images without labels, `unlabelled_images` and `unlabelled_content`; `teacher`, a digest of its weights, or
     `None`.
     """
-    origin: Dict[str, Any] = {"classes": list(train_loader.info.classes)}
-    for name, loader in (("train", train_loader), ("val", val_loader)):
-        origin[f"{name}_images"] = loader.num_images
-        origin[f"{name}_labels"] = labels_digest(loader)
-        origin[f"{name}_content"] = ": ".join(loader.fingerprint())
+    origin = {"classes": list(train_loader.info.classes), **_images("train", train_loader), **origin_of_val(val_loader)}
     if train_loader.unlabelled is not None:
         origin["unlabelled_images"] = train_loader.unlabelled.num_images
         origin["unlabelled_content"] = ": ".join(train_loader.unlabelled.fingerprint())
     origin["teacher"] = weights_digest(teacher) if isinstance(teacher, nn.Module) else None
     return origin
+
+
+def origin_of_val(val_loader: Loader) -> Dict[str, Any]:
+    """Return the part of `origin_of` that tells of the validation images."""
+    return _images("val", val_loader)
+
+
+def _images(name: str, loader: Loader) -> Dict[str, Any]:
+    return {
+        f"{name}_images": loader.num_images,
+        f"{name}_labels": labels_digest(loader),
+        f"{name}_content": ": ".join(loader.fingerprint()),
+    }
 
 
 def short_origin(origin: Dict[str, Any]) -> Dict[str, Any]:

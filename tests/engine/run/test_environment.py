@@ -1,5 +1,9 @@
 """The description of the machine and of versions."""
 
+import shutil
+import subprocess
+
+import pytest
 import torch
 
 from mdistiller.engine.run import environment
@@ -19,4 +23,25 @@ def test_the_machine_has_a_name(monkeypatch):
 
 def test_versions():
     assert environment.versions()["torch"] == torch.__version__
-    assert list(environment.versions()) == ["mdistiller", "python", "torch", "torchvision"]
+    assert sorted(environment.versions().keys() - {"commit"}) == ["mdistiller", "python", "torch", "torchvision"]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *words], capture_output=True, text=True, check=True
+        ).stdout
+
+    monkeypatch.setattr(environment, "SHIPPED", tmp_path)
+    assert "commit" not in environment.versions()
+    git("init")
+    assert "commit" not in environment.versions()  # there is no commit yet
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")[:12]
+    assert environment.versions()["commit"] == commit
+    (tmp_path / "a").write_text("2")
+    assert environment.versions()["commit"] == f"{commit}-dirty"
