@@ -71,10 +71,11 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
         UserError: a name is unknown, a value is out of range, or data are missing, damaged or in another layout.
     """
     splits, options = _read(cfg)
-    train = splits.train
+    with distributed.local_main_first():
+        train = splits.train  # may read them
     if options.train_fraction < 1:
         train = train.subset(balanced_part(train.targets, options.train_fraction, options.fraction_seed))
-    unlabelled = find_unlabelled(options.unlabelled) if options.unlabelled else None
+    unlabelled = find_unlabelled(options.unlabelled, splits.val) if options.unlabelled else None
     in_memory = options.fits_in_memory(len(train) + len(splits.val) + (0 if unlabelled is None else len(unlabelled)))
     train_loader = _loader(train, splits.info, options, device, in_memory, train=True)
     if unlabelled is not None:
@@ -114,6 +115,8 @@ def _unlabelled_loader(
     split: ImageSplit, info: DatasetInfo, options: Options, device: Device, in_memory: bool, num_steps: int
 ) -> Loader:
     processes = distributed.get_world_size()
+    if len(split) < 2 * processes:
+        raise UserError(f"DATASET.UNLABELED holds {len(split)} images; expected at least 2 for each process")
     if options.batch_size < processes:
         raise UserError(
             f"DATASET.UNLABELED_RATIO {options.unlabelled_ratio:g} gives {options.batch_size} images without labels a"

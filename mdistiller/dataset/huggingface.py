@@ -21,7 +21,6 @@ from .webdataset import local_root
 
 VAL = VAL_NAMES[0]
 DEFAULT_SIZE = 32  # px
-MAX_CLASSES = 1000  # where labels are numbers, and there are fewer images
 
 
 @dataset_dict.register("huggingface")
@@ -115,28 +114,17 @@ def _labels(tables: Tables, column: str, root: Path) -> Tuple[List[str], Dict[st
             raise UserError(f"{root}: {part} row {cells.is_null().to_pylist().index(True)} has no label; remove it")
         values[part] = np.array(cells.to_pylist())
     feature = features[TRAIN]
+    for part, other in features.items():
+        if getattr(other, "names", None) != getattr(feature, "names", None):
+            raise UserError(f"{root}: the {part} and training images have different classes; give both the same")
     if isinstance(feature, datasets.ClassLabel):
         classes = list(feature.names)
-        for part, other in features.items():
-            if getattr(other, "names", None) != feature.names:
-                raise UserError(f"{root}: the {part} and training images have different classes; give both the same")
     else:
-        whole = np.concatenate(list(values.values()))
-        if whole.dtype.kind not in "iuU":
+        if any(labels.dtype.kind not in "iuU" for labels in values.values()):
             raise UserError(
                 f"the column {column!r} of {root} holds {feature}; expected labels: set DATASET.LABEL_COLUMN"
             )
-        found = np.unique(whole)
-        if whole.dtype.kind == "U":
-            classes = found.tolist()
-            values = {part: np.searchsorted(found, labels) for part, labels in values.items()}
-        else:
-            if found[-1] >= max(MAX_CLASSES, len(whole)):
-                raise UserError(
-                    f"the column {column!r} of {root} has the label {found[-1]} for {len(whole)} images; expected"
-                    " classes from 0 on: set DATASET.LABEL_COLUMN"
-                )
-            classes = [str(number) for number in range(max(0, int(found[-1])) + 1)]
+        classes, values = _found_classes(values, column, root)
     if len(classes) < 2:
         raise UserError(f"the column {column!r} of {root} has a single class; expected at least two")
     for part, labels in values.items():
@@ -146,3 +134,30 @@ def _labels(tables: Tables, column: str, root: Path) -> Tuple[List[str], Dict[st
                 f"{root}: {part} row {wrong[0]} has the label {labels[wrong[0]]}; expected 0 to {len(classes) - 1}"
             )
     return classes, {part: torch.from_numpy(labels.astype(np.int64)) for part, labels in values.items()}
+
+
+def _found_classes(values: Dict[str, np.ndarray], column: str, root: Path) -> Tuple[List[str], Dict[str, np.ndarray]]:
+    """Return the classes of texts or numbers, which the training images determine, and the labels by part.
+
+    Raises:
+        UserError: a text is empty, a class has no training image, or numbers do not start at 0.
+    """
+    found = np.unique(values[TRAIN])
+    for part, labels in values.items():
+        strange = labels[~np.isin(labels, found)]
+        if len(strange):
+            raise UserError(
+                f"{root}: {part} images have the class {strange[0].item()!r}, and no training image has it; give both"
+                " the same classes"
+            )
+    if found.dtype.kind == "U":
+        if "" in found:
+            raise UserError(f"the column {column!r} of {root} has empty texts; give each image its class")
+        return found.tolist(), {part: np.searchsorted(found, labels) for part, labels in values.items()}
+    if len(found) and (found[0] != 0 or found[-1] != len(found) - 1):
+        raise UserError(
+            f"the column {column!r} of {root} has {len(found)} different numbers from {found[0]} to {found[-1]};"
+            f" expected classes from 0 to {len(found) - 1}, each with a training image: number them so, or set"
+            " DATASET.LABEL_COLUMN"
+        )
+    return [str(number) for number in found.tolist()], values

@@ -144,7 +144,7 @@ def option_errors(data: Any, own_size: Optional[int] = None) -> Iterator[str]:
             f"DATASET.IN_MEMORY yes cannot be combined with DATASET.{changed}, for which worker processes read the"
             " images; set IN_MEMORY to auto"
         )
-    yield from _view_errors(data)
+    yield from _view_errors(data, _augment(data.AUGMENT, size) if size in SIZE else data.AUGMENT)
     if size in SIZE and _augment(data.AUGMENT, size) == "pad_crop" and size <= data.PADDING <= MAX_NUMBER:
         yield f"DATASET.PADDING is {data.PADDING!r}; expected less than the image's side, {size} pixels"
 
@@ -196,11 +196,15 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
     )
 
 
-def _view_errors(data: Any) -> Iterator[str]:
+def _view_errors(data: Any, augment: str) -> Iterator[str]:
     if not data.VIEWS:
         return
-    if data.AUGMENT == "none" and data.POLICY == "none" and not data.ERASING:
-        yield f"DATASET.VIEWS is {data.VIEWS!r}; expected 0 with DATASET.AUGMENT none, which shows an image as it is"
+    amount = {"none": 0, "pad_crop": data.PADDING or data.FLIP, "rotate_flip": data.ROTATION or data.FLIP}
+    if not (amount.get(augment, 1) or data.POLICY != "none" or data.ERASING):
+        yield (
+            f"DATASET.VIEWS is {data.VIEWS!r}; expected 0 with DATASET.AUGMENT {augment} and no other changes, which"
+            " shows an image as it is"
+        )
     for key in ("MIXUP", "CUTMIX"):
         if data[key]:
             yield (

@@ -7,7 +7,7 @@ Shapes: `B` batch, `N` classes.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Tuple, Union
+from typing import Any, Dict, Iterator, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,12 @@ class KD(Distiller):
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.kd_weight = options.LOSS.KD_WEIGHT
         self.logit_stand = options.LOGIT_STAND
+
+    @classmethod
+    def config_errors(cls, options: Any, section: str) -> Iterator[str]:
+        yield from super().config_errors(options, section)
+        if options.LOSS.CE_WEIGHT == options.LOSS.KD_WEIGHT == 0:
+            yield f"{section}.LOSS.CE_WEIGHT and {section}.LOSS.KD_WEIGHT are both 0; set one above 0"
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from .. import distributed
 from ..errors import UserError
+from ..models import library_of
 from ..ranges import MAX_NUMBER, is_number
 from .run.save_interval import SaveInterval
 from .solver.optim import SCHEDULES, check_optimizer
@@ -25,6 +26,12 @@ def solver_errors(cfg: CfgNode) -> Iterator[str]:
     yield from _optimizer_errors(cfg)
     yield from _schedule_errors(cfg.SOLVER)
     yield from _device_errors(cfg.SOLVER)
+    student = cfg.DISTILLER.STUDENT
+    if cfg.SOLVER.FREEZE_BN and not cfg.DISTILLER.STUDENT_WEIGHTS and library_of(student) != "user":
+        yield (
+            f"SOLVER.FREEZE_BN is True, but {student} starts from random weights, whose BatchNorms know no statistics;"
+            " set DISTILLER.STUDENT_WEIGHTS, or FREEZE_BN to False"
+        )
 
 
 def error_of(call: Callable[..., Any], *arguments: Any) -> Iterator[str]:
@@ -91,6 +98,7 @@ def _optimizer_errors(cfg: CfgNode) -> Iterator[str]:
                 "SOLVER.NESTEROV",
                 "False where SOLVER.MOMENTUM is 0",
             ),
+            (is_sgd or not solver.NESTEROV, "SOLVER.NESTEROV", f"False with SOLVER.TYPE {solver.TYPE}"),
             (0 <= solver.LABEL_SMOOTHING < 1, "SOLVER.LABEL_SMOOTHING", "a number from 0 (hard labels) to below 1"),
             (0 <= solver.EMA < 1, "SOLVER.EMA", "a decay from 0 (no average) to below 1, for example 0.999"),
             (0 <= solver.CLIP_GRAD_NORM <= MAX_NUMBER, "SOLVER.CLIP_GRAD_NORM", "a norm above 0, or 0 for no limit"),

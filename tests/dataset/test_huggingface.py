@@ -174,8 +174,57 @@ def test_a_row_without_an_image(load: Make, image_folder: Path, tmp_path: Path) 
         load(tmp_path / "tables")
 
 
+def test_other_images_in_files_of_their_own_are_seen(load: Make, image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    for part in ("train", "val"):
+        files = sorted((image_folder / part).glob("*/*"))
+        names = [f"{part}-{number}.png" for number in range(len(files))]
+        for file, name in zip(files, names):
+            shutil.copy(file, tmp_path / "tables" / name)
+        labels = [file.parent.name for file in files]
+        rows = datasets.Dataset.from_dict({"image": names, "label": labels})
+        rows.to_parquet(str(tmp_path / f"tables/{part}.parquet"))
+    before, _ = load(tmp_path / "tables", IN_MEMORY="no")
+    assert before.digest() == load(tmp_path / "tables", IN_MEMORY="no")[0].digest()
+    shutil.copy(tmp_path / "tables/train-5.png", tmp_path / "tables/train-1.png")
+    after, _ = load(tmp_path / "tables", IN_MEMORY="no")
+    assert before.digest() != after.digest() and before.fingerprint() != after.fingerprint()
+
+
+WRONG_LABELS = [
+    (["a", "b"], ["a", "c"], "val images have the class 'c', and no training image has it"),
+    (["a", "b"], ["a", "B"], "val images have the class 'B', and no training image has it"),
+    (["a", "b", ""], ["a"], "has empty texts; give each image its class"),
+    ([0, 1], [5], "val images have the class 5, and no training image has it"),
+    ([1, 2, 3], [1], "has 3 different numbers from 1 to 3; expected classes from 0 to 2, each with a training image"),
+    ([-1, 0, 1], [0], "has 3 different numbers from -1 to 1; expected"),
+    ([0, 0, 7], [0], "has 2 different numbers from 0 to 7; expected"),
+]
+
+
+@pytest.mark.parametrize(("train", "val", "reason"), WRONG_LABELS)
+def test_labels_without_training_images(
+    load: Make, image_folder: Path, tmp_path: Path, train: Any, val: Any, reason: str
+) -> None:
+    content = {"bytes": next(image_folder.glob("train/*/*")).read_bytes(), "path": None}
+    (tmp_path / "tables").mkdir()
+    for part, labels in (("train", train), ("val", val)):
+        rows = datasets.Dataset.from_dict({"image": [content] * len(labels), "label": labels})
+        rows.cast_column("image", datasets.Image()).to_parquet(str(tmp_path / f"tables/{part}.parquet"))
+    with pytest.raises(UserError, match=reason):
+        load(tmp_path / "tables")
+
+
+def test_names_in_one_part_only(load: Make, image_folder: Path, tmp_path: Path) -> None:
+    root = write(tmp_path / "tables", image_folder, parts=("train",), label=datasets.Value("int64"))
+    write(root, image_folder, parts=("val",))
+    with pytest.raises(UserError, match="the val and training images have different classes"):
+        load(root)
+
+
 @pytest.mark.parametrize(
-    ("label", "reason"), [(-1, "train row 3 has the label -1; expected 0 to 2"), (None, "train row 3 has no label")]
+    ("label", "reason"),
+    [(-1, "has 4 different numbers from -1 to 2; expected classes from 0 to 3"), (None, "train row 3 has no label")],
 )
 def test_a_label_out_of_range(load: Make, image_folder: Path, tmp_path: Path, label: Any, reason: str) -> None:
     rows = table(image_folder / "train", label=NUMBERS).cast_column("image", datasets.Image(decode=False))[:]
@@ -210,7 +259,10 @@ def test_two_training_parts_are_refused(load: Make, image_folder: Path, tmp_path
     ("labels", "reason"),
     [
         ([[0, 1]] * 12, "expected a label in each row, of the same type in all parts"),
-        ([10**8 + number for number in range(12)], "has the label 100000011 for .* images; expected classes from 0 on"),
+        (
+            [10**8 + number for number in range(12)],
+            "has 12 different numbers from 100000000 to 100000011; expected classes from 0 to 11",
+        ),
     ],
 )
 def test_columns_that_are_no_labels(

@@ -168,8 +168,8 @@ def test_sizes_and_times_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPat
     files = [*sorted(tree.glob("train/*/*")), tree / "gone.JPEG"]
     split = FileSplit(files, [0] * len(files))
     read: List[bytes] = []
-    real = splits._stat
-    monkeypatch.setattr(splits, "_stat", lambda file: read.append(file) or real(file))
+    real = splits.stat_of
+    monkeypatch.setattr(splits, "stat_of", lambda file: read.append(file) or real(file))
     stamps = [stamp for _, stamp in split.stamped_paths()]
     about = files[0].stat()
     assert (stamps[0], stamps[-1]) == (f"{about.st_size}\0{about.st_mtime_ns}", "missing")

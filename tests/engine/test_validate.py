@@ -56,6 +56,21 @@ def test_the_defaults_pass():
         check_settings(load_cfg(None, ["SOLVER.PRECISE_BN_COMPARE", "True"]))
     with pytest.raises(UserError, match="SOLVER.NESTEROV is True; expected False where SOLVER.MOMENTUM is 0"):
         check_settings(load_cfg(None, ["SOLVER.MOMENTUM", "0", "SOLVER.NESTEROV", "True"]))
+    with pytest.raises(UserError, match="SOLVER.NESTEROV is True; expected False with SOLVER.TYPE AdamW"):
+        check_settings(load_cfg(None, ["SOLVER.TYPE", "AdamW", "SOLVER.NESTEROV", "True"]))
+
+
+def test_batch_norms_without_statistics_are_not_frozen():
+    check_settings(load_cfg(None, ["SOLVER.FREEZE_BN", "True", "DISTILLER.STUDENT_WEIGHTS", "some.pth"]))
+    check_settings(load_cfg(None, ["SOLVER.FREEZE_BN", "True", "DISTILLER.STUDENT", "my.models:pretrained"]))
+    with pytest.raises(UserError, match="SOLVER.FREEZE_BN is True, but resnet8 starts from random weights"):
+        check_settings(load_cfg(None, ["SOLVER.FREEZE_BN", "True", "DISTILLER.STUDENT", "resnet8"]))
+
+
+def test_a_method_without_a_loss():
+    settings = ["DISTILLER.TYPE", "KD", "KD.LOSS.CE_WEIGHT", "0.0", "KD.LOSS.KD_WEIGHT", "0.0"]
+    with pytest.raises(UserError, match="KD.LOSS.CE_WEIGHT and KD.LOSS.KD_WEIGHT are both 0; set one above 0"):
+        check_settings(load_cfg(None, settings))
 
 
 @pytest.mark.parametrize(

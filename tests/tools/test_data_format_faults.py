@@ -7,7 +7,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
@@ -149,11 +149,18 @@ def unlabelled(place: Path, patch: pytest.MonkeyPatch) -> None:
         tar.add(place / "images/train/class_0/0.png", "000.png")
 
 
-def wrong_label(place: Path, patch: pytest.MonkeyPatch) -> None:
-    (place / "label").write_text("7")
-    with tarfile.open(place / "shards/train-000001.tar", "w") as tar:
-        tar.add(place / "images/train/class_0/0.png", "000.png")
-        tar.add(place / "label", "000.cls")
+def wrong_label(label: str) -> Callable[..., None]:
+    def write(place: Path, patch: pytest.MonkeyPatch) -> None:
+        (place / "label").write_text(label)
+        with tarfile.open(place / "shards/train-000001.tar", "w") as tar:
+            tar.add(place / "images/train/class_0/0.png", "000.png")
+            tar.add(place / "label", "000.cls")
+
+    return write
+
+
+def renamed(name: str) -> Callable[..., None]:
+    return lambda place, patch: shutil.copy(place / "shards/train-000000.tar", place / "shards" / name)
 
 
 def spoil_one(place: Path, patch: pytest.MonkeyPatch) -> None:
@@ -175,8 +182,17 @@ WRITING = [
     ("images", nothing, "expected FOLDER and OUT, or --index SHARDS --classes FILE"),
     (INDEX, cut("shards/val-000000.tar"), "val-000000.tar cannot be read (unexpected end of data)"),
     (INDEX, compressed, "train-000001.tar cannot be read ("),
+    (
+        INDEX,
+        renamed("train-000001.tar.gz"),
+        "train-000001.tar.gz is not a plain .tar file; expected shards",
+    ),
+    (INDEX, renamed("train-000001.TGZ"), "train-000001.TGZ is not a plain .tar file; expected"),
+    (INDEX, renamed("train-000001.TAR"), "train-000001.TAR is not a plain .tar file; expected"),
     (INDEX, unlabelled, "train-000001.tar: 000 has the fields png; expected one picture and cls"),
-    (INDEX, wrong_label, "train-000001.tar: 000.cls is '7'; expected a label, 0 to 2"),
+    (INDEX, wrong_label("7"), "train-000001.tar: 000.cls is '7'; expected a label, 0 to 2"),
+    (INDEX, wrong_label("1_0"), "train-000001.tar: 000.cls is '1_0'; expected a label, 0 to 2"),
+    (INDEX, wrong_label("000000000000000000012"), "000.cls is '000000000000000000012'; expected a label, 0 to 2"),
     (INDEX, names, "c.txt has 2 different names in 3 lines; expected a class a line"),
     ("--index away --classes c.txt", nothing, "away is not a folder; expected one with shards"),
 ]

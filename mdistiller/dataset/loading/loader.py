@@ -107,6 +107,7 @@ class Loader:
         self.epoch = 0
         self.unlabelled: Optional[Loader] = None
         self._steps: Optional[int] = None  # of an epoch; see `go_along`
+        self._passes: Dict[int, EpochPlan] = {}  # that the last plan was part of, because a pass may last many epochs
         self._seed = options.seed
         self._normalise = Normaliser(info, device)
 
@@ -152,7 +153,7 @@ class Loader:
             plan = plan_epoch(self.num_images, self.padding, self._seed if seed is None else seed, number, **options)
             if self.views is None or seed is not None:
                 return plan
-            view = self.views.in_epoch(self.num_images, self._seed, number)
+            view = self.views.in_epoch(self.num_images, self._seed, number if self._steps is None else number + 1)
             if not augment:
                 return plan._replace(view=view[plan.order])
             return self.views.fix(plan, view, self.padding, self.flip, self.rotation)
@@ -162,9 +163,12 @@ class Loader:
         length = self._steps * self.batch_size
         start = max(self.epoch - 1, 0) * length
         first, last = start // self.num_images, (start + length - 1) // self.num_images
-        passes = zip(*(drawn(number) for number in range(first, last + 1)))
+        passes = {number: self._passes.get(number) or drawn(number) for number in range(first, last + 1)}
+        if seed is None:
+            self._passes = passes
         skipped = start - first * self.num_images
-        return EpochPlan(*(torch.cat(column)[skipped : skipped + length] for column in passes))
+        columns = zip(*passes.values())
+        return EpochPlan(*(torch.cat(column)[skipped : skipped + length] for column in columns))
 
     def variants(self, plan: EpochPlan) -> Tensor:
         """Return the variant number of each image of a plan, int64 [N]; `num_variants` must not be `None`."""

@@ -85,7 +85,7 @@ class FileSplit(EncodedSplit):
 
     @cached_property
     def stats(self) -> np.ndarray:  # read from the disk only once
-        return np.array([_stat(file) for file in self._files.tolist()], dtype=np.int64).reshape(-1, 2)
+        return np.array([stat_of(file) for file in self._files.tolist()], dtype=np.int64).reshape(-1, 2)
 
     def open(self, index: int) -> Path:
         path = self.path(index)
@@ -106,7 +106,7 @@ class FileSplit(EncodedSplit):
         return part
 
 
-def _stat(file: bytes) -> Tuple[int, int]:
+def stat_of(file: bytes) -> Tuple[int, int]:
     try:
         found = os.stat(file)
     except OSError:  # reading the file reports the error

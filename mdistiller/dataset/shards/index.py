@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..images.file_names import picture_suffixes
 INDEX = "index.json"
 FORMAT = {"format": "mdistiller.shards", "version": 1}
 LABEL = "cls"  # the field of the label
+MAX_LABEL_LENGTH = 20  # characters
 REMEDY = "make it anew with tools/make_shards.py"
 BLOCK = 2**20  # bytes
 
@@ -89,7 +91,7 @@ def scan_shard(path: Path, num_classes: int) -> Shard:
                 sample[field.lower()] = (member.name, member.offset_data, member.size)
                 if field.lower() == LABEL:
                     content = tar.extractfile(member)
-                    text = b"" if content is None else content.read(20)
+                    text = b"" if content is None else content.read(MAX_LABEL_LENGTH + 1)
                     labels[folder + slash + stem] = _label(text, num_classes, f"{path}: {member.name}")
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut header for the end
@@ -107,10 +109,8 @@ def scan_shard(path: Path, num_classes: int) -> Shard:
 
 
 def _label(text: bytes, num_classes: int, where: str) -> int:
-    try:
-        label = int(text)
-    except ValueError:
-        label = -1
+    is_number = re.fullmatch(rb"\s*\d+\s*", text) and len(text) <= MAX_LABEL_LENGTH
+    label = int(text) if is_number else -1
     if not 0 <= label < num_classes:
         raise UserError(f"{where} is {text.decode(errors='replace')!r}; expected a label, 0 to {num_classes - 1}")
     return label

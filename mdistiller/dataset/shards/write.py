@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Dict, Iterator, List, Sequence
@@ -20,6 +21,7 @@ from .index import LABEL, Shards, scan_shard, write_index
 log = logging.getLogger("mdistiller")
 
 VAL = VAL_NAMES[0]
+COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.I)
 LAYOUT = "expected an image folder with train/<class>/<image> and val/<class>/<image>"
 
 
@@ -131,7 +133,10 @@ def index_shards(folder: Path, classes_file: Path) -> Shards:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected one with shards")
     shards: Shards = {TRAIN: [], VAL: []}
-    files = sorted(folder.glob("*.tar"))
+    files = sorted(path for path in folder.iterdir() if COMPRESSED.search(path.name) or path.suffix.lower() == ".tar")
+    for path in files:
+        if path.suffix != ".tar":
+            raise UserError(f"{path} is not a plain .tar file; expected shards without compression: unpack or rename")
     for path in tqdm(files, desc="reading shards", unit="shard", delay=2, disable=None, leave=False):
         part = part_of(path.stem) or TRAIN
         if part in shards:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..loading.encoded import EncodedSplit
+from ..loading.splits import stat_of
 
 
 class TableSplit(EncodedSplit):
@@ -43,7 +44,7 @@ class TableSplit(EncodedSplit):
         self._name = name
         self._root = root
         self._rows = np.arange(len(table)) if rows is None else rows
-        self.stats = _stats(table, column) if stats is None else stats
+        self.stats = _stats(table, column, root) if stats is None else stats
 
     def path(self, index: int) -> Path:
         return self._name / f"row {self._rows[index]}"
@@ -68,12 +69,18 @@ class TableSplit(EncodedSplit):
         return TableSplit(self._table, self._column, self.targets[indices], self._name, self._root, *of_images)
 
 
-def _stats(table: Any, column: str) -> np.ndarray:
-    """Return sizes of the images in bytes, −1 for those in files of their own, and the time of the Arrow files."""
+def _stats(table: Any, column: str, root: Path) -> np.ndarray:
+    """Return sizes of the images in bytes, −1 for missing ones, and times of the Arrow files or of their own files."""
     from pyarrow import compute
 
-    lengths = compute.binary_length(compute.struct_field(table.data.column(column), "bytes"))
+    cells = table.data.column(column)
+    lengths = compute.binary_length(compute.struct_field(cells, "bytes"))
     sizes = lengths.fill_null(-1).to_numpy().astype(np.int64)
     files = [file["filename"] for file in table.cache_files]
     time = max((os.stat(file).st_mtime_ns for file in files), default=0)
-    return np.stack([sizes, np.full_like(sizes, time)], axis=1)
+    stats = np.stack([sizes, np.full_like(sizes, time)], axis=1)
+    for row in np.flatnonzero(sizes < 0).tolist():
+        name = cells[row]["path"].as_py() if cells[row].is_valid else None
+        if name:
+            stats[row] = stat_of(os.fsencode(root / name))
+    return stats

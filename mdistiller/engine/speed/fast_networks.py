@@ -95,6 +95,12 @@ class FastNetworks:
         top = None
         if 0 < cfg.TEACHER_TOP_LOGITS < widths.get("logits", 0):
             top = TopLogits(widths["logits"], cfg.TEACHER_TOP_LOGITS)
+            say(
+                f"note: {widths['logits'] - top.number} of {widths['logits']} classes share the rest of the teacher's"
+                " probability evenly; the higher the method's temperature, the more that changes its loss"
+            )
+        elif cfg.TEACHER_TOP_LOGITS and "logits" not in widths:
+            say(f"note: TEACHER_TOP_LOGITS has no effect: {cfg.DISTILLER.TYPE} does not read the teacher's logits")
         about: Dict[str, Any] = {
             "name": re.sub(r"[^\w.-]+", "_", cfg.DISTILLER.TEACHER),
             "weights": weights_digest(teacher),

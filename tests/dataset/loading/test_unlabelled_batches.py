@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Set, Tuple
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from mdistiller import distributed
 from mdistiller.dataset import Loader, get_dataset, get_val_loader
+from mdistiller.dataset.loading import loader as loader_module
 from mdistiller.dataset.loading.unlabelled import with_unlabelled
 from mdistiller.errors import UserError
 
@@ -136,6 +138,45 @@ def test_indices_of_variants_are_those_of_the_batches(load: Make) -> None:
     loader.set_epoch(2)
     for batch, numbers in zip(loader, loader.variant_indices()):
         assert torch.equal(batch["index"] * loader.num_variants + batch["variant"], numbers)
+
+
+def test_validation_images_are_left_out(load: Make, image_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="mdistiller"):
+        assert load(UNLABELED=str(image_folder)).num_indices == 12 + 12
+    assert "6 images of DATASET.UNLABELED are validation images; they are left out" in caplog.text
+    link = image_folder.with_name("link")
+    link.symlink_to(image_folder)
+    assert load(UNLABELED=str(link / "train")).num_indices == 12 + 12
+    with pytest.raises(UserError, match="UNLABELED .*val holds 0 images; expected at least 2"):
+        load(UNLABELED=str(link / "val"))
+    shutil.rmtree(image_folder / "val")
+    held_out = load(UNLABELED=str(image_folder), VAL_FRACTION=0.25)
+    assert (held_out.num_images, held_out.num_indices) == (9, 9 + 9)
+
+
+@pytest.mark.parametrize("keys", [{}, {"IN_MEMORY": "no"}])
+def test_passes_show_each_fixed_view_once(load: Make, keys: Dict[str, Any]) -> None:
+    loader = load(VIEWS=3, **keys).unlabelled
+    views: Dict[int, Set[int]] = {index: set() for index in range(7)}
+    for batch in batches_of(loader, 3)[:7]:  # of 3 images: three passes
+        for index, view in zip(batch["index"].tolist(), batch["variant"].tolist()):
+            views[index].add(view)
+    assert all(shown == {0, 1, 2} for shown in views.values())
+
+
+def test_a_pass_is_drawn_once(load: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    plan = loader_module.plan_epoch
+    monkeypatch.setattr(loader_module, "plan_epoch", lambda *given, **more: drawn.append(given) or plan(*given, **more))
+    loader = load(UNLABELED_RATIO=0.2).unlabelled  # 7 images, 1 in each of 3 batches of an epoch
+    plans = []
+    for epoch in (1, 2, 2, 3):
+        loader.set_epoch(epoch)
+        plans.append(loader.plan().order.tolist())
+    assert len(drawn) == 2 and plans[1] == plans[2]  # the third epoch begins the second pass
+    fresh = load(UNLABELED_RATIO=0.2).unlabelled
+    fresh.set_epoch(3)
+    assert fresh.plan().order.tolist() == plans[3]
 
 
 def test_evaluation_does_not_read_them(make_cfg: Make, image_folder: Path) -> None:

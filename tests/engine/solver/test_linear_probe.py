@@ -29,7 +29,15 @@ FINE_TUNING = [
     "True",
     "SOLVER.LR",
     "0.001",
+    "DISTILLER.STUDENT_WEIGHTS",
+    "student.pth",
 ]
+
+
+@pytest.fixture(autouse=True)
+def student_weights() -> None:
+    torch.manual_seed(1)
+    torch.save({"model": build_model("resnet8", 3).state_dict()}, "student.pth")
 
 
 def clusters(num_images: int = 90, num_channels: int = 6) -> Any:
