@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -17,6 +18,7 @@ from mdistiller.engine.evaluation.eval_checkpoint import eval_checkpoint
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.conftest import REPO, make_image_folder
+from tests.engine.data_forms import write_in_form
 from tests.engine.test_trainer import settings
 from tests.processes import run_python
 from tests.soak.kill_and_resume import differences
@@ -27,7 +29,10 @@ WORKER = REPO / "tests/engine/worker.py"
 FLOAT32 = ["SFAKD", "KD", "CRD", "REVIEWKD"]
 DOUBLE = [f"{name}-double" for name in (*FLOAT32, "RKD", "SP", "PKT", "MLKD", "DIST")]
 DOUBLE += ["KD-double-recipe", "SFAKD-double-recipe", "KD-double-unlabelled", "SFAKD-double-unlabelled"]
-DOUBLE += ["KD-double-views"]
+DOUBLE += ["KD-double-views", "KD-double-adam"]
+FORMS = {"shards": "webdataset", "tables": "datasets"}  # and the libraries that write them
+FORMS = {form: library for form, library in FORMS.items() if importlib.util.find_spec(library)}
+DOUBLE += [f"SFAKD-double-{form}" for form in FORMS]
 BUFFERS = ("running_", "num_batches", "memory.", "_extra_state")
 
 # ends, or stops, a process of its group once at each of some steps, or batches of evaluation (e1, e2, …)
@@ -91,6 +96,8 @@ def steps(tmp_path_factory):
     """What one and two processes have after the same 20 global batches, by method."""
     folder = tmp_path_factory.mktemp("steps")
     teacher_and_images(folder)
+    for form in FORMS:
+        write_in_form(form, folder / "images", folder)
     for count in (1, 2):
         status, output = launched(WORKER, folder, *FLOAT32, *DOUBLE, count=count, folder=folder)
         assert status == 0, output

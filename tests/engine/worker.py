@@ -1,8 +1,10 @@
-"""What test_processes.py has torchrun start: `worker.py FOLDER METHOD …`, `KD` or, in float64, `KD-double`.
+"""What test_distributed.py starts in several processes: `worker.py FOLDER METHOD …`, `KD` or, in float64, `KD-double`.
 
 `KD-double-recipe` trains with mixed images, soft labels, steps in parts and an average of the weights.
 `KD-double-views` trains with fixed views of resized crops; the processes share the teacher's outputs in a folder.
 `KD-double-unlabelled` trains with mixed images, of which some have no label; neither number of them is even.
+`KD-double-adam` trains by AdamW with a lower rate for the backbone, on images that a policy and erasing change.
+`KD-double-shards` and `KD-double-tables` read the images from shards and tables.
 """
 
 from __future__ import annotations
@@ -34,6 +36,11 @@ RECIPE = [
 VIEWS = [
     *("DATASET.AUGMENT", "resized_crop", "DATASET.IN_MEMORY", "no", "DATASET.VIEWS", "2", "TEACHER_CACHE"),
 ]
+ADAM = [
+    *("SOLVER.TYPE", "AdamW", "SOLVER.BACKBONE_LR_FACTOR", "0.5", "DATASET.POLICY", "trivial_augment"),
+    *("DATASET.ERASING", "0.5", "DATASET.IN_MEMORY", "no"),
+]
+FORMS = {"shards": "webdataset", "tables": "huggingface"}
 
 
 def steps(folder: str, name: str) -> Dict[str, Any]:
@@ -41,7 +48,12 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
     method, _, kind = name.partition("-")
     double, recipe = kind.startswith("double"), RECIPE if kind.endswith("recipe") else []
     if kind.endswith("unlabelled"):
-        recipe = ["DATASET.UNLABELED", f"{folder}/images/val", "DATASET.UNLABELED_RATIO", "0.8", *RECIPE[:4]]
+        recipe = ["DATASET.UNLABELED", f"{folder}/images/train", "DATASET.UNLABELED_RATIO", "0.8", *RECIPE[:4]]
+    if kind.endswith("adam"):
+        recipe = ADAM
+    form = kind.rpartition("-")[2]
+    if form in FORMS:
+        recipe = ["DATASET.TYPE", FORMS[form], "DATASET.ROOT", f"{folder}/{form}", "DATASET.IN_MEMORY", "no"]
     if kind.endswith("views"):
         recipe = [*VIEWS, f"{folder}/cache-{distributed.get_world_size()}"]
     # in float32, rounding grows from step to step; in small steps less, and SFAKD's are the largest

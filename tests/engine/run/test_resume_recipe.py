@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.data_forms import write_in_form
 from tests.engine.run.test_exact_resume import STEPS, built, crashed_and_resumed, folder  # noqa: F401 (a fixture)
 from tests.soak.kill_and_resume import differences
 
@@ -18,12 +19,21 @@ RECIPES = {
     "policy": ("SFAKD", ["DATASET.POLICY", "rand_augment", "DATASET.ERASING", "0.5", "DATASET.MIXUP", "1"]),
     "views": ("KD", ["DATASET.AUGMENT", "resized_crop", "DATASET.VIEWS", "2", "TEACHER_CACHE", "memory"]),
     "parts": ("SFAKD", [*PARTS, "TEACHER_CACHE", "memory"]),
+    "rates": ("KD", ["SOLVER.BACKBONE_LR_FACTOR", "0.5", "DATASET.POLICY", "trivial_augment"]),
+    "lamb": ("SFAKD", ["SOLVER.TYPE", "lamb", "SOLVER.LR", "0.002", "SOLVER.EMA", "0.9"]),
+    "shards": ("KD", ["DATASET.TYPE", "webdataset", "DATASET.ROOT", "shards", "DATASET.IN_MEMORY", "no"]),
+    "tables": ("SFAKD", ["DATASET.TYPE", "huggingface", "DATASET.ROOT", "tables", "DATASET.IN_MEMORY", "no"]),
 }
+LIBRARIES = {"lamb": "timm", "shards": "webdataset", "tables": "datasets"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_run(folder: Path, name: str) -> None:  # noqa: F811
     method, more = RECIPES[name]
+    if name in LIBRARIES:
+        pytest.importorskip(LIBRARIES[name])
+    if name in ("shards", "tables"):
+        write_in_form(name, folder, Path())
 
     def make(run: str):  # type: ignore[no-untyped-def]
         return built(folder, run, method, more=more)
