@@ -45,6 +45,7 @@ ALLOWED = {
     *((f"formats/{name}.py", "subprocess.Popen") for name in ("torch_file",)),
     *((f"formats/{name}.py", call) for name in ("torch_file", "torch_worker") for call in ("np.load", "allow_pickle")),
     ("study/job.py", "subprocess.Popen"),
+    ("run/environment.py", "subprocess.run"),  # asks Git for the commit
     ("export/export.py", "import_module"),  # of the libraries of an extra, by names in the source
     ("formats/onnx_file.py", "import_module"),
 }
