@@ -10,6 +10,7 @@ from ..atomic_files import replace
 from .comparison import Group, labels
 
 PANELS_IN_A_ROW = 3
+MIN_SPAN = 4.0  # percentage points that a panel shows at least, so that noise does not look like a difference
 POINT, MEAN, TEACHER = "#4878a8", "#1b1b1b", "#c44e52"
 
 
@@ -52,7 +53,12 @@ def _draw(axes: Any, block: str, groups: Sequence[Group]) -> None:
         teachers |= {accuracy["deployed_top1"] for accuracy in taught if accuracy}
     for top1 in teachers:
         axes.axvline(top1, color=TEACHER, linestyle="--", linewidth=1)
-        axes.annotate(f"teacher {top1:.2f}", (top1, -0.8), color=TEACHER, ha="right", va="center", fontsize=9)
+    low, high = axes.get_xlim()
+    middle, half = (low + high) / 2, max(high - low, MIN_SPAN) / 2
+    axes.set_xlim(middle - half, middle + half)
+    for top1 in teachers:
+        side = "right" if top1 > middle else "left"
+        axes.annotate(f" teacher {top1:.2f} ", (top1, -0.8), color=TEACHER, ha=side, va="center", fontsize=9)
     axes.set_yticks(range(len(groups)), labels(groups))
     axes.set_ylim(len(groups) - 0.4, -1.2)
     axes.set_xlabel("top-1, last epoch, %")

@@ -142,8 +142,9 @@ def _notes(mine: Sequence[Tuple[int, Group]]) -> Iterator[str]:
 
 
 def _each(runs: Sequence[Summary], key: str) -> str:
-    """Return the values that runs have for a key, such as `10000` or `2500, 5000`."""
-    return ", ".join(map(str, dict.fromkeys(run[key] for run in runs)))
+    """Return the values that runs have for a key, such as `10,000`, or `30 or 60`."""
+    values = dict.fromkeys(run[key] for run in runs)
+    return " or ".join(f"{value:,}" if isinstance(value, int) else str(value) for value in values)
 
 
 def _sentences(mine: Sequence[Tuple[int, Group]], compared: Dict[int, List[Difference]]) -> Iterator[str]:
