@@ -43,6 +43,7 @@ def main() -> None:
         parser.error("expected FOLDER and OUT, or --index SHARDS --classes FILE")
 
     from ..dataset.shards.write import in_words, index_shards, make_shards
+    from ..errors import UserError
     from ..paths import user_path
 
     if args.index:
@@ -51,9 +52,19 @@ def main() -> None:
     else:
         out = user_path(args.out)
         given = args.images_per_shard, args.val_fraction, args.corrupt, args.workers
-        shards = make_shards(user_path(args.folder), out, *given)
+        try:
+            shards = make_shards(user_path(args.folder), out, *given)
+        except UserError as error:
+            raise UserError(*map(_with_own_options, error.faults)) from None
     print(*in_words(shards), sep="\n")
     print(f"train with DATASET.TYPE webdataset DATASET.ROOT {out}")
+
+
+def _with_own_options(fault: str) -> str:
+    """Return a message about an image folder with this command's options in place of the configuration's keys."""
+    for key, option in (("DATASET.VAL_FRACTION", "--val-fraction"), ("DATASET.CORRUPT", "--corrupt")):
+        fault = fault.replace(key, option)
+    return fault
 
 
 def command() -> NoReturn:
