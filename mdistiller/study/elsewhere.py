@@ -17,6 +17,7 @@ from .results import Summary, changed_settings, parse
 
 log = logging.getLogger("mdistiller")
 SUMMARIES = "summaries.jsonl"  # of a study's folder
+TRAIN_ONLY = ("TRAIN_FRACTION", "FRACTION_SEED", "MIXUP", "CUTMIX")  # keys of DATASET that change no validation image
 
 
 def finished_elsewhere(study: Study, output: Path, finished_here: Iterable[str]) -> Dict[str, Summary]:
@@ -67,7 +68,9 @@ def _usable(path: Path, study: Study, images: _Images) -> Dict[str, Summary]:
 
 
 class _Images:
-    """Compares the validation images of results with those on this machine, which it reads once.
+    """Compares the validation images of results with those on this machine.
+
+    Images are read once for all runs that validate on the same ones.
 
     Attributes:
         missing: why images cannot be read here; empty if they can.
@@ -81,7 +84,8 @@ class _Images:
         """Return in what the validation images of a result differ from those of its cell."""
         cfg = cell.cfg
         seed = cfg.EXPERIMENT.SEED if cfg.DATASET.VAL_FRACTION else None  # chooses the validation images
-        key = json.dumps([to_dict(cfg.DATASET), seed], sort_keys=True)
+        data = {name: value for name, value in to_dict(cfg.DATASET).items() if name not in TRAIN_ONLY}
+        key = json.dumps([data, seed], sort_keys=True)
         if key not in self._known:
             try:
                 self._known[key] = short_origin(origin_of_val(get_val_loader(cfg, "cpu")))
@@ -96,5 +100,5 @@ class _Images:
 
 
 def _kind(digest: str) -> str:
-    """Return of what a digest is; images in memory and streamed images have different kinds."""
+    """Return what a digest was computed from; images in memory and streamed images differ in this."""
     return digest.rpartition(": ")[0]

@@ -12,6 +12,7 @@ import pytest
 
 from mdistiller.engine.run.lock import locked
 from mdistiller.errors import UserError
+from mdistiller.study import elsewhere
 from mdistiller.study.grid import read_study
 from mdistiller.study.runner import dry_run, run_study
 from mdistiller.study.tables import MACHINE_COLUMNS
@@ -177,6 +178,19 @@ def test_results_of_other_images_or_teachers_are_not_used(place, launcher, caplo
     text = dry_run(read_study("small.yaml"), Path("other"), 1)
     assert "5 of 7 runs to do" in text
     assert re.findall(r"small/(\w+)/seed\d +finished", text) == ["student_alone", "student_alone"]
+
+
+def test_validation_images_are_read_once_for_all_variants(place, launcher, monkeypatch):
+    parts = "VARIANTS:\n  half: {DATASET: {TRAIN_FRACTION: 0.5, FRACTION_SEED: 0}}\n  all: {}\n"
+    with (place / "small.yaml").open("a") as file:
+        file.write(parts)
+    run_study(read_study("small.yaml"), OUT, launcher, ["small/*/student_alone/seed0"])
+    with (place / "small.yaml").open("a") as file:
+        file.write(f"SUMMARIES: [{OUT}/summaries.jsonl]\n")
+    read, loader = [], elsewhere.get_val_loader
+    monkeypatch.setattr(elsewhere, "get_val_loader", lambda *given: read.append(given) or loader(*given))
+    found = elsewhere.finished_elsewhere(read_study("small.yaml"), Path("other"), ())
+    assert sorted(found) == ["small/all/student_alone/seed0", "small/half/student_alone/seed0"] and len(read) == 1
 
 
 def test_a_study_shares_the_teacher_and_the_runs_of_another(place, launcher):
