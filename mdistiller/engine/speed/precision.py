@@ -31,13 +31,17 @@ def prepare_device(device: torch.device) -> None:
 
 
 @lru_cache(maxsize=None)
-def cpu_has_fast_bf16() -> bool:
-    """Return whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+def cpu_has(instructions: str) -> bool:
+    """Return whether the processor has some instructions, by Linux's name of them, such as `amx_bf16`."""
     try:
-        flags = Path("/proc/cpuinfo").read_text().split()
+        return instructions in Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Return whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    return cpu_has("amx_bf16") or cpu_has("avx512_bf16")
 
 
 @dataclass(frozen=True)

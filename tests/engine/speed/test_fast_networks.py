@@ -10,6 +10,7 @@ from torch import nn
 
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.speed import small_maps
 from mdistiller.engine.speed.fast_networks import FastNetworks, trained_parts
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
@@ -101,7 +102,7 @@ def test_a_missing_compiler_is_reported_before_anything_is_built(built, monkeypa
 
 def test_student_and_head_are_compiled_where_a_gpu_runs_them(built):
     trainer, networks, _ = built("SFAKD")
-    networks._compiled = [
+    networks._faster = [
         (module, name, lambda *inputs, name=name: name) for module, name in trained_parts(trainer.distiller)
     ]
     student, head = trainer.distiller.student, trainer.distiller.head
@@ -110,6 +111,23 @@ def test_student_and_head_are_compiled_where_a_gpu_runs_them(built):
         assert (student.forward_stages(None), head(None)) == ("forward_stages", "forward")
     assert not [name for name in ("forward_stages", "forward") if name in vars(student) or name in vars(head)]
     assert list(trainer.distiller.state_dict()) == keys
+
+
+def test_small_maps_are_convolved_faster_within_an_epoch_only(built, monkeypatch):
+    monkeypatch.setattr(small_maps, "cpu_has", lambda name: True)
+    trainer, networks, _ = built("SFAKD", "SOLVER.AMP", "bf16")
+
+    def replaced():
+        return [module for module in trainer.distiller.modules() if "_conv_forward" in vars(module)]
+
+    with networks.in_place():
+        convolutions = replaced()
+        for part in (trainer.distiller.student, trainer.distiller.teacher):
+            assert [module for module in part.modules() if module in convolutions]
+        batch = next(iter(trainer.train_loader))
+        losses, _ = trainer.train_step(batch, 1, 0, len(trainer.train_loader))
+        assert all(loss.isfinite() for loss in losses.values())
+    assert not replaced()
 
 
 def test_memory_is_logged_and_no_tensor_is_kept_from_epoch_to_epoch(built):
