@@ -25,16 +25,18 @@ class UserError(ValueError):
     """
 
     def __init__(self, *faults: str) -> None:
-        self.faults = [_plain(fault) for fault in faults]
+        self.faults = [_without_the_middle(printable(fault)) for fault in faults]
         super().__init__("\n".join(self.faults))
 
 
-def _plain(text: str) -> str:
-    """Return `text` as one line of printable characters. The middle of a very long line is left out."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return (
-        line if len(line) <= MAX_LINE_LENGTH else f"{line[: MAX_LINE_LENGTH // 2]} ... {line[-MAX_LINE_LENGTH // 2 :]}"
-    )
+def printable(text: object) -> str:
+    """Return `text` as one line, with question marks in place of control characters and undecodable bytes."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+
+
+def _without_the_middle(line: str) -> str:
+    half = MAX_LINE_LENGTH // 2
+    return line if len(line) <= MAX_LINE_LENGTH else f"{line[:half]} ... {line[-half:]}"
 
 
 def refuse(faults: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from typing import List, Sequence
 
 from .. import __version__
 from ..engine.evaluation.cost import deployed_cost
+from ..errors import printable
 from ..models import library_of, parts_of
 from ..models.adapters.given_models import PLACE
 from .proof import Proof
@@ -142,5 +143,4 @@ def _classes(classes: Sequence[str]) -> str:
 
 def _text(value: object) -> str:
     """Return one line of printable text, without what Markdown would read as markup of its own."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
-    return line.replace("`", "'").replace("|", "\\|").replace("<", "&lt;")
+    return printable(value).replace("`", "'").replace("|", "\\|").replace("<", "&lt;")

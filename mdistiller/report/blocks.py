@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Collection, List, Sequence, Tuple, Union
 
+from ..errors import printable
+
 MAX_LENGTH = 60  # characters of a name that somebody else chose
 
 
@@ -109,7 +111,7 @@ class Section:
 
 def plain(text: object, limit: int = MAX_LENGTH) -> str:
     """Return one line of printable characters, of at most `limit`; names come from strangers."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+    line = printable(text)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -27,7 +27,7 @@ TIMED_STEPS = 3
 def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, Summary]) -> Dict[Row, float]:
     """Return the estimated seconds of an epoch, with its evaluation, of the rows of `cells`.
 
-    That of a row with finished runs is their mean. In a row without one, a few steps and an evaluation batch are
+    That of a row with finished runs is their median. In a row without one, a few steps and an evaluation batch are
     measured on this machine, with a teacher of random weights.
 
     Args:
@@ -49,7 +49,7 @@ def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, 
             print(f"measuring {cell.name}", file=sys.stderr)
             known[cell.row] = [_measured(cell)]
     torch.set_num_threads(threads)
-    return {row: statistics.mean(values) for row, values in known.items()}
+    return {row: statistics.median(values) for row, values in known.items()}
 
 
 def _measured(cell: Cell) -> float:
