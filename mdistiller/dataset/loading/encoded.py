@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ...errors import UserError, one_line, printable
+from ...errors import UserError, one_line
 from ..images.file_names import picture_formats
 from ..images.orientation import upright
 
@@ -81,7 +81,9 @@ class EncodedSplit:
         except MemoryError:  # not caused by the image
             raise
         except Exception as error:
-            raise UnusableImage(f"{printable(self.path(index))} ({one_line(error)})") from error
+            reason = one_line(error)
+            name = "".join(c if c.isprintable() else "?" for c in str(self.path(index)))  # names may be undecodable
+            raise UnusableImage(f"{name} ({reason})") from error
 
     def digest(self) -> str:
         """Return a hexadecimal digest of names (with their folders), sizes and dates."""
