@@ -20,9 +20,8 @@ def main() -> None:
     parser.add_argument(
         "--max-drop",
         type=float,
-        default=0.5,
         metavar="POINTS",
-        help="largest loss of top-1 with --half and --int8, in percentage points; default %(default)s",
+        help="with --half or --int8: largest loss of top-1, in percentage points; default 0.5",
     )
     parser.add_argument("--no-data", action="store_true", help="prove on random images instead of the validation set")
     parser.add_argument("--teacher-license", default="", metavar="TEXT", help="licence of the teacher's weights")
@@ -33,6 +32,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if args.private and not args.push:
         parser.error("--private needs --push")
+    if args.max_drop is not None and not (args.half or args.int8):
+        parser.error("--max-drop needs --half or --int8; a float32 export loses nothing")
 
     from ..export.export import export_student
     from ..export.hub import check_hub, push
@@ -47,7 +48,7 @@ def main() -> None:
         int8=args.int8,
         output=args.output,
         overwrite=args.overwrite,
-        max_drop=args.max_drop,
+        **({} if args.max_drop is None else {"max_drop": args.max_drop}),
         use_data=not args.no_data,
         teacher_license=args.teacher_license,
     )

@@ -35,7 +35,7 @@ def main() -> None:
         parser.error(f"--workers is {args.workers}; expected 0 to 512")
     if args.index and (args.folder or not args.classes):
         parser.error("--index needs --classes FILE, and no other folder")
-    options = {name: getattr(args, name) for name in ("images_per_shard", "val_fraction", "corrupt")}
+    options = {name: getattr(args, name) for name in ("images_per_shard", "val_fraction", "corrupt", "workers")}
     unused = [f"--{name.replace('_', '-')}" for name, value in options.items() if value != parser.get_default(name)]
     if args.index and unused:
         parser.error(f"--index writes an index only, and does not take {', '.join(unused)}")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..ranges import above, weights
+from ..ranges import at_least, weights
 from ._base import Distiller, register
 from ._common import check_stages, match_size
 
@@ -56,7 +56,10 @@ class AT(Distiller):
         "P": 2.0,  # power of the activations in an attention map
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0},
     }
-    RANGES = {"P": above(0, "a power", " (2.0 is the default)"), **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
+    RANGES = {
+        "P": at_least(1, example=" (2.0 is the default; the gradient of a lower power is infinite at 0)"),
+        **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
+    }
     teacher_needs = ("maps",)
     soft_labels = True
     unlabelled = True

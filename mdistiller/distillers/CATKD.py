@@ -59,9 +59,10 @@ def forward_with_map(model: Any, image: Tensor) -> Tuple[Tensor, Tensor]:
     """
     if not isinstance(model, ClassifierModel):
         logits, feats = model(image)
-        return logits, feats.get("final_map", feats["feats"][-1])
-    feature_map = model.forward_map(model.forward_stages(image).final_map)
-    return model.get_classifier()(F.adaptive_avg_pool2d(feature_map, 1).flatten(1)), feature_map
+        return logits, feats["final_map"] if "final_map" in feats else feats["feats"][-1]
+    feature_map, classifier = model.forward_map(model.forward_stages(image).final_map), model.get_classifier()
+    with torch.autocast(feature_map.device.type, enabled=False):
+        return classifier(feature_map.mean((2, 3), dtype=classifier.weight.dtype)), feature_map
 
 
 @register("CAT_KD")

@@ -123,9 +123,10 @@ class CRD(Distiller):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
-        if len(state):
+        generator = torch.Generator(self.embed_student.weight.device)
+        if len(state) == 8 + len(generator.get_state()):  # otherwise another kind of device drew; the epoch begins anew
             self._generator_epoch = int(state[:8].clone().view(torch.int64))
-            self._generator = torch.Generator(self.embed_student.weight.device)
+            self._generator = generator
             self._generator.set_state(state[8:].clone())
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:

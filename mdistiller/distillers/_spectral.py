@@ -53,12 +53,13 @@ class SpectralFilter(nn.Module):
             if not self.as_matrix:
                 spectrum = torch.fft.rfft2(feature.to(gain.real.dtype), norm="ortho")
                 return torch.fft.irfft2(spectrum * gain, s=self.size, norm="ortho")
-            pixels = feature.permute(0, 2, 3, 1).flatten(1, 2).to(self.analysis.dtype)
+            dtype = gain.real.dtype
+            pixels = feature.permute(0, 2, 3, 1).flatten(1, 2).to(dtype)
             gain = gain.flatten(1).T
             gain_real, gain_imag = gain.real.contiguous(), gain.imag.contiguous()
-            real, imag = (self.analysis @ pixels).chunk(2, dim=1)
+            real, imag = (self.analysis.to(dtype) @ pixels).chunk(2, dim=1)
             product = torch.cat([real * gain_real - imag * gain_imag, real * gain_imag + imag * gain_real], dim=1)
-            return (self.synthesis @ product).unflatten(1, self.size).permute(0, 3, 1, 2)
+            return (self.synthesis.to(dtype) @ product).unflatten(1, self.size).permute(0, 3, 1, 2)
 
 
 class FrequencyFilter(nn.Module):
@@ -142,7 +143,7 @@ class HighPass(nn.Module):
 
 
 class FrequencyBranch(nn.Module):
-    """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, in the filter's precision and at least float32, also under autocast.
+    """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, computed in at least float32, also under autocast.
 
     Args:
         channels, height, width: `C`, `H`, `W`.
@@ -166,6 +167,7 @@ class FrequencyBranch(nn.Module):
         self.product = SpectralFilter(height, width)
 
     def forward(self, feature: Tensor, weight: Union[float, Tensor] = 1.0) -> Tensor:
-        """Return `weight · F_freq` of `feature [B, C, H, W]`, of the same shape, float32."""
+        """Return `weight · F_freq` of `feature [B, C, H, W]`, of the same shape, in the filter's precision."""
         gain = self.filter()
-        return self.product(feature, weight * self.mask()[:, : gain.shape[-1]] * gain)
+        product = self.product(feature, weight * self.mask()[:, : gain.shape[-1]] * gain)
+        return product.to(self.filter.weight.dtype)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
@@ -16,6 +16,8 @@ from ..paths import read_text, user_path
 from .blocks import plain
 
 Row = Dict[str, Any]
+
+MAX_LABEL = 40  # characters
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,13 @@ def read_runs(
             different classes.
     """
     folders = list(dict.fromkeys(_run_folder(path) for path in paths))
-    names = Counter(folder.name for folder in folders)
     runs = []
-    for folder in folders:
-        label = folder.name if names[folder.name] == 1 else f"{folder.parent.name}/{folder.name}"
+    for folder, label in zip(folders, _labels(folders)):
         files = RunFolder(str(folder.parent), folder.name)
         runs.append(
             Run(
                 folder,
-                plain(label, 40),
+                label,
                 read_source(folder, overrides, own_code=own_code),
                 read_metrics(files.metrics),
                 _read_summary(files.summary),
@@ -92,6 +92,18 @@ def read_runs(
     for run in runs[1:]:
         _check_same_data(runs[0], run)
     return runs
+
+
+def _labels(folders: Sequence[Path]) -> List[str]:
+    """Return a different label for each folder: the end of its path, as long as needed but at most MAX_LABEL."""
+    labels = []
+    for folder in folders:
+        others = [other.parts for other in folders if other != folder]
+        depth = next(n for n in count(1) if all(parts[-n:] != folder.parts[-n:] for parts in others))
+        labels.append(plain("/".join(folder.parts[-depth:]), MAX_LABEL))
+    if len(set(labels)) < len(labels):  # they differ beyond that length
+        labels = [plain(f"{number}: {label}", MAX_LABEL) for number, label in enumerate(labels, start=1)]
+    return labels
 
 
 def _run_folder(path: str | os.PathLike[str]) -> Path:

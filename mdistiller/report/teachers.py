@@ -51,7 +51,10 @@ def find_teachers(runs: Sequence[Run], own_code: Sequence[str] = ()) -> List[Tea
     teachers = []
     for run, own in zip(runs, specs):
         options, info = own or shared, run.source.info
-        key = json.dumps([options, info.input_size, info.mean, info.std], sort_keys=True, default=str)
+        view = run.source.view  # runs with the same teacher may crop their images differently
+        key = json.dumps(
+            [options, info.input_size, info.mean, info.std, view.size, view.margin], sort_keys=True, default=str
+        )
         if key not in built:
             built[key] = _build(run, options, key, own_code)
         teachers.append(built[key])

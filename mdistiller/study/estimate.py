@@ -44,11 +44,13 @@ def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, 
             known.setdefault(cell.row, []).append(summary["seconds"] / summary["epochs"])
     threads = torch.get_num_threads()
     torch.set_num_threads(study.threads)
-    for cell in cells:
-        if cell.row not in known:
-            print(f"measuring {cell.name}", file=sys.stderr)
-            known[cell.row] = [_measured(cell)]
-    torch.set_num_threads(threads)
+    try:
+        for cell in cells:
+            if cell.row not in known:
+                print(f"measuring {cell.name}", file=sys.stderr)
+                known[cell.row] = [_measured(cell)]
+    finally:
+        torch.set_num_threads(threads)
     return {row: statistics.median(values) for row, values in known.items()}
 
 

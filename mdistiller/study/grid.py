@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from yacs.config import CfgNode
 
@@ -181,7 +181,7 @@ class _Builder:
         known: Dict[str, Any],
         teacher: str = "",
     ) -> Cell:
-        """Return a cell; `known` are settings that follow from its place in the grid."""
+        """Return a cell; `known` are settings that follow from its place in the grid, and that nothing else may set."""
         folder = "/".join(re.sub(r"[^\w.+-]+", "_", part) for part in (row.pair, row.variant, row.method) if part)
         if self.rows.setdefault(folder, row) != row:
             raise UserError(f"{self.source}: two rows would have the folder {folder}; rename one")
@@ -189,16 +189,16 @@ class _Builder:
         placeholders = {"pair": row.pair, "teacher": models["TEACHER"], "student": models["STUDENT"]}
         base = re.sub(r"\{(\w+)\}", lambda found: placeholders.get(found[1], found[0]), str(own.get("_BASE_", "")))
         own = {key: value for key, value in own.items() if key not in ("_BASE_", "SEEDS")}
-        known = merged(known, {"EXPERIMENT": {"NAME": name, "SEED": seed}, "LOG": {"WANDB": False}})
-        start = read_file(find_config(base)) if base else {}
-        content = merged(start, self.settings, own, variant, known)
+        known = merged(known, {"EXPERIMENT": {"NAME": name, "SEED": seed}})
+        start = merged(read_file(find_config(base)) if base else {}, {"LOG": {"WANDB": False}})
+        given = merged(self.settings, own, variant)
         try:
-            cfg = cfg_from(content, self.source, self.overrides)
+            cfg = cfg_from(merged(start, given, known), self.source, self.overrides)
         except UserError as error:
             for line in error.faults:
                 self.errors[line].append(name)
             return Cell(row, seed, CfgNode({"EXPERIMENT": {"NAME": name}}), teacher)
-        for line in config_errors(cfg):
+        for line in (*_replaced(known, given), *_replaced(known, cfg), *config_errors(cfg)):
             self.errors[line].append(name)
         return Cell(row, seed, cfg, teacher)
 
@@ -209,3 +209,12 @@ class _Builder:
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             lines.append(f"{line} (in the run {names[0]}{others})")
         refuse(lines)
+
+
+def _replaced(known: Dict[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each setting of the grid that `given` has with another value."""
+    for section, settings in known.items():
+        for key, value in settings.items():
+            other = (given.get(section) or {}).get(key, value)
+            if other != value:
+                yield f"{section}.{key} is {other}, but in a study PAIRS, METHODS and SEEDS decide it; leave it out"

@@ -55,6 +55,7 @@ class LocalLauncher:
         self.limit = jobs
         self._pool = ThreadPoolExecutor(jobs)
         self._processes: List[subprocess.Popen] = []
+        self._stopping = False
         self._devices: queue.SimpleQueue[Dict[str, str]] = queue.SimpleQueue()
         for _, device in zip(range(jobs), itertools.cycle(_visible_devices())):
             self._devices.put(device)
@@ -65,15 +66,26 @@ class LocalLauncher:
     def _run(self, job: Job) -> str:
         device = self._devices.get()
         try:
-            return run_job(job, device, self._processes.append)
+            return run_job(job, device, self._keep)
         finally:
             self._devices.put(device)
 
+    def _keep(self, process: subprocess.Popen) -> None:
+        self._processes.append(process)
+        if self._stopping:  # since the run was submitted
+            _end(process)
+
     def stop(self) -> None:
+        self._stopping = True
         for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.close()  # see `run_job`
+            _end(process)
         self._pool.shutdown()
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Make a run save its state and end; see `run_job`."""
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def _visible_devices() -> Sequence[Dict[str, str]]:

@@ -14,6 +14,7 @@ from .grid import Study
 from .results import Summary
 from .study_file import ALONE
 
+ESCAPED_BAR = "\\|"  # of Markdown, within a table
 EXTRA_ACCURACIES = {  # columns that appear where runs have these figures
     "running_top1": "running statistics",
     "plain_top1": "without the average",
@@ -98,7 +99,6 @@ def _table(study: Study, mine: Sequence[Tuple[int, Group]], compared: Dict[int, 
         waiting = f" ({len(group.unfinished)} unfinished)" if group.unfinished else ""
         line = [name, f"{len(group.summaries)}{waiting}"]
         if group.summaries:
-            by_name = {each.to: each for each in compared.get(place, [])}
             cost = next(iter(group.summaries.values()))["deployed"]
             last = group.values("last")
             line += [show_spread(spread(last)), ", ".join(f"{value:.2f}" for value in last)]
@@ -106,11 +106,12 @@ def _table(study: Study, mine: Sequence[Tuple[int, Group]], compared: Dict[int, 
                 show_spread(spread(values)) if values else "" for values in (group.values("last", k) for k in extra)
             ]
             line += [show_spread(spread(group.values("best")))]
-            line += [show_difference(by_name[name]) if name in by_name else "" for name in study.compare_to]
+            for name in study.compare_to:
+                line.append("; ".join(show_difference(each) for each in compared.get(place, []) if each.to == name))
             line += [f"{group.epoch_seconds:.0f}" if group.epoch_seconds else ""]
             line += [f"{cost['parameters'] / 1e6:.2f} M", f"{cost['macs'] / 1e6:.1f} M"]
         lines.append(line + [""] * (len(header) - len(line)))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(text.replace('|', ESCAPED_BAR) for text in line)} |" for line in lines)
 
 
 def _notes(mine: Sequence[Tuple[int, Group]]) -> Iterator[str]:

@@ -81,8 +81,10 @@ def test_step(teacher, student):
 
 
 def test_bad_power():
-    with pytest.raises(UserError, match=r"AT.P is 0.0; expected a power above 0"):
-        build("AT", "AT.P", "0")
+    with pytest.raises(
+        UserError, match=r"AT.P is 0.5; expected 1 or more \(2.0 is the default; the gradient of a lower"
+    ):
+        build("AT", "AT.P", "0.5")
 
 
 def test_a_student_without_stages_is_refused(monkeypatch):

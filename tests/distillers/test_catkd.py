@@ -135,6 +135,25 @@ def test_foreign_models_give_their_last_map():
         CATKD(Foreign(tail=True), build_model("resnet8", 7), cfg)
 
 
+def test_a_final_map_is_enough():
+    class FinalMap(Foreign):
+        def forward(self, image):
+            logits, feats = super().forward(image)
+            return logits, {"final_map": feats["feats"][-1], "pooled_feat": feats["pooled_feat"]}
+
+    image, target = batch()
+    distiller = CATKD(FinalMap(tail=False), build_model("resnet8", 7), load_cfg(None, ["DATASET.INPUT_SIZE", "32"]))
+    check_step(distiller.train(), image=image, target=target, epoch=1)
+
+
+def test_logits_are_those_of_the_model_under_autocast():
+    model, (image, _) = build_model("resnet8", 7).eval(), batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits, expected = forward_with_map(model, image)[0], model(image)[0]
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected)
+
+
 def test_building_moves_no_statistics():
     distiller = build("CAT_KD", student="MobileNetV2")
     counters = [value for key, value in distiller.state_dict().items() if key.endswith("num_batches_tracked")]

@@ -194,6 +194,16 @@ def test_gradients_reach_every_learnable_parameter_and_no_teacher(teacher, stude
     check_student_deploys_alone(distiller)
 
 
+def test_the_state_of_another_kind_of_device_begins_the_epoch_anew():
+    distiller, given = build_crd(), crd_batch()
+    first = distiller.contrast_images(given["target"], given["index"], 3)
+    distiller.contrast_images(given["target"], given["index"], 3)
+    state = distiller.get_extra_state()
+    resumed = build_crd()
+    resumed.set_extra_state(state[: 8 + 16])  # a CUDA generator has 16 bytes
+    assert torch.equal(resumed.contrast_images(given["target"], given["index"], 3), first)
+
+
 def test_memory_is_state_and_labels_are_not():
     distiller = build_crd()
     keys = {key for key in distiller.state_dict() if not key.startswith(("student.", "teacher.", "embed"))}

@@ -329,3 +329,16 @@ def test_the_filter_starts_as_the_identity():
 
 def test_registered():
     assert distiller_dict["SFAKD"] is SFAKD
+
+
+@pytest.mark.parametrize("size", [4, 20], ids=["by matrices", "by torch.fft"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_head_in_half_precision(size, dtype):
+    torch.manual_seed(0)
+    head = SFAKDHead(6, size, size, 5, 3).eval()
+    feature = torch.rand(2, 6, size, size)
+    with torch.no_grad():
+        expected = head(feature).logits
+        logits = head.to(dtype)(feature.to(dtype)).logits
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.02)

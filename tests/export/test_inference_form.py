@@ -7,7 +7,13 @@ import torch
 
 from mdistiller.distillers._spectral import FrequencyBranch
 from mdistiller.distillers.SFAKD import Fusion, SpatialBranch
-from mdistiller.export.formats.inference_form import circular_convolution, inference_form, real_fusion, without_fourier
+from mdistiller.export.formats.inference_form import (
+    _without_unused,
+    circular_convolution,
+    inference_form,
+    real_fusion,
+    without_fourier,
+)
 from tests.export.conftest import MEAN, SIZE, STD, build_student
 
 SIZES = [(1, 1), (1, 6), (4, 4), (5, 4), (7, 7), (8, 8), (20, 17)]
@@ -33,6 +39,28 @@ def test_the_frequency_branch_is_a_circular_convolution(size, mask):
     feature = torch.randn(2, 3, *size, dtype=torch.float64)
     found = circular_convolution(made, 0.3)(feature)
     torch.testing.assert_close(found, 0.3 * by_definition(made, feature), rtol=0, atol=1e-12)
+
+
+def test_a_layer_whose_weights_are_used_without_a_call_stays():
+    class Weights(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc, self.idle = torch.nn.Conv2d(3, 4, 1), torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+
+        def forward(self, image):
+            return torch.nn.functional.linear(self.conv(image).mean((2, 3)), self.fc.weight.detach())
+
+    class Calls(Weights):
+        def forward(self, image):
+            return self.fc(self.conv(image).mean((2, 3)))
+
+    image = torch.rand(2, 3, 4, 4)
+    for kind, idle in ((Weights, torch.nn.Linear), (Calls, torch.nn.Identity)):
+        model = kind()
+        expected = model(image)
+        pruned = _without_unused(model, image)
+        torch.testing.assert_close(pruned(image), expected)
+        assert type(pruned.idle) is idle
 
 
 def test_a_learned_sigma_and_a_hard_mask_are_part_of_the_kernel():

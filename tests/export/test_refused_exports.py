@@ -94,6 +94,14 @@ def test_no_student(command, place, session_folder, name, message):
     assert sorted(place.rglob("*")) == before and not os.path.exists("hacked")
 
 
+@pytest.mark.parametrize("option", ["-m", "--plugin"])
+@pytest.mark.parametrize("name", ["text.onnx", "text.pt2"])
+def test_code_that_a_file_does_not_need(command, place, name, option):
+    status, _, err = command("predict", "-c", place / name, option, "mine.py", place / "pictures" / "text.png")
+    assert (status, len(err.splitlines())) == (2, 1), err
+    assert f"{name} holds its whole network, so no code is needed; leave out -m and --plugin" in err
+
+
 @pytest.mark.parametrize("name", ["text.png", "empty.jpg", "cut.png", "bomb.png", "gone.png", "."])
 def test_no_picture(command, place, name):
     status, out, err = command("predict", "-c", place / "good.pth", place / "pictures" / name)
@@ -115,11 +123,12 @@ EXPORTS = [
     ("two_classes.pth", (), "do not fit|2 classes|holds a model of 3 classes|classes"),
     ("no_data.pth", (), "the proof needs the validation images: .*--no-data proves on random images"),
     ("good", ("--format", "tflite"), "invalid choice: 'tflite'"),
+    ("good", ("--max-drop", "1"), "--max-drop needs --half or --int8; a float32 export loses nothing"),
     ("good", ("--format", "torch", "--int8"), "--int8 is for --format onnx, given torch"),
     ("good", ("--half", "--int8"), "not allowed with argument"),
     ("good", ("--int8", "--no-data"), "--int8 is calibrated on training images"),
     *(
-        ("good", ("--max-drop", given), f"--max-drop is {given}; expected percentage points from 0 to 100")
+        ("good", ("--half", "--max-drop", given), f"--max-drop is {given}; expected percentage points from 0 to 100")
         for given in ("-1", "101", "nan")
     ),
     ("good", ("--max-drop", "half"), "invalid float value: 'half'"),

@@ -3,10 +3,12 @@
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from mdistiller.report.runs import MAX_LABEL, _labels
 from tests.test_atomic_files import limited_files
 
 pytestmark = pytest.mark.usefixtures("only_the_summary")
@@ -32,6 +34,14 @@ def place(runs):
     torch.save(content, runs / "no_data" / "student_best.pth")
     (runs / "thesis.html").write_text("<html>my thesis</html>")
     return runs
+
+
+def test_labels_are_different():
+    folders = [Path("/x") / end for end in ("a/SFAKD/seed0", "b/SFAKD/seed0", "b/KD/seed1", "c")]
+    assert _labels(folders) == ["a/SFAKD/seed0", "b/SFAKD/seed0", "seed1", "c"]
+    long = [Path(f"/x/{'y' * 50}{n}") for n in (1, 2)]
+    assert [label[:5] for label in _labels(long)] == ["1: yy", "2: yy"]
+    assert max(map(len, _labels(long))) == MAX_LABEL
 
 
 def listing(folder):

@@ -16,7 +16,7 @@ from mdistiller.study.comparison import (
     spread,
 )
 from mdistiller.study.grid import Row, Study
-from mdistiller.study.tables import show_difference, show_spread
+from mdistiller.study.tables import markdown_tables, show_difference, show_spread
 
 
 def summary(top1, teacher="t1", precision="float32", images="i1"):
@@ -104,6 +104,20 @@ def test_other_teachers_are_not_averaged():
     found = groups(study, summaries)
     assert labels(found) == ["student alone", "KD (teacher abcdef)", "KD (teacher abcdef)"]
     assert [[each.n for each in row] for row in differences(study, found).values()] == [[1], [1]]
+
+
+def test_a_table_of_several_teachers_and_odd_names():
+    cells = tuple(Cell(method, seed) for seed in (0, 1) for method in ("student alone", "K|D"))
+    study = Study("s", (), cells, ("K|D",), 1, True, (), ())
+    more = {"deployed": {"parameters": 10**6, "macs": 10**6}, "num_classes": 3, "val_images": 9, "train_images": 9}
+    more.update(epochs=1, teacher_accuracy={}, hardware="h", versions={"torch": "2"})
+    summaries = {f"p/student alone/{seed}": {**summary(50.0, teacher=None), **more} for seed in (0, 1)}
+    summaries.update({f"p/K|D/{seed}": {**summary(51.0 + seed, teacher=f"t{seed}"), **more} for seed in (0, 1)})
+    found = groups(study, summaries)
+    text = markdown_tables(study, found, differences(study, found), summaries, {})
+    (row,) = (line for line in text.splitlines() if line.startswith("| student alone"))
+    assert "| -1.00; -2.00 |" in row.replace("−", "-")
+    assert "| K\\|D (teacher t0) | 1 (1 unfinished) |" in text or "| K\\|D (teacher t0) | 1 |" in text
 
 
 def test_labels_name_what_differs():

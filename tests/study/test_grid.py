@@ -46,6 +46,40 @@ def test_models_and_teachers_are_those_of_the_pair(study):
     assert study(TEACHER=None).cells[1].teacher == ""
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("EXPERIMENT.SEED", 9),
+        ("EXPERIMENT.NAME", "run"),
+        ("DISTILLER.TEACHER", "wrn_16_2"),
+        ("DISTILLER.STUDENT", "resnet8"),
+    ],
+)
+@pytest.mark.parametrize("place", ["overrides", "SETTINGS", "VARIANTS", "METHODS"])
+def test_what_the_grid_decides_is_given_nowhere_else(study, place, key, value):
+    section, name = key.split(".")
+    settings = {section: {name: value}}
+    given = {
+        "overrides": {"overrides": [key, str(value)]},
+        "SETTINGS": {"SETTINGS": settings},
+        "VARIANTS": {"VARIANTS": {"": settings}},
+        "METHODS": {"METHODS": {"KD": {"_BASE_": "cifar100/kd/vgg13_vgg8", **settings}}},
+    }[place]
+    with pytest.raises(UserError) as caught:
+        study(**given)
+    assert f"{key} is {value}, but in a study PAIRS, METHODS and SEEDS decide it; leave it out" in str(caught.value)
+
+
+def test_the_student_alone_is_trained_alone(study):
+    with pytest.raises(UserError, match="DISTILLER.TYPE is KD, but in a study"):
+        study(["DISTILLER.TYPE", "KD"])
+
+
+def test_weights_and_biases_may_be_switched_on(study):
+    assert study(["LOG.WANDB", "True"]).cells[0].cfg.LOG.WANDB
+    assert study(SETTINGS={"LOG": {"WANDB": True}}).cells[0].cfg.LOG.WANDB
+
+
 def test_which_settings_win(study):
     variants = {"short": {"SOLVER": {"WEIGHT_DECAY": 0.3, "EPOCHS": 230}}}
     settings = {"SOLVER": {"LR": 0.7, "EPOCHS": 220, "WEIGHT_DECAY": 0.2, "MOMENTUM": 0.8}}

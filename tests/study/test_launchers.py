@@ -1,6 +1,7 @@
 """Runs in processes of their own: on this machine, and as jobs of submitit."""
 
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -117,6 +118,25 @@ def test_a_process_gets_the_gpu_that_is_free(monkeypatch, tmp_path):
     end_of_the_long_run.set()
     assert long.result() == ""
     launcher.stop()
+
+
+def test_a_process_that_starts_while_the_study_ends(monkeypatch):
+    """The interruption comes between the submission of a run and the start of its process."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    stopped = threading.Event()
+
+    def run(job, device, started):
+        assert stopped.wait(60)
+        started(process)
+        return str(process.wait(60))
+
+    monkeypatch.setattr("mdistiller.study.launchers.run_job", run)
+    launcher = LocalLauncher(1)
+    result = launcher.submit("late")
+    shutdown = launcher._pool.shutdown
+    monkeypatch.setattr(launcher._pool, "shutdown", lambda: (stopped.set(), shutdown()))
+    launcher.stop()
+    assert result.result() == "1"  # its input ended
 
 
 def test_a_job_that_a_cluster_ends_is_queued_again():

@@ -181,6 +181,7 @@ WRITING = [
     ("images out -n 0", nothing, "--images-per-shard is 0; expected at least 1"),
     ("images out --val-fraction 0.5", nothing, "val is there; set --val-fraction 0"),
     ("images", nothing, "expected FOLDER and OUT, or --index SHARDS --classes FILE"),
+    (f"{INDEX} -n 5 --workers 1", nothing, "--index writes an index only, and does not take --images-per-shard, --w"),
     (INDEX, cut("shards/val-000000.tar"), "val-000000.tar cannot be read (unexpected end of data)"),
     (INDEX, compressed, "train-000001.tar cannot be read ("),
     (
@@ -206,7 +207,8 @@ def test_writing(
     (place / "c.txt").write_text("class_0\nclass_1\nclass_2\n")
     damage(place, monkeypatch)
     before = (place / "shards/index.json").read_bytes()
-    status, _, err = command("make_shards", "--workers", "0", *words.split())
+    workers = () if "--index" in words else ("--workers", "0")
+    status, _, err = command("make_shards", *workers, *words.split())
     assert (status, len(err.splitlines())) == (2, 1), err
     assert expected in err
     assert not (place / "out").exists() and not list(place.glob(".out*"))

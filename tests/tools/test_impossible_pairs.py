@@ -22,7 +22,7 @@ IMPOSSIBLE = [
     ("SIMKD", ["SOLVER.TRAINER", "crd_dot"], "dot needs loss_ce and another loss, this distiller gives loss_feat"),
     ("KD", ["SOLVER.TRAINER", "dot", "SOLVER.DOT.DELTA", "0.2"], "SOLVER.DOT.DELTA is 0.2 with SOLVER.MOMENTUM 0.9"),
     # options
-    ("AT", ["AT.P", "0"], "AT.P is 0.0; expected a power above 0"),
+    ("AT", ["AT.P", "0"], "AT.P is 0.0; expected 1 or more"),
     ("CAT_KD", ["CAT_KD.LOSS.CAM_RESOLUTION", "0"], "CAT_KD.LOSS.CAM_RESOLUTION is 0; expected a number above 0"),
     ("CRD", ["CRD.MODE", "exactly"], "CRD.MODE is 'exactly'; expected exact or relax"),
     ("CTKD", ["CTKD.LOOPS", "0"], "CTKD.LOOPS is 0.0; expected a number above 0"),

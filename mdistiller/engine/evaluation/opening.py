@@ -19,7 +19,7 @@ def evaluate_teacher(
     """Return the teacher's accuracies in percent, and lines for the user about them.
 
     Args:
-        teacher: in the mode in which it teaches.
+        teacher: in evaluation mode.
         name: of the teacher.
         val_loader: of the validation images.
         check: called between batches; an exception ends the evaluation.

@@ -154,10 +154,9 @@ def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     own = teacher_input(cfg, info, recorded)
     given = InputSpec(info.input_size, tuple(info.mean), tuple(info.std))
     arguments, features = constructor_of(recorded, options.TEACHER_ARGS, options.TEACHER_FEATURES)
-    dataset, size = (recorded["dataset"], recorded["input_size"]) if recorded else (info.name, own.size)
-    if not library_of(arch) and not recorded:
-        size = info.input_size  # selects the family, as for the student
-    size = own.size if library_of(arch) else size
+    dataset, size = (recorded["dataset"], recorded["input_size"]) if recorded else (info.name, info.input_size)
+    if library_of(arch):
+        size = own.size
     # a student of ours may have got a new classifier, which its file has
     teacher = build_model(arch, num_outputs, dataset, size, arguments, features, new_head=bool(recorded))
     given_outputs = info, options.TEACHER_CLASSES

@@ -60,7 +60,7 @@ def _adjacent_pairs(model: nn.Module, image: Tensor) -> List[Pair]:
             num_runs[name] = num_runs.get(name, 0) + 1
             if isinstance(module, nn.Conv2d):
                 outputs[id(output)] = (name, output)
-            elif id(inputs[0]) in outputs:
+            elif inputs and id(inputs[0]) in outputs:
                 pairs.append((outputs[id(inputs[0])][0], name))
 
         return record

@@ -108,10 +108,21 @@ def _without_unused(model: nn.Module, image: Tensor) -> nn.Module:
     for hook in hooks:
         hook.remove()
     used = {name.rpartition(".")[0] for name, gradient in zip(parameters, gradients) if gradient is not None}
-    for name, module in list(model.named_modules()):
-        own = list(module.parameters(recurse=False))
-        if own and module not in called and name not in used and not list(module.children()):
-            _replace(model, name, nn.Identity())
+    unused = {
+        name: module
+        for name, module in model.named_modules()
+        if list(module.parameters(recurse=False))
+        and module not in called
+        and name not in used
+        and not list(module.children())
+    }
+    for name in unused:
+        _replace(model, name, nn.Identity())
+    try:
+        model(image)
+    except AttributeError:  # a module uses a layer's weights without a gradient, and does not call the layer
+        for name, module in unused.items():
+            _replace(model, name, module)
     return model.requires_grad_(False)
 
 

@@ -11,7 +11,9 @@ from ...errors import UserError, did_you_mean, one_line
 from .._adapt import user_code_errors
 from .own_input import InputSpec
 
-AUXILIARY = ("googlenet", "inception_v3")  # have classifiers for training only, which would change what they return
+# These have classifiers for training only, which would change what they return. Their weights expect pixels from -1 to
+# 1; torchvision converts its usual normalization to that within the model (`transform_input`), which is off here.
+INCEPTION = ("googlenet", "inception_v3")
 SIZED = "vit_"  # these take images of one size, `image_size`
 
 
@@ -30,7 +32,7 @@ def build(name: str, num_classes: int, input_size: int, arguments: Mapping[str, 
     """
     check_name(name)
     given: Dict[str, Any] = {"num_classes": num_classes}
-    if name in AUXILIARY:
+    if name in INCEPTION:
         given.update(aux_logits=False, init_weights=True)
     if name.startswith(SIZED):
         given["image_size"] = input_size
@@ -64,9 +66,10 @@ def own_input(name: str) -> InputSpec:
         UserError: there are no weights.
     """
     transforms = _weights(name).transforms()
-    return InputSpec(
-        transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std), transforms.interpolation.value
-    )
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    if name in INCEPTION:
+        mean = std = (0.5, 0.5, 0.5)
+    return InputSpec(transforms.crop_size[0], mean, std, transforms.interpolation.value)
 
 
 def _weights(name: str) -> Any:

@@ -53,7 +53,7 @@ class PointwiseLinear(nn.Linear):
     """A linear layer that is stored in a state dict as a 1x1 convolution.
 
     The parameter is `[N, C]`, so that all code for linear layers applies. The entry `weight` of a state dict is
-    `[N, C, 1, 1]`, as in MDistiller's checkpoints. Both shapes can be loaded.
+    `[N, C, 1, 1]`, as in MDistiller's checkpoints. `load_state_dict` takes both shapes.
     """
 
     def _save_to_state_dict(self, destination: Dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -89,11 +89,12 @@ def _bars(material: Material, found: Dict[int, Agreement]) -> Panel:
         left = [0.0] * len(found)
         for place, (name, colour) in enumerate(PARTS, start=1):
             widths = [100 * value[place] for value in found.values()]
-            bars = axes.barh(labels, widths, left=left, color=colour, label=name, height=0.6)
+            bars = axes.barh(range(len(labels)), widths, left=left, color=colour, label=name, height=0.6)
             written = [f"{width:.1f}" if width >= 8 else "" for width in widths]
             axes.bar_label(bars, written, label_type="center", color="white", fontsize=11, fontweight="bold")
             left = [start + width for start, width in zip(left, widths)]
         axes.set_xlim(0, 100)
+        axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.set_xlabel("images, %")
         axes.grid(axis="y", visible=False)

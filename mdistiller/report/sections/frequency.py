@@ -53,6 +53,9 @@ def _run_blocks(material: Material, number: int) -> List[Block]:
     else:
         blocks += [_filter_figure(run, fusion), _channel_figure(run, fusion)]
     parts = [_weights(run)]
+    if spectra is not None and not (spectra.before.any() and spectra.fused.any()):
+        spectra = None
+        blocks.append(Note(f"The last map of {run.label} is zero for all images, so it has no spectrum to draw."))
     if spectra is not None:
         blocks.append(_spectrum_maps(material, run, spectra))
         parts.insert(0, _energy(run, spectra))

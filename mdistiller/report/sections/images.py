@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..blocks import Gallery, Note, Picture, Section
 from ..collect import Shown
-from ..material import Material
+from ..material import Material, teacher_right
 
 MAX_SIDE = 128  # pixels; larger images are made smaller
 SHARP_SIDE = 64  # below this, pixels are shown as squares
@@ -35,7 +35,7 @@ def _galleries(material: Material, number: int) -> List[Gallery]:
     seen, label = material.seen[number], material.runs[number].label
     assert seen.teacher is not None
     teacher = f"the teacher {material.teachers[number].label}"
-    student_right, taught_right = material.right(number), seen.teacher.logits.argmax(1) == seen.target
+    student_right, taught_right = material.right(number), teacher_right(seen)
     galleries = []
     for who, other, shown, chosen in (
         (teacher, label, seen.only_teacher, taught_right & ~student_right),

@@ -97,6 +97,26 @@ def test_what_is_used_twice_is_not_folded():
     torch.testing.assert_close(folded(image)[0], model(image)[0])
 
 
+class ByName(nn.Module):
+    """Gives a BatchNorm its input by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, image):
+        return self.norm(input=self.conv(image)).mean((2, 3)), {}
+
+
+@torch.no_grad()
+def test_an_input_by_name_is_not_folded():
+    model = ByName().eval()
+    folded, count = fold_batchnorm(model, 8)
+    assert count == 0
+    image = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(folded(image)[0], model(image)[0])
+
+
 class Unusual(nn.Module):
     """Has layers and outputs that the model zoo does not have."""
 

@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torchvision import models
+from torchvision.transforms.functional import normalize
 
 from mdistiller.errors import UserError
 from mdistiller.models import build_model, check_model, library_input, library_weights
@@ -98,6 +100,18 @@ def test_the_input_of_the_weights():
     assert library_input("timm/vit_small_patch16_384").size == 384
     assert library_input("timm/vit_tiny_patch16_224").mean == (0.5, 0.5, 0.5)
     assert library_input("resnet8") is None
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_the_input_of_inceptions_weights(name):
+    """With its weights, torchvision converts the usual normalization within the model; ours gives the same pixels."""
+    image = torch.rand(2, 3, 299, 299)
+    usual = models.get_model_weights(name).DEFAULT.transforms()
+    theirs = models.get_model(name, weights=None, init_weights=False, transform_input=True)
+    converted = theirs._transform_input(normalize(image, usual.mean, usual.std))
+    ours = library_input(f"torchvision/{name}")
+    torch.testing.assert_close(normalize(image, ours.mean, ours.std), converted)
+    assert not build_model(f"torchvision/{name}", 5, "imagefolder", 96).transform_input
 
 
 @pytest.mark.parametrize(
