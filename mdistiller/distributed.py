@@ -23,7 +23,7 @@ from . import torchrun
 from .distributed_errors import reported_once, to_sendable
 from .errors import UserError, one_line
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(hours=3)  # one process may have to check all images of a large set meanwhile
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # torchrun has gathered the processes before
 
 _initialized = False  # whether this process is inside `process_group`, as one of several

@@ -96,6 +96,7 @@ def _with_statistics(
     if options.fits_in_memory(num_images):
         decoded = decode_all(train, view, options.num_workers, options.corrupt, "training")
         mean, std = measure([decoded.images])
+        number = len(decoded)
         # TRAIN_FRACTION is drawn from the whole set, so that it does not depend on the cache
         if options.train_fraction == 1 or len(decoded) == len(train):
             split = decoded
@@ -107,6 +108,7 @@ def _with_statistics(
         mean, std = measure(decode_chunks(train, view, indices, options.num_workers, findings))
         if findings.unusable and (options.corrupt != "skip" or len(findings.unusable) == len(indices)):
             raise unusable_error(list(findings.unusable.values()), len(indices))
+        number = len(indices) - len(findings.unusable)
     cache.save(mean=mean, std=std)
-    log.info("measured over %s training images: DATASET.MEAN %s DATASET.STD %s", len(split), list(mean), list(std))
+    log.info("measured over %s training images: DATASET.MEAN %s DATASET.STD %s", number, list(mean), list(std))
     return split, mean, std

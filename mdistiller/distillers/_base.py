@@ -108,6 +108,10 @@ class Distiller(nn.Module):
             self.teacher.eval()
         return self
 
+    def in_memory_format(self, image: Tensor) -> Tensor:
+        """Return images `[B, 3, H, W]` with the strides that the method expects; see `channels_last`."""
+        return image if self.channels_last else image.contiguous()
+
     @property
     def tests_otherwise(self) -> bool:
         """Whether the method overrides `forward_test`, so its logits may differ from those of the saved student."""

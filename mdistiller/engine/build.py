@@ -77,7 +77,7 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
     distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise UserError(f"{cfg.DISTILLER.STUDENT} has no parameter to train; set requires_grad in its code")
-    if distiller.channels_last:
+    if distiller.channels_last or cfg.SOLVER.PROBE_EPOCHS:
         for name, model in ((cfg.DISTILLER.STUDENT, student), (cfg.DISTILLER.TEACHER, teacher)):
             if isinstance(model, AdaptedModel):
                 _check_memory_format(name, model, info.input_size)

@@ -183,7 +183,7 @@ class Trainer:
             self.logger.say(run_text.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))
         if self.distiller.teacher is not None:
             self.teacher_accuracy, lines = evaluate_teacher(
-                self.distiller.teacher, self.cfg.DISTILLER.TEACHER, self.val_loader, self.stop.check
+                self.distiller, self.cfg.DISTILLER.TEACHER, self.val_loader, self.stop.check
             )
             for line in lines:
                 self.logger.say(line)
@@ -209,7 +209,7 @@ class Trainer:
 
     def in_memory_format(self, batch: Batch) -> Batch:
         """Return a batch whose images have the strides that the distiller expects."""
-        return batch if self.distiller.channels_last else {**batch, "image": batch["image"].contiguous()}
+        return {**batch, "image": self.distiller.in_memory_format(batch["image"])}
 
     def train_epoch(self, epoch: int, batches: Optional[Iterable[Batch]] = None) -> Dict[str, Any]:
         """Train on the remaining batches of an epoch; return its row of metrics.jsonl, without accuracies.
@@ -223,7 +223,8 @@ class Trainer:
         num_steps, meter = len(self.train_loader), self.meter
         first_step = (epoch - 1) * num_steps
         title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
-        with progress_bar(title, self.train_loader.num_images, meter.images) as bar, self._networks.in_place():
+        total = sum(map(self.train_loader.images_in, range(num_steps)))
+        with progress_bar(title, total, meter.images) as bar, self._networks.in_place():
             remaining = self.batches() if batches is None else batches
             for step, batch in enumerate(remaining, start=self.progress.step + 1):
                 losses, logits = self.train_step(batch, epoch, first_step + step - 1, num_steps)

@@ -22,6 +22,7 @@ from .run.random_state import get_random_state, set_random_state
 from .run.saved_state import check_state, random_states, saved_origin
 from .solver.data_parallel import own_statistics
 from .solver.ema import StudentAverage, statistics_of_process
+from .speed.precision import pick_precision
 
 
 class TrainingState:
@@ -60,6 +61,7 @@ class TrainingState:
         self.origin = origin
         self.average = average
         self.device = next(distiller.parameters()).device
+        self.precision = str(pick_precision(cfg.SOLVER.AMP, self.device))
         self.progress = Progress()
         self.meter = EpochMeter(1)
 
@@ -77,6 +79,7 @@ class TrainingState:
             "random": distributed.all_gather(get_random_state(self.device)),
             "statistics": distributed.all_gather(statistics),
             "num_steps": self.num_steps,
+            "precision": self.precision,
             "config": to_dict(self.cfg),
             **({} if self.average is None else {"ema": self.average.state_dict()}),
         }
@@ -89,7 +92,7 @@ class TrainingState:
             folder: of the run. If length or decay stages changed, the state there is saved again with the new ones.
 
         Returns:
-            Notes for the user on a changed length or changed decay stages.
+            Notes for the user on another precision, a changed length or changed decay stages.
 
         Raises:
             UserError: the state is invalid, or belongs to other settings, other data or another teacher.
@@ -111,7 +114,7 @@ class TrainingState:
                 self.average.load_state_dict(state.get("ema", {}))
             self._load_random_state(random_states(state))
         self.scaler.load_state_dict(state["scaler"])
-        return self._schedule_notes(state, folder)
+        return [*self._precision_notes(state), *self._schedule_notes(state, folder)]
 
     def _load_random_state(self, saved_by: List[Dict[str, Any]]) -> None:
         rank = distributed.get_rank()
@@ -152,6 +155,15 @@ class TrainingState:
             raise ValueError("its optimizer has other parameters, as of another SOLVER.TRAINER")
         merged = [{**theirs, **mine, "lr": theirs["lr"]} for mine, theirs in zip(own, groups)]
         self.optimizer.load_state_dict({**saved, "param_groups": merged})
+
+    def _precision_notes(self, state: Dict[str, Any]) -> List[str]:
+        before = state.get("precision", self.precision)
+        if before == self.precision:
+            return []
+        return [
+            f"note: the run was trained in {before} and goes on in {self.precision}, which SOLVER.AMP auto chooses on"
+            " this machine"
+        ]
 
     def _schedule_notes(self, state: Dict[str, Any], folder: RunFolder) -> List[str]:
         if self.num_steps is None:

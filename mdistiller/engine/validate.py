@@ -194,9 +194,10 @@ def _cache_errors(cfg: CfgNode) -> Iterator[str]:
         yield f"TEACHER_CACHE: {error}"
 
 
-# Keys that may differ between processes: paths, which depend on the machine, and what only the main process does.
+# Keys that may differ between processes, besides `LOG`: paths, which depend on the machine, and what the main process
+# does alone.
 FREE_IN_PROCESSES = (
-    *("LOG.", "PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.UNLABELED", "DATASET.NUM_WORKERS"),
+    *("PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.UNLABELED", "DATASET.NUM_WORKERS"),
     *("DISTILLER.TEACHER_WEIGHTS", "DISTILLER.STUDENT_WEIGHTS", "DISTILLER.TEACHER_CLASSES"),
 )
 
@@ -208,7 +209,7 @@ def check_same_settings(cfg: CfgNode) -> None:
         f"{key} is {of_all[0].get(key)!r} for process 0, {other.get(key)!r} for process {number}"
         for number, other in enumerate(of_all)
         for key in {**of_all[0], **other}
-        if other.get(key) != of_all[0].get(key) and not key.startswith(FREE_IN_PROCESSES)
+        if other.get(key) != of_all[0].get(key) and not key.startswith("LOG.") and key not in FREE_IN_PROCESSES
     ]
     if differing:
         raise UserError(f"the processes have different settings ({'; '.join(differing[:3])}); give all the same")

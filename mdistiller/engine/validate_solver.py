@@ -70,6 +70,11 @@ def _solver_errors(solver: CfgNode) -> Iterator[str]:
         (0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1"),
         (solver.PRECISE_BN >= 0, "SOLVER.PRECISE_BN", "a number of batches, a whole number from 0 on"),
         (
+            not (solver.PRECISE_BN and solver.FREEZE_BN),
+            "SOLVER.PRECISE_BN",
+            "0 with SOLVER.FREEZE_BN True, which keeps the statistics",
+        ),
+        (
             not solver.PRECISE_BN_COMPARE or solver.PRECISE_BN > 0,
             "SOLVER.PRECISE_BN_COMPARE",
             "False where SOLVER.PRECISE_BN is 0",

@@ -11,6 +11,7 @@ from typing import Dict, List, Optional, Sequence
 from tqdm import tqdm
 
 from ..atomic_files import replace_text, writing_to
+from ..distillers import distiller_dict
 from ..engine.cfg import dump
 from ..engine.log.run_text import duration
 from ..engine.run.lock import check_free, locked
@@ -64,7 +65,8 @@ class StudyFolder:
         if cell.teacher:
             teacher = next(each for each in study.teachers if each.name == cell.teacher)
             cfg.DISTILLER.TEACHER_WEIGHTS = str(self.weights(teacher, study) or self._weights(self.runs, teacher))
-        if study.teacher_cache and cfg.TEACHER_CACHE == "off":
+        needs_teacher = distiller_dict[cfg.DISTILLER.TYPE].needs_teacher
+        if study.teacher_cache and needs_teacher and cfg.TEACHER_CACHE == "off":
             cfg.TEACHER_CACHE = str(self._teacher_cache(study))
         path = self.configs / f"{cell.name}.yaml"
         with writing_to(path):

@@ -91,6 +91,12 @@ def test_bad_data_sets(image_folder, quick):
         ([], val, "train_data is empty"),
         ([1, 2], val, "item 0 of train_data is a int; expected .image, label."),
         ([(train[0][0], "cat")], val, "the label of item 0 of train_data is 'cat'; expected a whole number"),
+        (
+            [(train[0][0], torch.eye(3)[0])],
+            val,
+            "the label of item 0 of train_data is tensor.*; expected a whole number",
+        ),
+        ([(train[0][0], np.eye(3)[0])], val, "the label of item 0 of train_data is array.*; expected a whole number"),
         ([(train[0][0], -1)] * 2, val, "train_data has the label -1 for image 0; labels count from 0"),
         ([("picture", 0), ("picture", 1)], val, "image 0 of the data set is a str; expected a PIL image"),
         (Pictures(image_folder / "train", random_crop), val, "train_data returns another image 0 each time; leave"),

@@ -179,10 +179,15 @@ def test_statistics_are_measured_once(load: Make, make_cfg: Make, image_folder: 
     assert len(measured) == 5
 
 
-def test_statistics_of_a_sample(load: Make, measured: List[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_a_sample(
+    load: Make, measured: List[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mdistiller")
     whole = load(IN_MEMORY="no")[0].info
     monkeypatch.setattr(imagefolder, "SAMPLE", 6)
     part = load(IN_MEMORY="no")[0].info
+    lines = [record.getMessage() for record in caplog.records if "measured over" in record.getMessage()]
+    assert [line.split()[2] for line in lines] == ["12", "6"]
     assert part.mean != whole.mean and len(measured) == 2
     assert load()[0].info.mean == whole.mean, "in memory all images count"
     assert load(IN_MEMORY="no")[0].info == part and len(measured) == 2

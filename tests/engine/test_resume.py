@@ -177,6 +177,22 @@ def test_what_cannot_change(resume, place, overrides, expected):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_the_sections_of_other_methods_are_not_compared(resume, place):
+    status, out, _ = resume("DKD.ALPHA", "2.0")
+    assert status == 0 and "resumed after epoch 2 of 4" in out
+
+
+def test_another_precision_is_told(resume, place):
+    state = checkpoint.read_checkpoint(STATE)
+    assert state["precision"] == "float32"
+    checkpoint.save({**state, "precision": "bfloat16 autocast"}, place / STATE)
+    status, out, _ = resume()
+    note = (
+        "note: the run was trained in bfloat16 autocast and goes on in float32, which SOLVER.AMP auto chooses on this"
+    )
+    assert status == 0 and note in out
+
+
 def test_other_settings_are_refused_before_data_are_read(resume, place):
     shutil.rmtree("images")
     assert "SOLVER.MOMENTUM was 0.9, now 0.8" in resume("SOLVER.MOMENTUM", "0.8")[2]

@@ -9,6 +9,7 @@ from typing import Any, List
 import pytest
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from mdistiller.distillers import distiller_dict
 from mdistiller.distillers.KD import KD, kd_loss
@@ -144,6 +145,24 @@ def test_cached_vectors_are_the_teachers(folder: Path) -> None:
                 torch.testing.assert_close(logits, teacher(batch["image"])[0], atol=1e-5, rtol=1e-5)
 
 
+def test_the_folder_is_recorded_for_any_directory(folder: Path) -> None:
+    recorded = built(folder).cfg.DATASET.UNLABELED
+    assert recorded == str(Path("other").absolute())
+
+
+def test_the_progress_bar_counts_both_kinds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals = []
+
+    def bar(title: str, total: int, initial: int) -> Any:
+        totals.append(total)
+        return tqdm(total=total, disable=True)
+
+    monkeypatch.setattr("mdistiller.engine.trainer.progress_bar", bar)
+    trainer = built(folder, epochs=1)
+    trainer.train()
+    assert totals == [trainer.progress.images] == [36 + STEPS * 6]
+
+
 def test_other_images_without_labels_are_refused_on_resume(folder: Path) -> None:
     built(folder, epochs=1).train()
     shutil.move("other", "moved")
@@ -152,5 +171,5 @@ def test_other_images_without_labels_are_refused_on_resume(folder: Path) -> None
     next(Path("moved").rglob("0.png")).unlink()
     with pytest.raises(UserError, match="the number of images without labels was 12, now 11"):
         built(folder, *same, epochs=2).train(resume=True)
-    with pytest.raises(UserError, match="DATASET.UNLABELED was 'other', now ''"):
+    with pytest.raises(UserError, match="DATASET.UNLABELED was '.*/other', now ''"):
         build_trainer(settings(folder, "DATASET.UNLABELED_RATIO", "0.7", method="KD")).train(resume=True)

@@ -1,12 +1,14 @@
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from mdistiller import distributed
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.cfg.values import to_dict
 from mdistiller.engine.resume import check_same_config
-from mdistiller.engine.validate import check_settings, config_errors, setting_errors
+from mdistiller.engine.validate import check_same_settings, check_settings, config_errors, setting_errors
 from mdistiller.errors import UserError
 from tests.conftest import REPO
 from tests.engine.cfg.test_cfg import CONFIGS
@@ -104,6 +106,25 @@ def test_data_and_the_chosen_method(overrides, lines):
     assert len(faults) == len(lines), faults
     for fault, line in zip(faults, lines):
         assert fault.startswith(line)
+
+
+def test_settings_of_frozen_statistics():
+    frozen = ["SOLVER.FREEZE_BN", "True", "DISTILLER.STUDENT_WEIGHTS", "some.pth", "SOLVER.PRECISE_BN", "5"]
+    (fault,) = setting_errors(load_cfg(None, frozen))
+    assert fault.startswith("SOLVER.PRECISE_BN is 5; expected 0 with SOLVER.FREEZE_BN True, which keeps the statistics")
+
+
+@pytest.mark.parametrize(
+    ("key", "differs"),
+    [("DATASET.UNLABELED", False), ("LOG.PREFIX", False), ("DATASET.UNLABELED_RATIO", True), ("SOLVER.LR", True)],
+)
+def test_what_may_differ_between_processes(monkeypatch, key, differs):
+    def gathered(settings):
+        return [settings, {**settings, key: "another"}]
+
+    monkeypatch.setattr(distributed, "all_gather", gathered)
+    with pytest.raises(UserError, match=f"different settings .{key} is") if differs else nullcontext():
+        check_same_settings(load_cfg(None))
 
 
 def test_fp16_needs_a_gpu(monkeypatch):

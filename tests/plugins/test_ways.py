@@ -105,6 +105,14 @@ def test_a_fork_sees_what_mdistiller_shows_it(settings):
     assert all(loss.shape == () for loss in losses.values())
     assert distiller.conv_reg.conv.weight.grad.abs().sum() > 0
 
+    def forward_test(image):
+        logits, feats = distiller.student(image)
+        feats["feats"][-1].view(len(image), -1)
+        return logits
+
+    distiller.forward_test = forward_test
+    assert trainer.validate()["deployed_top1"] >= 0  # evaluation, too, gives images that `view` can flatten
+
 
 # --- defaults
 

@@ -119,8 +119,9 @@ def _label(dataset: Any, index: int, role: str) -> int:
 
 
 def _as_int(label: Any) -> Optional[int]:
-    value = label.item() if isinstance(label, (torch.Tensor, np.generic, np.ndarray)) and label.size else label
-    return value if type(value) is int else None
+    if isinstance(label, (torch.Tensor, np.generic, np.ndarray)) and np.prod(label.shape) == 1:
+        label = label.item()
+    return label if type(label) is int else None
 
 
 def _known_targets(dataset: Any) -> Optional[List[int]]:

@@ -129,8 +129,9 @@ class Loader:
     def go_along(self, num_steps: int) -> None:
         """From now on, take `num_steps` full batches in an epoch, as another loader does.
 
-        The batches of all epochs then are consecutive parts of a sequence of passes. A pass has each image once, in an
-        order, and with augmentations, that follow from the seed and its number.
+        The batches of all epochs then are consecutive parts of a sequence of passes. A pass has each image once. Order,
+        crops, flips and angles follow from the seed and the number of the pass; what changes single images, such as
+        `resized_crop`, follows from the seed and the epoch.
         """
         self._steps = num_steps
 

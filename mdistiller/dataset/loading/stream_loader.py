@@ -26,7 +26,14 @@ from .encoded import UnusableImage
 from .image_check import unusable_error
 from .loader import Batch, Loader
 from .splits import ImageSplit
-from .workers import explain_worker_deaths, ignore_signals, kill_workers, signals_blocked, worker_context
+from .workers import (
+    explain_worker_deaths,
+    ignore_signals,
+    kill_workers,
+    kill_workers_first_at_exit,
+    signals_blocked,
+    worker_context,
+)
 
 Row = Tuple[int, int, int, bool, float, int]  # an image's entry in the `EpochPlan`
 Step = Tuple[List[Row], int]  # the images of a batch, and the seed of the epoch
@@ -85,6 +92,7 @@ class StreamLoader(Loader):
             workers.sampler.steps = ((list(zip(*(column[part].tolist() for column in plan))), seed) for part in slices)
             with signals_blocked():
                 batches = iter(workers)
+            kill_workers_first_at_exit()
             for batch, part in zip(explain_worker_deaths(batches), slices):
                 if "faults" in batch:
                     raise unusable_error(batch["faults"], self.num_images)

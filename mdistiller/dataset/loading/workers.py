@@ -100,7 +100,15 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@atexit.register
+def kill_workers_first_at_exit() -> None:
+    """At exit, call `kill_workers` before what PyTorch has registered until now.
+
+    With persistent workers and pinned memory, PyTorch 2.4 waits five seconds for each worker and then sends SIGTERM.
+    """
+    atexit.unregister(kill_workers)
+    atexit.register(kill_workers)
+
+
 def kill_workers() -> None:
     """Kill all workers, whether idle or stuck in a read; call it from the main thread."""
     running = [p for p, parent in list(_started_by.items()) if parent == os.getpid() and p.is_alive()]

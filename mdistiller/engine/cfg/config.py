@@ -181,7 +181,8 @@ def resolved(cfg: CN, **dataset: Any) -> CN:
     cfg.defrost()
     for key, value in dataset.items():
         cfg.DATASET[key] = list(value) if isinstance(value, tuple) else value
-    cfg.DATASET.ROOT = cfg.DATASET.ROOT and portable_path(cfg.DATASET.ROOT)
+    for key in ("ROOT", "UNLABELED"):
+        cfg.DATASET[key] = cfg.DATASET[key] and portable_path(cfg.DATASET[key])
     for role in ("TEACHER", "STUDENT"):
         cfg.DISTILLER[role] = portable_name(cfg.DISTILLER[role])
         weights = cfg.DISTILLER[f"{role}_WEIGHTS"]

@@ -21,8 +21,6 @@ from ...paths import find_file
 from .foreign_weights import allow_arguments, is_safetensors, read_safetensors
 from .numpy_scalars import allow_numpy_scalars
 
-FORMAT = "mdistiller.student"
-VERSION = 1
 MAX_PICKLE_BYTES = 256 * 2**20  # bytes; the pickled part is far smaller, but a compressed one could unpack to any size
 
 allow_numpy_scalars()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...dataset import Loader
+from ...distillers import Distiller
 from ..run.chance import chance_warning
 from ..solver.linear_probe import train_classifier
 from ..speed.precision import Precision
@@ -14,17 +15,21 @@ from .evaluate import evaluate
 
 
 def evaluate_teacher(
-    teacher: nn.Module, name: str, val_loader: Loader, check: Callable[[], None]
+    distiller: Distiller, name: str, val_loader: Loader, check: Callable[[], None]
 ) -> Tuple[Dict[str, float], List[str]]:
     """Return the teacher's accuracies in percent, and lines for the user about them.
 
     Args:
-        teacher: in evaluation mode.
+        distiller: with a teacher, in evaluation mode.
         name: of the teacher.
         val_loader: of the validation images.
         check: called between batches; an exception ends the evaluation.
     """
-    accuracy = evaluate(lambda image: {"deployed": teacher(image)[0]}, val_loader, check)
+
+    def forward(image: Tensor) -> Dict[str, Tensor]:
+        return {"deployed": distiller.teacher(distiller.in_memory_format(image))[0]}
+
+    accuracy = evaluate(forward, val_loader, check)
     top1 = accuracy["deployed_top1"]
     warning = chance_warning(top1, val_loader.info.num_classes, val_loader.num_images)
     return accuracy, [f"teacher {name}: top-1 {top1:.2f}", *([warning] if warning else [])]

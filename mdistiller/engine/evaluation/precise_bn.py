@@ -115,6 +115,7 @@ def eval_with(distiller: Distiller, statistics: Statistics, compare: bool, image
             forward pass. Without effect if `statistics` is empty.
         image: `[B, 3, H, W]`, normalised.
     """
+    image = distiller.in_memory_format(image)
     with replaced_buffers(distiller, statistics):
         logits = distiller.forward_eval(image)
     return {**logits, "running": distiller.forward_eval(image)["deployed"]} if compare and statistics else logits

@@ -20,6 +20,7 @@ from ..run.signals import RunStopped
 from .tensorboard import EventFile, cut_events
 from .wandb_run import start_run
 
+MAX_TAG = 64  # characters; wandb refuses longer tags
 # Keys of a row of metrics.jsonl that depend on the machine; the others follow from the configuration.
 MACHINE_FIELDS = ("images_per_second", "seconds", "memory_mib", "peak_memory_mib")
 
@@ -109,7 +110,7 @@ class RunLogger:
                 self.say,
                 project=cfg.EXPERIMENT.PROJECT,
                 name=experiment_name(cfg),
-                tags=[tag.strip() for tag in cfg.EXPERIMENT.TAG.split(",")],
+                tags=[tag.strip()[:MAX_TAG] for tag in cfg.EXPERIMENT.TAG.split(",") if tag.strip()],
                 config=to_dict(cfg),
                 dir=str(self.folder.path),
                 id=self.wandb_id,

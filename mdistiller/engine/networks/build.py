@@ -197,7 +197,8 @@ def _check_described_teacher(
             f"{path} is a student that needs its {checkpoint['head']['kind']} head; a teacher must be a bare model"
         )
     fraction = checkpoint["config"]["DATASET"].get("VAL_FRACTION", 0.0)
-    if checkpoint["dataset"] == info.name and fraction != cfg.DATASET.VAL_FRACTION:
+    # a smaller fraction is part of a larger one
+    if checkpoint["dataset"] == info.name and fraction < cfg.DATASET.VAL_FRACTION:
         log.info(
             f"note: the teacher was trained with DATASET.VAL_FRACTION {fraction}, this run has"
             f" {cfg.DATASET.VAL_FRACTION}: some images to validate on may be ones that the teacher was trained on"

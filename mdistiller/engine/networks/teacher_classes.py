@@ -153,7 +153,7 @@ def find_rows(info: DatasetInfo, outputs: Sequence[Names], source: str) -> Tuple
                 f"the class {name!r} of the data set {info.name} may be {_described(sorted(found), outputs)} in"
                 f" {source}; name its folder, or a line of {KEY}, without doubt, for example by the wnid"
             )
-        row = found.pop()
+        (row,) = found
         if row in class_of:
             raise UserError(
                 f"the classes {class_of[row]!r} and {name!r} of the data set {info.name} are both"

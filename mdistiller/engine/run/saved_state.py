@@ -105,6 +105,7 @@ OPTIONAL: Dict[str, Callable[[Any], bool]] = {
     "origin": is_origin,
     "statistics": _are_statistics,
     "ema": _is_dict,
+    "precision": lambda value: isinstance(value, str),
 }
 
 

@@ -61,6 +61,8 @@ class FastNetworks:
             parts = [distiller, self._teacher] if self._teacher is not None else [distiller]
             self._faster += faster_convolutions(parts, precision)
         self._teacher = self._cache or self._teacher
+        if distiller.teacher is None and cfg.TEACHER_CACHE != "off":
+            say(f"note: TEACHER_CACHE has no effect: {cfg.DISTILLER.TYPE} has no teacher")
         if loader.views is not None and self._cache is None:
             say(f"note: without a teacher cache, DATASET.VIEWS {loader.views.number} costs variety and saves nothing")
 

@@ -39,7 +39,7 @@ def keep_freed_memory() -> None:
 def available_memory(device: torch.device) -> int:
     """Return how many bytes can still be allocated on `device`; on the CPU, within the limit of the container."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device.index)[0]  # PyTorch 2.4 takes no device without an index
     return min([psutil.virtual_memory().available, *_container_memory()])
 
 

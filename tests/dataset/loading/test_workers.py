@@ -14,7 +14,8 @@ from tests.processes import Started
 
 # streams an image folder with worker processes; an argument makes them hang, fail or receive signals
 SCRIPT = """
-import multiprocessing.process, multiprocessing.synchronize, os, resource, signal, sys
+import atexit, multiprocessing.process, multiprocessing.synchronize, os, resource, signal, sys
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from mdistiller.cli import run
 from mdistiller.dataset import FileSplit, get_dataset
 from mdistiller.engine.cfg import load_cfg
@@ -34,6 +35,12 @@ if sys.argv[1] == "early":  # signal each worker while it starts
         os.kill(self.pid, signal.SIGTERM)
 
     multiprocessing.process.BaseProcess.start = started
+if sys.argv[1] == "late":  # as PyTorch 2.4, which waits for its workers at exit
+    def begin(self, *args, init=_MultiProcessingDataLoaderIter.__init__):
+        init(self, *args)
+        atexit.register(lambda: print("left", sum(worker.is_alive() for worker in self._workers)))
+
+    _MultiProcessingDataLoaderIter.__init__ = begin
 if sys.argv[1] == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # of files in /dev/shm too
     run(lambda: [batch for batch in train])
@@ -63,7 +70,12 @@ def started(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Started]
 
 @pytest.mark.parametrize(
     ("started", "status", "out", "err"),
-    [("pass", 0, "done 9\n", ""), ("early", 0, "done 9\n", ""), ("fail", 1, "", "a fault of the script's\n")],
+    [
+        ("pass", 0, "done 9\n", ""),
+        ("late", 0, "done 9\nleft 0\n", ""),
+        ("early", 0, "done 9\n", ""),
+        ("fail", 1, "", "a fault of the script's\n"),
+    ],
     indirect=["started"],
 )
 def test_a_script_that_still_holds_its_loader_ends(started: Started, status: int, out: str, err: str) -> None:

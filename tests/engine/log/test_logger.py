@@ -78,6 +78,11 @@ def test_without_credentials_it_logs_offline_and_says_so(wandb, capsys):
     assert capsys.readouterr().out.count("no credentials, logging offline") == 1
 
 
+def test_tags_that_wandb_refuses_are_left_out_or_cut(wandb):
+    logger("EXPERIMENT.TAG", f"kd,, {'x' * 70},")
+    assert wandb.started[0]["tags"] == ["kd", "x" * 64]
+
+
 def test_with_credentials_it_logs_online(wandb, capsys):
     wandb.credentials = True
     logger()

@@ -13,7 +13,13 @@ from mdistiller.dataset import get_val_loader
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import read_checkpoint
-from mdistiller.engine.networks.build import build_student, build_teacher, teacher_input, with_student_input
+from mdistiller.engine.networks.build import (
+    _check_described_teacher,
+    build_student,
+    build_teacher,
+    teacher_input,
+    with_student_input,
+)
 from mdistiller.engine.speed.fold_batchnorm import fold_batchnorm
 from mdistiller.engine.validate import config_errors
 from mdistiller.errors import UserError
@@ -226,3 +232,16 @@ def test_a_checkpoint_records_arguments(settings):
     given = ["DISTILLER.TEACHER", f"{FILE}:Net", "DISTILLER.TEACHER_WEIGHTS", "output/run/student_best.pth"]
     cfg, info = settings(*given)
     assert build_teacher(cfg, info).head.in_features == 16
+
+
+@pytest.mark.parametrize(("trained", "noted"), [(0.0, True), (0.1, True), (0.25, False), (0.5, False)])
+def test_images_that_a_teacher_may_have_been_trained_on(settings, caplog, trained, noted):
+    """A smaller part of the images that is held out lies within a larger one."""
+    _, info = settings()
+    cfg = load_cfg(
+        None, ["DATASET.TYPE", "imagefolder", "DATASET.VAL_FRACTION", "0.25", "DISTILLER.TEACHER", "resnet14"]
+    )
+    config = {"DATASET": {"VAL_FRACTION": trained}}
+    caplog.set_level(logging.INFO, "mdistiller")
+    _check_described_teacher(cfg, info, {"arch": "resnet14", "head": None, "config": config, "dataset": info.name}, "f")
+    assert ("some images to validate on may be ones" in caplog.text) == noted

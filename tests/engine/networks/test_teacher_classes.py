@@ -84,6 +84,11 @@ def test_two_classes_of_one_output_are_refused():
         find_rows(info("tench", "Tinca"), outputs(("fish", "tench", "tinca"), "other"), "f")
 
 
+def test_two_classes_of_one_output_that_differ_in_case():
+    with pytest.raises(UserError, match=r"the classes 'cat' and 'Cat' .* are both output 0 \(CAT\) in f"):
+        find_rows(info("cat", "Cat"), outputs("CAT", "dog"), "f")
+
+
 def test_missing_classes_are_named_and_counted(tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\n")
     classes = info("a", *(f"c{number}" for number in range(7)))

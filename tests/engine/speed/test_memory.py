@@ -27,6 +27,13 @@ def test_memory_figures_are_of_the_process():
     assert status == 0, err
 
 
+def test_memory_of_a_gpu_without_an_index(monkeypatch):
+    """PyTorch 2.4 takes the index of a device, or none, but no device without an index."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {None: (7, 9), 1: (8, 9)}[device])
+    assert memory.available_memory(torch.device("cuda")) == 7
+    assert memory.available_memory(torch.device("cuda:1")) == 8
+
+
 V1 = {"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "3000"}
 V1["memory/memory.stat"] = "cache 9\ntotal_inactive_file 700\n"
 V2 = {"memory.max": "5000\n", "memory.current": "3000\n", "memory.stat": "anon 9\ninactive_file 700\n"}
