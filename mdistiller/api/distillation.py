@@ -14,14 +14,13 @@ from ..dataset.given import given_data
 from ..distillers import distiller_dict
 from ..engine.build import build_trainer
 from ..engine.cfg import cfg_from, experiment_name
-from ..engine.checkpoint import is_described, read_checkpoint
+from ..engine.checkpoint import find_checkpoint, is_described, read_checkpoint
 from ..engine.networks.teacher_outputs import check_classes
 from ..engine.run.folder import RunFolder
 from ..engine.run.signals import RunStopped
 from ..engine.validate import validated
 from ..errors import UserError
 from ..export.opening import CHECKPOINTS
-from ..export.source import find_checkpoint
 from ..models import library_of
 from ..models.adapters.given_models import given_models
 from .data import Data, read_data

@@ -9,8 +9,10 @@ from ..cli import OneLineParser, add_overrides, check_new_file, run
 
 def main() -> None:
     parser = OneLineParser(description="Print the accuracy of a checkpoint, and what the model costs.")
-    parser.add_argument("-m", "--model", required=True, help="architecture, such as resnet8x4")
-    parser.add_argument("-c", "--ckpt", help="checkpoint file; by default the released teacher of that name")
+    parser.add_argument("-m", "--model", required=True, help="architecture of the checkpoint, such as resnet8x4")
+    parser.add_argument(
+        "-c", "--ckpt", help="checkpoint, or the folder of a run; by default the released teacher of that name"
+    )
     parser.add_argument("-d", "--dataset", help="data set; by default the checkpoint's, or cifar100")
     parser.add_argument("-bs", "--batch-size", type=int, help="images per batch; does not change the result")
     parser.add_argument(

@@ -15,7 +15,9 @@ def main() -> None:
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", action="store_true", help="float16")
     precision.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images")
-    parser.add_argument("--output", metavar="PATH", help="file or folder; default export/FORMAT/ beside the checkpoint")
+    parser.add_argument(
+        "--output", metavar="PATH", help="file or folder; default export/FORMAT[-float16|-int8]/ beside the checkpoint"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument(
         "--max-drop",

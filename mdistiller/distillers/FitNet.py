@@ -42,7 +42,7 @@ class FitNet(Distiller):
 
     DEFAULTS = {
         "HINT_LAYER": 2,  # index of the stage map to imitate; the stem is 0
-        "INPUT_SIZE": None,  # side of the images in pixels; None: DATASET.INPUT_SIZE
+        "INPUT_SIZE": None,  # side of the images in pixels, or [height, width]; None: DATASET.INPUT_SIZE
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0},
     }
     RANGES = {"HINT_LAYER": at_least(0), "INPUT_SIZE": IMAGE_SIZE, **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}

@@ -98,7 +98,10 @@ class MLKD(Distiller):
         "TEMPERATURE": 4.0,
         "EXTRA_TEMPERATURES": [2.0, 3.0, 5.0, 6.0],  # further temperatures besides TEMPERATURE
         "CONFIDENCE_MASK": False,  # False: the paper's form; True: the published code's
-        "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},  # KD_WEIGHT: for each of the three levels
+        "LOSS": {
+            "CE_WEIGHT": 0.1,
+            "KD_WEIGHT": 0.9,  # weight of the distillation loss of each of the three levels
+        },
     }
     RANGES = {
         "TEMPERATURE": above(0),

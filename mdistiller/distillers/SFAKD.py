@@ -93,7 +93,7 @@ class SFAKD(Distiller):
         "CE_WEIGHT": 0.0,  # weight of the cross-entropy on the deployed logits
         "KD_WEIGHT": 0.0,  # weight of KD's loss between the deployed logits and the teacher's
         "TEMPERATURE": 4.0,  # of KD's loss
-        "MASK": {"TYPE": "gaussian"},  # "gaussian" | "hard" | "none"
+        "MASK": {"TYPE": "gaussian"},  # high-pass mask: "gaussian", "hard" (a cut at SIGMA) or "none"
         "SIGMA": 0.1,  # the Gaussian's σ, or the hard cut's radius, relative to the smaller side of the map
         "LEARNABLE_SIGMA": False,  # train SIGMA
         "FILTER_INIT": "identity",  # "identity" | "uniform", as in the authors' code
@@ -102,8 +102,8 @@ class SFAKD(Distiller):
         "FUSION": "learned",  # "learned" | "fixed": the weights of the branches stay 0.5
         "PROJECTOR": "separable",  # "separable" (depthwise 3×3, pointwise) | "full" (one 3×3 convolution)
         "DECAY_FILTER": True,  # SOLVER.WEIGHT_DECAY applies to filter, learnable sigma and fusion weights as well
-        "ALIGN": "pooled",  # "pooled" | "map"
-        "CLASSIFIER": "teacher",  # "teacher" | "student"
+        "ALIGN": "pooled",  # what is aligned: "pooled" features, or the "map" before pooling
+        "CLASSIFIER": "teacher",  # the deployed one: the "teacher"'s frozen one behind the head, or the "student"'s own
         "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's feature can be negative
     }
     RANGES = {

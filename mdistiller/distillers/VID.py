@@ -57,7 +57,7 @@ class VID(Distiller):
     DEFAULTS = {
         "EPS": 1e-5,  # lower limit of the variance
         "INIT_PRED_VAR": 5.0,  # initial variance
-        "INPUT_SIZE": None,  # side of the images in pixels; None: DATASET.INPUT_SIZE
+        "INPUT_SIZE": None,  # side of the images in pixels, or [height, width]; None: DATASET.INPUT_SIZE
         "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     }
     RANGES = {"EPS": at_least(0), "INPUT_SIZE": IMAGE_SIZE, **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}

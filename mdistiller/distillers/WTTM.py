@@ -52,10 +52,10 @@ class WTTM(Distiller):
     """Cross-entropy with the labels plus `ttm_loss` with the teacher's logits."""
 
     DEFAULTS = {
-        "TEMPERATURE": 4.0,  # T = 1 / γ of the teacher
+        "TEMPERATURE": 4.0,  # of the teacher, 1 / γ in the paper
         "CE_WEIGHT": 1.0,
-        "KD_WEIGHT": 1.0,  # β
-        "WEIGHTED": True,  # False: TTM
+        "KD_WEIGHT": 1.0,  # weight of the distillation loss, β in the paper
+        "WEIGHTED": True,  # WTTM; False: TTM
     }
     RANGES = {"TEMPERATURE": above(0), **weights("CE_WEIGHT", "KD_WEIGHT")}
     teacher_needs = ("logits",)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import Sequence
 
+from ..engine.checkpoint import find_checkpoint
 from ..errors import UserError
 from .formats.onnx_file import open_onnx
 from .formats.torch_file import open_torch
 from .runner import Runner, source_runner
-from .source import find_checkpoint, read_source
+from .source import read_source
 
 OPENERS = {".onnx": open_onnx, ".pt2": open_torch}
 CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt", ".tar")

@@ -22,17 +22,15 @@ from ..dataset.loading.in_memory import decode_chunks
 from ..dataset.options import read_options
 from ..distillers import DeployedStudent
 from ..engine.cfg import CFG, merge_overrides
-from ..engine.checkpoint import check_arch, check_known, is_described, load_student, read_checkpoint
+from ..engine.checkpoint import check_arch, check_known, find_checkpoint, is_described, load_student, read_checkpoint
 from ..engine.checkpoint.foreign_weights import weights_of
 from ..engine.evaluation.eval_checkpoint import use_described_dataset
 from ..engine.networks.teacher_outputs import check_classes
 from ..errors import UserError
-from ..models import library_of
+from ..models import library_of, same_model
 from ..models.adapters.given_models import given_constructor
-from ..paths import find_file
 
 PROGRAMS = (".onnx", ".pt2")  # exports that are no checkpoints
-STUDENT_FILES = ("student_best.pth", "student_latest.pth")  # of a run folder
 
 
 @dataclass(frozen=True)
@@ -66,24 +64,6 @@ class Source:
         )
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Return the file of a student: `path`, or the best student in the run folder `path`.
-
-    Raises:
-        UserError: there is neither.
-    """
-    found = find_file(path)
-    if not found.is_dir():
-        return found
-    for name in STUDENT_FILES:
-        if (found / name).is_file():
-            return found / name
-    raise UserError(
-        f"the folder {found} holds no student ({' or '.join(STUDENT_FILES)}); give the folder of a finished run, or"
-        " a checkpoint file"
-    )
-
-
 def read_source(
     path: str | os.PathLike[str], overrides: Sequence[str] = (), model: str = "", own_code: Sequence[str] = ()
 ) -> Source:
@@ -115,9 +95,11 @@ def read_source(
             f"checkpoint {file} holds weights alone, as the released teachers do; expected a student that describes"
             " its classes, image size and normalisation: give the student_best.pth that training writes"
         )
+    # the user's path to the code, not the one that the checkpoint names
+    model = model or next((name for name in own_code if same_model(name, checkpoint["arch"])), "")
     arch, dataset, size = model or checkpoint["arch"], checkpoint["dataset"], checkpoint["input_size"]
     check_arch(checkpoint, arch, file)
-    if not model and arch not in own_code and library_of(arch) == "user":
+    if not model and library_of(arch) == "user":
         given_constructor(arch)  # has its own message
         raise UserError(
             f"checkpoint {file} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME"

@@ -9,9 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+from ..engine.checkpoint import STUDENT_FILES
 from ..engine.run.folder import RunFolder
 from ..errors import UserError
-from ..export.source import STUDENT_FILES, Source, read_source
+from ..export.source import Source, read_source
 from ..paths import read_text, user_path
 from .blocks import plain
 

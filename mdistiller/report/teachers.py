@@ -13,7 +13,7 @@ from ..distillers import distiller_dict
 from ..engine.cfg import PRETRAINED, merge_known
 from ..engine.networks.build import build_teacher
 from ..errors import UserError
-from ..models import library_of
+from ..models import library_of, same_model
 from ..paths import find_file
 from .blocks import plain
 from .runs import Run
@@ -74,7 +74,10 @@ def _build(run: Run, options: Optional[Dict[str, Any]], key: str, own_code: Sequ
     if options is None:
         return Teacher("", key, None, "No run here was trained with a teacher.")
     label = plain(options["TEACHER"])
-    if library_of(options["TEACHER"]) == "user" and options["TEACHER"] not in own_code:
+    permitted = [name for name in own_code if same_model(name, options["TEACHER"])]
+    if permitted:  # the user's path, not the one that the configuration names
+        options = {**options, "TEACHER": permitted[0]}
+    elif library_of(options["TEACHER"]) == "user":
         why = f"The teacher {label} is somebody's own code; if you trust it, add -m {label}."
         return Teacher(label, key, None, why)
     if options.get("TEACHER_WEIGHTS") == PRETRAINED:

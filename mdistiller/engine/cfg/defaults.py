@@ -19,8 +19,9 @@ _C.DATASET = CN()
 # `cifar100`, `cifar10`, `imagenet`, `tiny_imagenet`, `imagefolder`, `webdataset`, `huggingface` or `fashion_demo`. See
 # [data-formats.md](data-formats.md).
 _C.DATASET.TYPE = "cifar100"
-# Folder of the data set; if empty, its default folder below `data/` or `$MDISTILLER_DATA`. For `TYPE huggingface` also
-# a Parquet file, or the name of a data set in the cache of the `datasets` library.
+# Folder of the data set. If empty: its default folder below `data/` or `$MDISTILLER_DATA`; `imagefolder`, `webdataset`
+# and `huggingface` have none. For `TYPE huggingface` also a Parquet file, or the name of a data set in the cache of the
+# `datasets` library.
 _C.DATASET.ROOT = ""
 _C.DATASET.IMAGE_COLUMN = "image"  # `TYPE huggingface`: column of the images
 _C.DATASET.LABEL_COLUMN = "label"  # `TYPE huggingface`: column of the labels
@@ -107,15 +108,15 @@ _C.SOLVER.BATCH_SIZE = 64  # images per step over all processes, up to a million
 _C.SOLVER.EPOCHS = 240  # number of epochs, up to a million
 _C.SOLVER.LR = 0.05  # learning rate
 _C.SOLVER.SCHEDULE = "step"  # `step`, `cosine` or `linear`; `cosine` and `linear` decay to 0
-_C.SOLVER.LR_DECAY_STAGES = [150, 180, 210]  # epochs after which `SCHEDULE step` multiplies the learning rate …
-_C.SOLVER.LR_DECAY_RATE = 0.1  # … by this factor
+_C.SOLVER.LR_DECAY_STAGES = [150, 180, 210]  # epochs after which `SCHEDULE step` multiplies the rate by `LR_DECAY_RATE`
+_C.SOLVER.LR_DECAY_RATE = 0.1  # factor of the learning rate at each of `LR_DECAY_STAGES`
 _C.SOLVER.WARMUP_EPOCHS = 0.0  # epochs over which the learning rate rises linearly to the value of the schedule
 _C.SOLVER.WEIGHT_DECAY = 0.0001  # weight decay
 _C.SOLVER.DECAY_NORMS = True  # weight decay of normalization layers and biases too; `False`: of all other weights only
 _C.SOLVER.MOMENTUM = 0.9  # momentum of SGD, and of optimizers of timm that have one
 _C.SOLVER.NESTEROV = False  # use Nesterov momentum; for `TYPE SGD`
 # Optimizer: `SGD`, `AdamW`, or an optimizer of `timm.optim` by its name, such as `lamb`, if timm is installed
-# (`pip install mdistiller[timm]`).
+# (`pip install 'mdistiller[timm]'`).
 _C.SOLVER.TYPE = "SGD"
 _C.SOLVER.BETAS = None  # coefficients of AdamW's averages, and of timm's optimizers; `None`: the optimizer's default
 _C.SOLVER.EPS = 0.0  # constant in the denominator of the same optimizers; 0: the optimizer's default
@@ -163,8 +164,8 @@ _C.LOG.SAVE_CHECKPOINT_FREQ = 40  # epochs between two checkpoints `epoch_N.pth`
 _C.LOG.PREFIX = "./output"  # parent folder of the output folder
 _C.LOG.WANDB = True  # log to Weights & Biases; offline without credentials or a connection
 
-# Cache of the teacher's logits or pooled features: `off`, `memory`, or a folder that later runs reuse. See
-# [speed.md](speed.md#teacher-cache).
+# Cache of the teacher's logits or pooled features: `off`, `memory`, or a folder, such as `./cache`, that later runs
+# reuse. See # [speed.md](speed.md#teacher-cache).
 _C.TEACHER_CACHE = "off"
 # Most GiB for the tables in the folder of `TEACHER_CACHE`, or for those in memory; a table that would take more is not
 # made. 0: all of the room on the disk, or half of the free memory.

@@ -205,6 +205,6 @@ def _table(keys: List[Key]) -> str:
 def _sentence(comment: str) -> str:
     """Return a comment as a table cell, with a capital letter and a full stop."""
     text = comment.replace("|", "\\|")
-    if re.match("[a-z]+ ", text):
+    if re.match("[a-z]", text):
         text = text[0].upper() + text[1:]
     return f"{text}." if text and text[-1] not in ".…" else text

@@ -2,14 +2,26 @@
 
 from .file import read_checkpoint, save
 from .foreign_weights import load_checkpoint, weights_of
-from .student import FORMAT, check_arch, check_known, constructor_of, describe_student, is_described, load_student
+from .student import (
+    FORMAT,
+    STUDENT_FILES,
+    check_arch,
+    check_known,
+    constructor_of,
+    describe_student,
+    find_checkpoint,
+    is_described,
+    load_student,
+)
 
 __all__ = [
     "FORMAT",
+    "STUDENT_FILES",
     "check_arch",
     "check_known",
     "constructor_of",
     "describe_student",
+    "find_checkpoint",
     "is_described",
     "load_checkpoint",
     "load_student",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ...dataset.info import DatasetInfo
@@ -17,11 +18,31 @@ from ...dataset.options import SIZE
 from ...distillers import DeployedStudent, head_dict
 from ...errors import UserError, one_line
 from ...models import build_model, check_model, library_of
+from ...paths import find_file
 from ...registry import UnknownName
 from .foreign_weights import load_checkpoint
 
 FORMAT = "mdistiller.student"
 VERSION = 1
+STUDENT_FILES = ("student_best.pth", "student_latest.pth")  # of a run folder
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Return the file of a student: `path`, or the best student in the run folder `path`.
+
+    Raises:
+        UserError: there is neither.
+    """
+    found = find_file(path)
+    if not found.is_dir():
+        return found
+    for name in STUDENT_FILES:
+        if (found / name).is_file():
+            return found / name
+    raise UserError(
+        f"the folder {found} holds no student ({' or '.join(STUDENT_FILES)}); give the folder of a finished run, or"
+        " a checkpoint file"
+    )
 
 
 def describe_student(

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from ...dataset import VAL, get_val_loader
 from ...paths import find_file, user_path
 from ..cfg import CFG, merge_known, merge_overrides
-from ..checkpoint import check_arch, check_known, is_described, load_student, read_checkpoint
+from ..checkpoint import check_arch, check_known, find_checkpoint, is_described, load_student, read_checkpoint
 from ..checkpoint.foreign_weights import weights_of
 from ..networks.build import released_weights
 from ..networks.teacher_outputs import check_classes
@@ -38,7 +38,7 @@ def eval_checkpoint(
 
     Args:
         arch: name of the model.
-        path: checkpoint; `None` for the released teacher of that name.
+        path: checkpoint or run folder; `None` for the released teacher of that name.
         overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults.
         split: of an image folder, another folder beside `train/` and `val/` to evaluate on.
         per_class: CSV file for the accuracy of each class and the confusion matrix; empty for none.
@@ -49,7 +49,7 @@ def eval_checkpoint(
     """
     cfg = CFG.clone()
     merge_overrides(cfg, overrides)
-    source = path or released_weights(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    source = find_checkpoint(path) if path else released_weights(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     checkpoint = read_checkpoint(source)
     weights_of(checkpoint, source)  # fails before data are read if the file holds no model
     described = is_described(checkpoint)
