@@ -51,13 +51,13 @@ def distill(
 
     Args:
         student: a module, or a name as for `DISTILLER.STUDENT` (`resnet8`, `timm/resnet18`, `my_file.py:make`). A
-            module takes images float32 `[B, 3, S, S]`, normalised, and returns logits `[B, K]`, or `(logits, feats)`
+            module takes images float32 `[B, 3, S, S]`, normalized, and returns logits `[B, K]`, or `(logits, feats)`
             as MDistiller's models do. Training starts from its weights.
         teacher: the same; or the path of a checkpoint or of the folder of a run; or what `load` returned. `None` for
             methods without a teacher, such as `NONE`, which trains the student alone.
         train_data: a folder with `<class>/<image>`, or with `train/` and `val/` of this layout; the name of a data set
             (`cifar100`, `fashion_demo`); or a PyTorch `Dataset` of (image, label). Its images are PIL images, arrays
-            `[H, W, 3]` or tensors `[3, H, W]`, uint8 or in [0, 1], without normalisation and random transforms, which
+            `[H, W, 3]` or tensors `[3, H, W]`, uint8 or in [0, 1], without normalization and random transforms, which
             are the engine's task.
         val_data: a folder or a `Dataset`; `None` if `train_data` names both parts, or has `train/` alone and
             `val_fraction` is given.

@@ -44,7 +44,7 @@ def evaluate(
             left in the mode that it had.
         data: a folder with `<class>/<image>`, or with `val/` of this layout; a PyTorch `Dataset` of (image, label); or
             the name of a data set. `None` for the validation images that a student was trained with.
-        mean, std: channel statistics with which images in [0, 1] are normalised for a module; a `Student` has its own.
+        mean, std: channel statistics with which images in [0, 1] are normalized for a module; a `Student` has its own.
         input_size: `S`, the side of the images in pixels, for a module; by default that of the first image of a
             `Dataset`, and 32 for files.
         batch_size: images in a batch; does not change the result.

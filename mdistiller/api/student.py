@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..dataset.images.pictures import as_picture
-from ..dataset.loading.loader import Normaliser
+from ..dataset.loading.loader import Normalizer
 from ..dataset.loading.splits import FileSplit
 from ..errors import UserError
 from ..export.card import model_card
@@ -30,7 +30,7 @@ OneImage = Union[str, "os.PathLike[str]", Image.Image, np.ndarray, Tensor]
 
 
 class Student(nn.Module):
-    """A deployed student: backbone, head, and normalisation.
+    """A deployed student: backbone, head, and normalization.
 
     It is in evaluation mode, in float32, on the CPU, and its parameters do not require gradients. Move it as any other
     module: `student.to("cuda")`.
@@ -41,7 +41,7 @@ class Student(nn.Module):
     Attributes:
         classes: K names, in the order of the logits.
         input_size: `S`.
-        network: backbone and head, without the normalisation.
+        network: backbone and head, without the normalization.
         source: the description of the checkpoint, without its weights.
     """
 
@@ -56,9 +56,9 @@ class Student(nn.Module):
         self.input_size = source.view.size
         # the memory format of training, so that rounding is the same
         self.network = source.student.to(memory_format=torch.channels_last)
-        normalise = Normaliser(source.info, torch.device("cpu"))
-        self.register_buffer("scale", normalise.scale, persistent=False)
-        self.register_buffer("shift", normalise.shift, persistent=False)
+        normalize = Normalizer(source.info, torch.device("cpu"))
+        self.register_buffer("scale", normalize.scale, persistent=False)
+        self.register_buffer("shift", normalize.shift, persistent=False)
         self.eval()
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The demo set that ships with the repository: a part of Fashion-MNIST (Xiao et al., 2017; MIT licence)."""
+"""The demo set that ships with the repository: a part of Fashion-MNIST (Xiao et al., 2017; MIT license)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def imagenet(cfg: CfgNode) -> Splits:
     """Find the images below `DATASET.ROOT`, by default `imagenet/` in the data folder.
 
     The recipe is that of the published tables. Training uses random resized crops of 224 px and flips; validation
-    resizes the shorter side to 256 px and crops the centre. A class is a folder; labels follow the sorted names, as in
+    resizes the shorter side to 256 px and crops the center. A class is a folder; labels follow the sorted names, as in
     torchvision's weights. Any number of classes is accepted. Evaluation needs only `val/`, or
     `DATASET.VAL_FRACTION` of the training images.
 

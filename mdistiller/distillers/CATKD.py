@@ -1,14 +1,14 @@
 """CAT-KD: "Class Attention Transfer Based Knowledge Distillation" (2023).
 
 A class activation map (CAM) shows the regions of an image that support a class. It is the map before the pooling,
-weighted by the classifier's row of that class. The student's CAMs, pooled to a few cells and normalised, learn to match
+weighted by the classifier's row of that class. The student's CAMs, pooled to a few cells and normalized, learn to match
 the teacher's.
 
 Paper and published code: the paper sums the squared error over the cells; the code averages it, as here. The CAMs here
 omit the classifier's bias, which is a constant of each class. The published code replaces each model's classifier by a
 1×1 convolution, which does not fit any checkpoint, and the student's has no bias. Here the CAMs are computed from the
 linear layer, and the student's classifier keeps its bias. `CE_WEIGHT: 0` is the paper's CAT, which trains on CAMs only.
-The defaults are those of the authors' code. The authors choose the weight, the resolution and the normalisation for
+The defaults are those of the authors' code. The authors choose the weight, the resolution and the normalization for
 each pair, as in `configs/cifar100/cat_kd`.
 
 Shapes: `B` batch, `C` channels of the map that is pooled for the classifier, `H`/`W` its height and width, `N` classes.

@@ -37,7 +37,7 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
 
 
 class GlobalTemperature(nn.Module):
-    """A learnable temperature `T = start + span · sigmoid(x)`; `x` is initialised to 1, as in the published code."""
+    """A learnable temperature `T = start + span · sigmoid(x)`; `x` is initialized to 1, as in the published code."""
 
     def __init__(self, start: float, span: float) -> None:
         super().__init__()

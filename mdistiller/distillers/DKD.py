@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from ..ranges import above, at_least, weights
 from ._base import Distiller, register
-from ._common import standardise_logits, warmup_factor
+from ._common import standardize_logits, warmup_factor
 
 EXCLUDED = 1000.0  # subtracted from the target's logit, so that its probability is 0 in float32
 
@@ -39,12 +39,12 @@ def dkd_loss(
         target: `[B]`, int64 labels.
         alpha, beta: weights of TCKD and of NCKD.
         temperature: `T > 0`.
-        logit_stand: whether to standardise the logits first; see `standardise_logits`.
+        logit_stand: whether to standardize the logits first; see `standardize_logits`.
     """
     is_target = F.one_hot(target, logits_student.shape[1])
     groups, others = [], []
     for logits in (logits_student, logits_teacher):
-        scaled = (standardise_logits(logits) if logit_stand else logits.float()) / temperature
+        scaled = (standardize_logits(logits) if logit_stand else logits.float()) / temperature
         log_p = F.log_softmax(scaled, dim=1)
         groups.append(torch.cat([log_p.gather(1, target[:, None]), _log_rest(log_p, is_target)], dim=1))
         others.append(F.log_softmax(scaled - EXCLUDED * is_target, dim=1))
@@ -69,7 +69,7 @@ class DKD(Distiller):
         "BETA": 8.0,  # weight of the non-target-class part
         "T": 4.0,  # softmax temperature
         "WARMUP": 20,  # epochs over which the weight of loss_kd rises
-        "LOGIT_STAND": False,  # LSKD: standardised logits; published values: configs/cifar100/dkd_lskd
+        "LOGIT_STAND": False,  # LSKD: standardized logits; published values: configs/cifar100/dkd_lskd
     }
     RANGES = {"T": above(0), "WARMUP": at_least(0), **weights("CE_WEIGHT", "ALPHA", "BETA")}
     teacher_needs = ("logits",)

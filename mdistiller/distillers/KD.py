@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import standardise_logits
+from ._common import standardize_logits
 
 
 def kd_loss(
@@ -29,10 +29,10 @@ def kd_loss(
         logits_teacher: `[B, N]`, floating point.
         temperature: `T > 0`, a float or a scalar tensor; a tensor gets a gradient. The factor `T²` keeps the scale of
             the logits' gradients when `T` changes.
-        logit_stand: whether to standardise the logits first; see `standardise_logits`.
+        logit_stand: whether to standardize the logits first; see `standardize_logits`.
     """
     if logit_stand:
-        logits_student, logits_teacher = standardise_logits(logits_student), standardise_logits(logits_teacher)
+        logits_student, logits_teacher = standardize_logits(logits_student), standardize_logits(logits_teacher)
     log_student = F.log_softmax(logits_student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(logits_teacher.float() / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
@@ -45,7 +45,7 @@ class KD(Distiller):
     DEFAULTS = {
         "TEMPERATURE": 4.0,
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
-        "LOGIT_STAND": False,  # LSKD: standardised logits; published values: configs/cifar100/kd_lskd
+        "LOGIT_STAND": False,  # LSKD: standardized logits; published values: configs/cifar100/kd_lskd
     }
     RANGES = {"TEMPERATURE": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
     teacher_needs = ("logits",)

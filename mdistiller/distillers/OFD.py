@@ -59,7 +59,7 @@ def ofd_loss(map_student: Tensor, map_teacher: Tensor, margin: Tensor) -> Tensor
 
 
 def make_connector(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    """Return a convolution without bias, initialised from N(0, 2 / (k · k · out_channels)), and a BatchNorm."""
+    """Return a convolution without bias, initialized from N(0, 2 / (k · k · out_channels)), and a BatchNorm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))

@@ -9,7 +9,7 @@ of `configs/cifar100/sfakd_code/`, follow the code, which produced the published
 - The paper aligns pooled features, the code aligns maps (`ALIGN: map`).
 - The code also averages the squared error over the channels. Here it is summed over them, so the code's loss has
   `FEAT_WEIGHT: 1 / C_t`. The paper gives no weight; the default comes from a small measurement.
-- The code's filter is initialised near zero (`FILTER_INIT: uniform`). The paper does not specify the initialisation;
+- The code's filter is initialized near zero (`FILTER_INIT: uniform`). The paper does not specify the initialization;
   the default is the identity.
 - For a WRN the code uses the last block's raw output as the final map. Here it is always the activated map, which the
   classifier pools.
@@ -83,7 +83,7 @@ class SFAKD(Distiller):
     With `CLASSIFIER: teacher` (the default, as published) the deployed student consists of backbone, head and the
     teacher's classifier. The student's own classifier is trained as a probe on detached features. With
     `CLASSIFIER: student` the bare student is deployed. Its own classifier is trained by cross-entropy or KD's loss, the
-    alignment regularises the backbone, and the head is dropped after training. `forward_train` needs `epoch`, counted
+    alignment regularizes the backbone, and the head is dropped after training. `forward_train` needs `epoch`, counted
     from 1, if there is a warm-up.
     """
 

@@ -140,10 +140,10 @@ class Distiller(nn.Module):
         return {}
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Return the student's logits `[B, N]` and the scalar losses by name; the trainer minimises their sum.
+        """Return the student's logits `[B, N]` and the scalar losses by name; the trainer minimizes their sum.
 
         Args:
-            image: `[B, 3, H, W]`, normalised.
+            image: `[B, 3, H, W]`, normalized.
             target: `[B]`, int64 labels; with `soft_labels` perhaps `[B, N]`, float32 probabilities, and with
                 `unlabelled` perhaps weighted ones.
             kwargs: the other entries of the batch, such as `index [B]`, and `epoch`, counted from 1.

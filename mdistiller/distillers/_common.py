@@ -45,7 +45,7 @@ def warmup_factor(epoch: int, warmup_epochs: float) -> float:
     return min(epoch / warmup_epochs, 1.0) if warmup_epochs > 0 else 1.0
 
 
-def standardise_logits(logits: Tensor) -> Tensor:
+def standardize_logits(logits: Tensor) -> Tensor:
     """Return `logits [B, N]` in float32, each row shifted to mean 0 and scaled to standard deviation 1.
 
     A student then matches the order and the relative size of the logits. It need not match their scale, which a

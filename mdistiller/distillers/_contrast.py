@@ -81,7 +81,7 @@ def _below(bound: Tensor, num: int, generator: torch.Generator) -> Tensor:
 
 
 class ContrastMemory(nn.Module):
-    """The latest embeddings of all training images by both networks, and the normalisation constants `Z`.
+    """The latest embeddings of all training images by both networks, and the normalization constants `Z`.
 
     Args:
         num_data, dim: `N` and `D`.
@@ -124,7 +124,7 @@ class ContrastMemory(nn.Module):
 
     @torch.no_grad()
     def update(self, student: Tensor, teacher: Tensor, index: Tensor) -> None:
-        """Move the rows `index [B]` of the banks towards the embeddings `[B, D]`, and normalise them to length 1."""
+        """Move the rows `index [B]` of the banks towards the embeddings `[B, D]`, and normalize them to length 1."""
         # not in place, because the backward pass needs the old tensors
         self.bank_student = self._updated(self.bank_student, student, index)
         self.bank_teacher = self._updated(self.bank_teacher, teacher, index)

@@ -40,13 +40,13 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
         deployed += f", top-5 {accuracy['deployed_top5']:.2f} %"
     ending = f"with the {head.kind} head and the teacher's classifier" if head else "with its own classifier"
     has_teacher = method.upper() not in ("NONE", "UNKNOWN")
-    licence = _text(teacher_license) or NOT_STATED
+    license = _text(teacher_license) or NOT_STATED
     parts = [
         f"# {_text(title)}",
         f"An image classifier: {_text(arch)} {ending}, trained by {method if has_teacher else 'cross-entropy'} with"
         f" mdistiller {__version__}. Weights are {precision}.",
         "## Input and output",
-        f"`image`: float32 `[N, 3, {info.input_size}, {info.input_size}]`, RGB in [0, 1], any `N`; normalisation is"
+        f"`image`: float32 `[N, 3, {info.input_size}, {info.input_size}]`, RGB in [0, 1], any `N`; normalization is"
         f" inside. {_preparation(source)} `logits`: float32 `[N, {info.num_classes}]`, in the order of the classes.",
         "## Requirements",
         _requirements(form, source.checkpoint["arch"]),
@@ -55,7 +55,7 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
         "## Data",
         f"Trained on `{_text(info.name)}`, {info.num_classes} classes, images of {info.input_size} px.",
         "## Teacher",
-        f"{_text(teacher)}. Licence of its weights: {licence}." if has_teacher else "None.",
+        f"{_text(teacher)}. License of its weights: {license}." if has_teacher else "None.",
         "## Accuracy",
         f"Validation: {deployed} (epoch {source.checkpoint['epoch']}, as training recorded it). To measure it again:",
         f"```bash\npython3 tools/eval.py -m {_text(arch)} -c {source.path.name}\n```",
@@ -74,7 +74,7 @@ def proof_section(proof: Proof, made_by: str, steps: Sequence[object] = ()) -> s
     Args:
         proof: of the file.
         made_by: the exporter.
-        steps: of the quantisation.
+        steps: of the quantization.
     """
     lines: List[str] = [
         "## Deployment proof",
@@ -92,7 +92,7 @@ def proof_section(proof: Proof, made_by: str, steps: Sequence[object] = ()) -> s
         + ".",
     ]
     if steps:
-        lines += ["", "Steps of the quantisation, each measured on the same images:", ""]
+        lines += ["", "Steps of the quantization, each measured on the same images:", ""]
         lines += [f"{number}. {step}" for number, step in enumerate(steps, 1)]
     return "\n".join(lines) + "\n"
 
@@ -131,8 +131,8 @@ def _number(value: object, sign: str = "") -> str:
 def _preparation(source: Source) -> str:
     size = source.view.size
     if source.view.margin:
-        return f"Resize the shorter side to {round(size / 0.875)} px (bilinear, antialiased) and crop the centre."
-    return f"Resize the shorter side to {size} px (bilinear, antialiased) and crop the centre."
+        return f"Resize the shorter side to {round(size / 0.875)} px (bilinear, antialiased) and crop the center."
+    return f"Resize the shorter side to {size} px (bilinear, antialiased) and crop the center."
 
 
 def _classes(classes: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ class Result:
         path, card: the file and its card.
         made_by: the exporter.
         proof: of the file.
-        steps: of the quantisation, as text.
+        steps: of the quantization, as text.
         notes: what failed on the way.
     """
 
@@ -173,14 +173,14 @@ def _prove_onnx(job: _Job, timed: bool) -> Proof:
 
 
 def _int8(job: _Job, exact: Result) -> Result:
-    from .formats.int8 import NUM_CALIBRATION, quantise
+    from .formats.int8 import NUM_CALIBRATION, quantize
 
     calibration = training_pixels(job.source, NUM_CALIBRATION)
     whole = job.file.rename(job.file.with_name("float32.onnx"))
     made_by = f"{exact.made_by}, then onnxruntime.quantization"
     steps = []
     description = job.description(made_by)
-    for step in quantise(whole, job.file, calibration, job.evidence, description, job.options.max_drop):
+    for step in quantize(whole, job.file, calibration, job.evidence, description, job.options.max_drop):
         log.info("int8      %s", step)
         steps.append(str(step))
     return Result(job.file, job.file, made_by, _prove_onnx(job, timed=True), tuple(steps), exact.notes)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..dataset.images.decode import View
-from ..dataset.loading.loader import Normaliser
+from ..dataset.loading.loader import Normalizer
 from ..errors import UserError, one_line
 from .source import Source, to_input
 
@@ -40,14 +40,14 @@ class Runner:
 
 
 def source_runner(source: Source) -> Runner:
-    """Return a runner that computes what validation does: the same normalisation, in PyTorch and float32."""
-    normalise = Normaliser(source.info, torch.device("cpu"))
+    """Return a runner that computes what validation does: the same normalization, in PyTorch and float32."""
+    normalize = Normalizer(source.info, torch.device("cpu"))
     # the memory format of training, so that rounding is the same
     student = copy.deepcopy(source.student).to(memory_format=torch.channels_last)
 
     def run(pixels: Tensor) -> Tensor:
         with torch.inference_mode():
-            return student(normalise(pixels))
+            return student(normalize(pixels))
 
     return Runner(source.path, source.info.classes, source.view, run)
 

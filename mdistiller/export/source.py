@@ -53,7 +53,7 @@ class Source:
 
     @property
     def info(self) -> DatasetInfo:
-        """Name, classes, input size and normalisation of the data that it was trained on."""
+        """Name, classes, input size and normalization of the data that it was trained on."""
         mean, std = ((float(r), float(g), float(b)) for r, g, b in (self.checkpoint["mean"], self.checkpoint["std"]))
         return DatasetInfo(
             self.checkpoint["dataset"],
@@ -93,7 +93,7 @@ def read_source(
     if not is_described(checkpoint):
         raise UserError(
             f"checkpoint {file} holds weights alone, as the released teachers do; expected a student that describes"
-            " its classes, image size and normalisation: give the student_best.pth that training writes"
+            " its classes, image size and normalization: give the student_best.pth that training writes"
         )
     # the user's path to the code, not the one that the checkpoint names
     model = model or next((name for name in own_code if same_model(name, checkpoint["arch"])), "")
@@ -118,7 +118,7 @@ def val_pixels(source: Source, batch_size: int = 64) -> Tuple[int, Iterator[Tupl
     Raises:
         UserError: the data set cannot be read, or has other classes.
     """
-    loader = get_val_loader(_unnormalised(source.cfg, batch_size), "cpu")
+    loader = get_val_loader(_unnormalized(source.cfg, batch_size), "cpu")
     check_classes(source.checkpoint["classes"], loader.info, source.path)
     return loader.num_images, ((_pixels(batch["image"]), batch["target"]) for batch in loader)
 
@@ -152,7 +152,7 @@ def to_input(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
 
 
-def _unnormalised(cfg: CfgNode, batch_size: int) -> CfgNode:
+def _unnormalized(cfg: CfgNode, batch_size: int) -> CfgNode:
     """Return a copy in which the loaders yield images in [0, 1], cropped as the model was trained for."""
     cfg = cfg.clone()
     cfg.defrost()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, memory_shortage
-from ._outputs import LOGITS_ONLY_METHODS, OUTPUTS, check_outputs, missing_output, standardise_output
+from ._outputs import LOGITS_ONLY_METHODS, OUTPUTS, check_outputs, missing_output, standardize_output
 
 TOLERANCE = 1e-4  # relative to a tensor's largest value
 
@@ -71,7 +71,7 @@ class AdaptedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict[str, Any]]:
         """Return `(logits [B, N], feats)`; see `OUTPUTS`."""
-        return standardise_output(super().forward(*args, **kwargs), self.adapted_name, self.why_incomplete)
+        return standardize_output(super().forward(*args, **kwargs), self.adapted_name, self.why_incomplete)
 
     def forward_tail(self, final_map: Tensor) -> Tuple[Tensor, Tensor]:
         """Return `(logits [B, N], pooled_feat [B, C])` of a final map `[B, C', H, W]`, if `has_tail`."""

@@ -49,7 +49,7 @@ def missing_output(name: str, key: str, why: str = "") -> str:
     )
 
 
-def standardise_output(output: Any, name: str, why: str = "") -> Tuple[Tensor, Dict[str, Any]]:
+def standardize_output(output: Any, name: str, why: str = "") -> Tuple[Tensor, Dict[str, Any]]:
     """Return the output of the model `name` as `(logits, feats)`, with `final_map` added if `feats` has maps.
 
     Args:

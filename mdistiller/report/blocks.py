@@ -33,7 +33,7 @@ class Figure:
         panels: the drawings.
         caption: says what is seen, and how it was measured.
         narrow: whether the panels are `NARROW`, so that three fit beside each other.
-        legend: names with their colours, for all panels.
+        legend: names with their colors, for all panels.
     """
 
     panels: Sequence[Panel]

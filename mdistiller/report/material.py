@@ -13,8 +13,8 @@ from .runs import Run
 from .svg import SERIES
 from .teachers import Teacher
 
-TEACHER_COLOUR = SERIES[2]
-RUN_COLOURS = [colour for colour in SERIES if colour != TEACHER_COLOUR]
+TEACHER_COLOR = SERIES[2]
+RUN_COLORS = [color for color in SERIES if color != TEACHER_COLOR]
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Material:
         """Return why teachers are missing, a sentence each."""
         return list(dict.fromkeys(teacher.why_missing for teacher in self.teachers if teacher.why_missing))
 
-    def colour(self, number: int) -> str:
-        """Return the colour of a run in all drawings."""
-        return RUN_COLOURS[number % len(RUN_COLOURS)]
+    def color(self, number: int) -> str:
+        """Return the color of a run in all drawings."""
+        return RUN_COLORS[number % len(RUN_COLORS)]
 
     def right(self, number: int) -> Tensor:
         """Return which images the student of a run gets right, bool `[n]`."""

@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..dataset.loading.loader import Normaliser
+from ..dataset.loading.loader import Normalizer
 from ..distillers import DeployedStudent
 from ..distillers.heads import split_forward
 from ..engine.evaluation.eval_checkpoint import note_missing_folder
@@ -82,7 +82,7 @@ def _observe(run: Run, teacher: Teacher, known: Optional[Outputs], device: torch
     model = teacher.model if known is None else None
     if model is not None:
         model = model.to(device).to(memory_format=torch.channels_last)
-    normalise = Normaliser(run.source.info, device)
+    normalize = Normalizer(run.source.info, device)
     note_missing_folder(run.source.cfg, run.source.checkpoint)
     try:
         num_images, batches = val_pixels(run.source)
@@ -99,7 +99,7 @@ def _observe(run: Run, teacher: Teacher, known: Optional[Outputs], device: torch
     only_teacher, only_student = Surest(MAX_PICTURES), Surest(MAX_PICTURES)
     checksum, start = 0, 0
     for pixels, target in batches:
-        image = normalise(pixels.to(device))
+        image = normalize(pixels.to(device))
         logits, pooled, final_map = student_outputs(student, image)
         targets.append(target.cpu())
         chosen = sample.choose(targets[-1], start)

@@ -1,4 +1,4 @@
-"""Drawings as SVG that takes the page's text colour and font, so that it can be read in the light and in the dark."""
+"""Drawings as SVG that takes the page's text color and font, so that it can be read in the light and in the dark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import warnings
 from typing import Any, Callable, Sequence
 
-INK = "#010203"  # written by matplotlib, replaced by the colour of the page's text
+INK = "#010203"  # written by matplotlib, replaced by the color of the page's text
 # readable on white and on near black, and in pairs for readers who see no red or green
 SERIES = ("#2f7fd1", "#e07b22", "#2a9d74", "#b65bc7", "#c9a227", "#d6495a", "#7a86b8", "#a0684a", "#3aa7b8", "#7d9a2b")
 WIDTH, NARROW, HEIGHT = 380, 300, 270  # pixels of a panel

@@ -22,7 +22,7 @@ def random_crop(image):
     return np.roll(image, int(torch.randint(1, 9, ())), 0)
 
 
-def normalised(image):
+def normalized(image):
     return torch.tensor(image).permute(2, 0, 1) / 127.5 - 1
 
 
@@ -100,7 +100,7 @@ def test_bad_data_sets(image_folder, quick):
         ([(train[0][0], -1)] * 2, val, "train_data has the label -1 for image 0; labels count from 0"),
         ([("picture", 0), ("picture", 1)], val, "image 0 of the data set is a str; expected a PIL image"),
         (Pictures(image_folder / "train", random_crop), val, "train_data returns another image 0 each time; leave"),
-        (Pictures(image_folder / "train", normalised), val, "values from -.* leave the normalisation to mdistiller"),
+        (Pictures(image_folder / "train", normalized), val, "values from -.* leave the normalization to mdistiller"),
         (image_folder / "train", other / "val", "val lacks class_2, which train has"),
         (other / "train", image_folder / "val", "val has class_2, which train lacks"),
         (other / "train", val, "the data have the label 2, but only 2 classes are named"),

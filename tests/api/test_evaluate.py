@@ -43,7 +43,7 @@ def test_a_student_has_the_accuracy_that_eval_prints(command, student_file, imag
     assert forms[0]["per_class"]["class_1"] == round(100 * int(expected[1, 1]) / 6, 2)
 
 
-def test_a_module_sees_images_with_the_given_normalisation(image_folder):
+def test_a_module_sees_images_with_the_given_normalization(image_folder):
     class Shown(nn.Module):
         def __init__(self):
             super().__init__()

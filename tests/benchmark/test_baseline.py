@@ -84,8 +84,8 @@ def test_images_are_augmented_images_of_the_folder(image_folder, flip):
 
     message = loop.train_epoch(batches)
     assert sorted(seen) == list(range(36))
-    normalise = loop.loader.dataset.transform.transforms[-1]
-    mean, std = (torch.tensor(values)[:, None, None] for values in (normalise.mean, normalise.std))
+    normalize = loop.loader.dataset.transform.transforms[-1]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (normalize.mean, normalize.std))
     for index, (image, target) in seen.items():
         assert target == index // 12
         pixels = ((image * std + mean) * 255).round().byte().permute(1, 2, 0).numpy()

@@ -67,7 +67,7 @@ def test_suffixes() -> None:
 
 
 def test_of_an_animation_the_first_frame_is_taken(load: Make, root: Path, collect: Make) -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
     frames[0].save(root / "val" / "class_0" / "0.gif", save_all=True, append_images=frames[1:], duration=50, loop=0)
     (root / "val" / "class_0" / "0.png").unlink()
     shown = collect(load()[1])["image"][0]

@@ -17,7 +17,7 @@ from mdistiller.models import build_model, tiny_imagenet_model_dict
 
 Make = Callable[..., Any]
 WNIDS = ("n02124075", "n01443537", "n04067472")  # wnids.txt is not sorted either
-COLOURS = {"n01443537": 40, "n02124075": 120, "n04067472": 220}
+COLORS = {"n01443537": 40, "n02124075": 120, "n04067472": 220}
 VAL = ("n04067472", "n01443537", "n04067472", "n02124075")
 
 
@@ -45,7 +45,7 @@ def root(tmp_path: Path) -> Path:
 def save(path: Path, wnid: str) -> None:
     """Write a picture of the class's brightness, grey for the last class, as a few of the real ones are."""
     shape = (64, 64) if wnid == WNIDS[2] else (64, 64, 3)
-    Image.fromarray(np.full(shape, COLOURS[wnid], np.uint8)).save(path)
+    Image.fromarray(np.full(shape, COLORS[wnid], np.uint8)).save(path)
 
 
 def sort_validation(root: Path, below: str) -> None:
@@ -69,7 +69,7 @@ def test_the_archives_layout(make_cfg: Make, root: Path, monkeypatch: pytest.Mon
     seen = collect(val)
     assert seen["target"].tolist() == [2, 0, 2, 1]
     levels = seen["image"][:, 0].mean((1, 2)) * 0.2302 + 0.4802
-    expected = torch.tensor([COLOURS[wnid] / 255 for wnid in VAL])
+    expected = torch.tensor([COLORS[wnid] / 255 for wnid in VAL])
     torch.testing.assert_close(levels, expected, atol=0.01, rtol=0)
 
 

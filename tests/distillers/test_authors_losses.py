@@ -85,7 +85,7 @@ def on_cams(options, x, case):
         for role in ("student", "teacher")
     )
     settings = {
-        "NORMALIZE": options["normalise"],
+        "NORMALIZE": options["normalize"],
         "LOSS.CAT_WEIGHT": options["weight"],
         "LOSS.CAM_RESOLUTION": options["resolution"],
     }
@@ -178,17 +178,17 @@ def on_stages(options, x, case):
 
 def famkd_mask(side, cut_off):
     """FAM-KD's mask in the order of the FFT's bins, by its rule."""
-    centre = int(side / 2)
-    reach = int(cut_off * centre)
+    center = int(side / 2)
+    reach = int(cut_off * center)
     mask = torch.ones(side, side)
-    mask[centre - reach : centre + reach, centre - reach : centre + reach] = 0
+    mask[center - reach : center + reach, center - reach : center + reach] = 0
     return torch.fft.ifftshift(mask)
 
 
 def mask_of(options, x, case):
     side = options["side"]
     mask = HighPass(side, side, options["sigma"], kind=options["mask"])()
-    if case["method"] == "FAM":  # the hard cut follows FAM's idea but cuts other frequencies: it is centred and round
+    if case["method"] == "FAM":  # the hard cut follows FAM's idea but cuts other frequencies: it is centerd and round
         theirs = famkd_mask(side, options["cut_off"])
         distance = torch.fft.fftfreq(side, 1 / side).square()
         assert torch.equal(mask == 0, (distance[:, None] + distance).sqrt() <= options["sigma"] * side + 1e-6)
@@ -222,7 +222,7 @@ KINDS = {
             "TEMPERATURE": o["T"],
             "LOSS.CE_WEIGHT": o["ce_weight"],
             "LOSS.KD_WEIGHT": o["kd_weight"],
-            "LOGIT_STAND": o["standardise"],
+            "LOGIT_STAND": o["standardize"],
         },
     ),
     "dkd": on_logits(
@@ -233,7 +233,7 @@ KINDS = {
             "ALPHA": o["alpha"],
             "BETA": o["beta"],
             "WARMUP": o["warmup"],
-            "LOGIT_STAND": o["standardise"],
+            "LOGIT_STAND": o["standardize"],
         },
     ),
     "mlkd": on_logits(

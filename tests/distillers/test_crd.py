@@ -74,7 +74,7 @@ def test_memory_equals_the_published_computation():
         torch.testing.assert_close(anchors.grad, copy.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_the_normalisation_is_estimated_once():
+def test_the_normalization_is_estimated_once():
     torch.manual_seed(0)
     memory = ContrastMemory(20, 8, 0.07, 0.5)
     assert memory.constants.tolist() == [-1, -1]

@@ -1,10 +1,10 @@
-"""LSKD: logits standardised before KD or DKD compares them."""
+"""LSKD: logits standardized before KD or DKD compares them."""
 
 import pytest
 import torch
 from one_step import PAIRS, batch, build, check_step
 
-from mdistiller.distillers._common import standardise_logits
+from mdistiller.distillers._common import standardize_logits
 from mdistiller.distillers.DKD import dkd_loss
 from mdistiller.distillers.KD import kd_loss
 
@@ -27,19 +27,19 @@ def logits():
 def test_literal_values():
     given = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
     expected = torch.tensor([[-1.0, 0.0, 1.0], [-1 / 3**0.5, -1 / 3**0.5, 2 / 3**0.5]])
-    torch.testing.assert_close(standardise_logits(given), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(standardize_logits(given), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_rows_have_mean_0_and_deviation_1():
     given = 5 * torch.randn(4, 9, dtype=torch.bfloat16) + 3
-    out = standardise_logits(given)
+    out = standardize_logits(given)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.mean(1), torch.zeros(4), atol=1e-6, rtol=0)
     torch.testing.assert_close(out.square().sum(1), torch.full((4,), 8.0))
 
 
 @pytest.mark.parametrize("loss", [stand_kd, stand_dkd])
-def test_loss_is_the_plain_one_of_standardised_logits(loss):
+def test_loss_is_the_plain_one_of_standardized_logits(loss):
     student, teacher = logits()
     rows = [[(x - row.mean()) / row.std() for x in row] for row in (*student.double(), *teacher.double())]
     student_z, teacher_z = torch.tensor(rows).chunk(2)

@@ -125,7 +125,7 @@ def test_students_of_one_seed_start_alike_whatever_the_method(teacher):
 
 def test_the_loop_learns(teacher):
     summary = build_trainer(settings(teacher, "SOLVER.SCHEDULE", "linear", method="KD", epochs=10)).train()
-    assert summary["best"]["deployed_top1"] >= 80  # three colours; chance is 33
+    assert summary["best"]["deployed_top1"] >= 80  # three colors; chance is 33
 
 
 GOLDEN = {"NONE": [0.93233, 0.79117], "KD": [0.16937, 0.15580], "SFAKD": [8.933, 8.772]}

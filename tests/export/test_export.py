@@ -204,7 +204,7 @@ def test_the_card_has_what_a_reader_needs(student_file):
     for part in (
         "class_0, class_1, class_2",
         "`imagefolder`, 3 classes",
-        "resnet14. Licence of its weights: CC BY 4.0.",
+        "resnet14. License of its weights: CC BY 4.0.",
         "top-1 41.50 %, top-5 100.00 % (epoch 4",
         "tools/eval.py -m resnet8 -c student_best.pth",
         "multiply-accumulate operations",

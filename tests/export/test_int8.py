@@ -1,4 +1,4 @@
-"""Quantisation to 8 bits: its steps, the layers that stay in float, and the limit of what may be lost."""
+"""Quantization to 8 bits: its steps, the layers that stay in float, and the limit of what may be lost."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def test_int8_is_measured_step_by_step(command, student_file):
     weights = [tensor for tensor in model.graph.initializer if tensor.data_type == 3 and len(tensor.dims) == 4]
     assert len(weights) >= 9, "convolutions with int8 weights"
     assert "onnxruntime.quantization" in json.loads(metadata["mdistiller"])["made_by"]
-    assert "Steps of the quantisation" in (folder / "card.md").read_text(encoding="utf-8")
+    assert "Steps of the quantization" in (folder / "card.md").read_text(encoding="utf-8")
 
 
 @needs_onnx

@@ -93,7 +93,7 @@ def test_pictures_have_a_text_and_figures_a_caption(seen):
     assert names["figure"] == names["figcaption"] > 8 and names["h1"] == 1
 
 
-def test_drawings_take_colour_and_size_from_the_page(seen):
+def test_drawings_take_color_and_size_from_the_page(seen):
     for svg in all_of(seen, "svg"):
         assert "width" not in svg and "height" not in svg and svg["viewbox"]
     assert any("currentColor" in (attributes.get("style") or "") for _, attributes in seen.elements)

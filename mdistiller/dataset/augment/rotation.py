@@ -21,13 +21,13 @@ def rotation_steps(angle: Tensor, flip: Tensor, size: int) -> Tensor:
     follows from `s[n, 1]` in the same way.
 
     Args:
-        angle: float64 [N], degrees, counter-clockwise, about the centre.
+        angle: float64 [N], degrees, counter-clockwise, about the center.
         flip: bool [N], whether the rotated image is then mirrored left to right.
         size: S, at most 4096.
     """
     cos, sin = torch.deg2rad(angle).cos(), torch.deg2rad(angle).sin()
-    centre = size / 2
-    starts = [centre + (0.5 - centre) * (cos + sin), centre + (0.5 - centre) * (cos - sin)]
+    center = size / 2
+    starts = [center + (0.5 - center) * (cos + sin), center + (0.5 - center) * (cos - sin)]
     exact = torch.stack([starts[0], cos, sin, starts[1], -sin, cos], dim=1)
     steps = (exact * 2**FRACTION_BITS + 0.5).floor().int().view(-1, 2, 3)
     steps[flip, :, 0] += (size - 1) * steps[flip, :, 2]

@@ -47,7 +47,7 @@ def decode_region(image: Image.Image, part: Sequence[int], size: Sequence[int]) 
 
 @dataclass(frozen=True)
 class View:
-    """The un-augmented transform: resize the shorter side (antialiased), then crop the centre.
+    """The un-augmented transform: resize the shorter side (antialiased), then crop the center.
 
     Attributes:
         size: side of the result, in pixels.

@@ -50,7 +50,7 @@ def as_picture(image: Any, what: str = "the image") -> Image.Image:
         low, high = float(pixels.min()), float(pixels.max())
         if not 0 <= low <= high <= 1:  # not a number is refused too
             raise UserError(
-                f"{what} has values from {low:.3g} to {high:.3g}; {EXPECTED}: leave the normalisation to mdistiller"
+                f"{what} has values from {low:.3g} to {high:.3g}; {EXPECTED}: leave the normalization to mdistiller"
             )
         pixels = np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
     if pixels.dtype != np.uint8:

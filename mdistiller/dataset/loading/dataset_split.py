@@ -143,5 +143,5 @@ def _check_constant(split: DatasetSplit, role: str) -> None:
         if first.shape != second.shape or (first != second).any():
             raise UserError(
                 f"{role} returns another image {index} each time; leave random transforms to mdistiller, which also"
-                " normalises: augment='pad_crop', 'resized_crop', 'rotate_flip' or 'none'"
+                " normalizes: augment='pad_crop', 'resized_crop', 'rotate_flip' or 'none'"
             )

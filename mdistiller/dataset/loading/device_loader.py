@@ -68,7 +68,7 @@ class DeviceLoader(Loader):
             else:
                 images = self._gather(self._distances.index_select(0, flip[part]).add_(first[part, None]))
             batch = {
-                "image": self._normalise(images),
+                "image": self._normalize(images),
                 "target": self.targets.index_select(0, index),
                 "index": index,
             }

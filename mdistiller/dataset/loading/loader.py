@@ -20,7 +20,7 @@ from .unlabelled import with_unlabelled
 Batch = Dict[str, Tensor]
 
 
-class Normaliser:
+class Normalizer:
     """Normalizes uint8 images: `(x / 255 − mean) / std`, computed as one multiply-add."""
 
     def __init__(self, info: DatasetInfo, device: torch.device) -> None:
@@ -109,7 +109,7 @@ class Loader:
         self._steps: Optional[int] = None  # of an epoch; see `go_along`
         self._passes: Dict[int, EpochPlan] = {}  # that the last plan was part of, because a pass may last many epochs
         self._seed = options.seed
-        self._normalise = Normaliser(info, device)
+        self._normalize = Normalizer(info, device)
 
     def __len__(self) -> int:
         if self._steps is not None:

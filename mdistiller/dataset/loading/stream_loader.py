@@ -99,7 +99,7 @@ class StreamLoader(Loader):
                 if self.num_variants is not None:
                     batch["variant"] = variant[part]
                 batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-                batch["image"] = self._normalise(batch["image"])
+                batch["image"] = self._normalize(batch["image"])
                 yield batch
         except UserError:
             workers = None  # ends them now, not when the traceback is collected

@@ -133,7 +133,7 @@ _C.SOLVER.BACKBONE_LR_FACTOR = 1.0
 # features of the un-augmented training images, which are computed once and kept in memory. 0: start with the classifier
 # as it is. See [recipe.md](recipe.md#fine-tuning).
 _C.SOLVER.PROBE_EPOCHS = 0
-# Let the student's BatchNorms keep the statistics that they have, and normalise with them in training too, for
+# Let the student's BatchNorms keep the statistics that they have, and normalize with them in training too, for
 # fine-tuning. Their weights and biases are trained.
 _C.SOLVER.FREEZE_BN = False
 _C.SOLVER.DOT = CN()

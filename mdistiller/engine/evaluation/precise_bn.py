@@ -113,7 +113,7 @@ def eval_with(distiller: Distiller, statistics: Statistics, compare: bool, image
         statistics: from `estimate_statistics`; if empty, the running statistics are used.
         compare: whether to add `running`, the logits that the running statistics give for `deployed`, in a second
             forward pass. Without effect if `statistics` is empty.
-        image: `[B, 3, H, W]`, normalised.
+        image: `[B, 3, H, W]`, normalized.
     """
     image = distiller.in_memory_format(image)
     with replaced_buffers(distiller, statistics):

@@ -114,7 +114,7 @@ def _lines_of(path: Path) -> List[str]:
         return []
 
 
-def normalised(name: str) -> str:
+def normalized(name: str) -> str:
     """Return a name without case, underscores and spaces."""
     return re.sub(r"[\s_]", "", unicodedata.normalize("NFC", name).casefold())
 
@@ -137,14 +137,14 @@ def find_rows(info: DatasetInfo, outputs: Sequence[Names], source: str) -> Tuple
     having: DefaultDict[str, Set[int]] = defaultdict(set)
     for row, names in enumerate(outputs):
         for name in names:
-            having[normalised(name)].add(row)
+            having[normalized(name)].add(row)
     rows: List[int] = []
     missing: List[str] = []
     class_of: Dict[int, str] = {}
     for name, *others in class_names(info):
-        found = {exact[name]} if name in exact else having.get(normalised(name), set())
+        found = {exact[name]} if name in exact else having.get(normalized(name), set())
         if len(found) != 1:
-            found = _common([found, *(having.get(normalised(other), set()) for other in others)])
+            found = _common([found, *(having.get(normalized(other), set()) for other in others)])
         if not found:
             missing.append(name)
             continue

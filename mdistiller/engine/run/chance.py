@@ -24,6 +24,6 @@ def chance_warning(top1: float, num_classes: int, num_images: int) -> str:
         return ""
     return (
         f"warning: teacher top-1 {top1:.1f} % is chance level for {num_classes} classes; its classes may be in another"
-        " order (DISTILLER.TEACHER_CLASSES), it may expect another size or normalisation (DISTILLER.TEACHER_INPUT), or"
+        " order (DISTILLER.TEACHER_CLASSES), it may expect another size or normalization (DISTILLER.TEACHER_INPUT), or"
         " its weights may be wrong (DISTILLER.TEACHER_WEIGHTS)"
     )

@@ -23,7 +23,7 @@ def in_parallel(distiller: Distiller, sync_bn: bool) -> nn.Module:
 
     Args:
         distiller: in training mode and on its device, with the same weights in each process.
-        sync_bn: whether trained BatchNorms normalise over the images of all processes. They are changed in place; keys
+        sync_bn: whether trained BatchNorms normalize over the images of all processes. They are changed in place; keys
             of the state_dict stay.
     """
     device = next(distiller.parameters()).device
@@ -59,7 +59,7 @@ class _OnCpu(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        output, mean, var, size = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        output, mean, var, size = _Normalize.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ SYNCED: Dict[str, Dict[Type[nn.Module], Type[nn.Module]]] = {
 
 
 def convert_sync_bn(model: nn.Module, device_type: str) -> None:
-    """Make the BatchNorms of `model` that are in training mode normalise over the images of all processes."""
+    """Make the BatchNorms of `model` that are in training mode normalize over the images of all processes."""
     kinds = SYNCED[device_type]
     for module in model.modules():
         if module.training and type(module) in kinds:
@@ -103,7 +103,7 @@ def convert_sync_bn(model: nn.Module, device_type: str) -> None:
 def own_statistics(model: nn.Module) -> Dict[str, Tensor]:
     """Return the running means and variances that depend on the images of this process only, by their state_dict keys.
 
-    They belong to BatchNorms in training mode that are not synchronised. A single process has none.
+    They belong to BatchNorms in training mode that are not synchronized. A single process has none.
     """
     if distributed.get_world_size() == 1:
         return {}
@@ -125,7 +125,7 @@ def average_statistics(model: nn.Module) -> None:
         statistic.copy_(distributed.all_reduce(statistic.double()) / distributed.get_world_size())
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """BatchNorm over the images of all processes, in float32.
 
     Returns the output in the type of the input, and without gradients: mean and biased variance `[C]`, and the number

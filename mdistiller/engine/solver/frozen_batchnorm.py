@@ -1,6 +1,6 @@
 """BatchNorms that keep the statistics of the student's pretrained weights (`SOLVER.FREEZE_BN`).
 
-They normalise with these statistics in training too, as a linear probe does; their weights and biases are trained.
+They normalize with these statistics in training too, as a linear probe does; their weights and biases are trained.
 Statistics of small batches of other images differ from them, and the features of a pretrained network with them.
 """
 

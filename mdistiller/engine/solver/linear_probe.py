@@ -113,7 +113,7 @@ def fit(
 ) -> Tuple[Tensor, Tensor, int]:
     """Return the weight `[N, C]` and the bias `[N]` of a linear classifier, on the CPU, and the passes that it took.
 
-    It minimises the cross-entropy plus `DECAY / 2` times the sum of the squared weights of features that are scaled to
+    It minimizes the cross-entropy plus `DECAY / 2` times the sum of the squared weights of features that are scaled to
     a deviation of 1, by L-BFGS, from zero.
 
     Args:

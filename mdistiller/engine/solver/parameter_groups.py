@@ -43,7 +43,7 @@ def parameter_groups(
 def exempt_parameters(distiller: Distiller, cfg: CfgNode) -> List[nn.Parameter]:
     """Return the parameters that take no weight decay: those that the method names, and perhaps norms and biases.
 
-    With `SOLVER.DECAY_NORMS False` these are the parameters of normalisation layers, all with at most one dimension,
+    With `SOLVER.DECAY_NORMS False` these are the parameters of normalization layers, all with at most one dimension,
     and those that a student names in `no_weight_decay()`, as models of timm do.
     """
     exempt = list(distiller.get_no_decay_parameters())
@@ -93,7 +93,7 @@ def layers_of(model: nn.Module) -> List[List[nn.Parameter]]:
     """Return the parameters of a model layer by layer, in the order in which its modules are defined.
 
     A layer is a child of the model; a block, for a child that is a sequence of blocks or contains a long one, as the
-    encoder of a vision transformer does. Normalisation layers and single parameters with at most one dimension belong
+    encoder of a vision transformer does. Normalization layers and single parameters with at most one dimension belong
     to the layer before them.
     """
     layers: List[List[nn.Parameter]] = []

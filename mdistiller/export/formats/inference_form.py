@@ -1,4 +1,4 @@
-"""The network that is exported: normalisation, folded BatchNorms, and no Fourier transform.
+"""The network that is exported: normalization, folded BatchNorms, and no Fourier transform.
 
 Shapes: `N` images, `S` side in pixels, `C` channels, `H`/`W` height and width of a map, `K` classes.
 """
@@ -17,7 +17,7 @@ from ...distillers._spectral import FrequencyBranch
 from ...distillers.SFAKD import Fusion
 from ...engine.speed.fold_batchnorm import fold_batchnorm
 from ...models._adapt import AdaptedModel, insert
-from ...models._outputs import standardise_output
+from ...models._outputs import standardize_output
 
 
 class CircularConvolution(nn.Module):
@@ -131,7 +131,7 @@ class LogitsModel(AdaptedModel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Dict[str, Any]]:
         output = super(AdaptedModel, self).forward(*args, **kwargs)
-        return (output if isinstance(output, Tensor) else standardise_output(output, self.adapted_name)[0]), {}
+        return (output if isinstance(output, Tensor) else standardize_output(output, self.adapted_name)[0]), {}
 
 
 def with_logits_alone(model: nn.Module) -> nn.Module:
@@ -147,9 +147,9 @@ class InferenceForm(nn.Module):
     """Images in [0, 1] to logits: the only input and output of an export.
 
     Args:
-        model: normalised images `[N, 3, S, S]` to logits `[N, K]`.
+        model: normalized images `[N, 3, S, S]` to logits `[N, K]`.
         mean, std: three numbers each, of images in [0, 1].
-        half: compute in float16 between the normalisation and the logits.
+        half: compute in float16 between the normalization and the logits.
     """
 
     scale: Tensor
@@ -165,10 +165,10 @@ class InferenceForm(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return float32 logits `[N, K]` of `image`, float32 `[N, 3, S, S]` in [0, 1]."""
-        normalised = image * self.scale + self.shift
+        normalized = image * self.scale + self.shift
         if self.half_precision:
-            return self.model(normalised.half()).float()
-        return self.model(normalised)
+            return self.model(normalized.half()).float()
+        return self.model(normalized)
 
 
 def inference_form(

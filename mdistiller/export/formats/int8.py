@@ -1,4 +1,4 @@
-"""Static quantisation of an ONNX export to 8 bits, by ONNX Runtime, with the most sensitive layers left in float.
+"""Static quantization of an ONNX export to 8 bits, by ONNX Runtime, with the most sensitive layers left in float.
 
 Each step leaves one more layer in float, until the loss of accuracy is small enough.
 """
@@ -49,12 +49,12 @@ class Step:
         return f"{self.num_layers - len(self.in_float)} of {self.num_layers} layers in int8, {kept}: {change}"
 
 
-class Quantiser:
-    """Quantises a float32 ONNX file, after one calibration.
+class Quantizer:
+    """Quantizes a float32 ONNX file, after one calibration.
 
     Weights are signed 8-bit integers with one scale per output channel, activations signed 8-bit integers with one
     scale and zero point per tensor, from the smallest and the largest value over the calibration images. The
-    normalisation before the first layer and the logits stay in float.
+    normalization before the first layer and the logits stay in float.
 
     Args:
         path: a float32 export.
@@ -84,7 +84,7 @@ class Quantiser:
             del calibrator  # it holds the file open
 
     def write(self, path: Path, in_float: Sequence[str]) -> None:
-        """Write the model to `path`, quantised except for the layers `in_float`."""
+        """Write the model to `path`, quantized except for the layers `in_float`."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -112,46 +112,46 @@ class Quantiser:
         return [n.name for n in nodes if n.op_type not in LAYERS and touched.intersection((*n.input, *n.output))]
 
 
-def quantise(
+def quantize(
     path: Path, output: Path, calibration: Tensor, evidence: Evidence, description: Description, max_drop: float
 ) -> Iterator[Step]:
-    """Quantise the float32 export at `path` to `output`; yield each step. The last one's loss is at most `max_drop`.
+    """Quantize the float32 export at `path` to `output`; yield each step. The last one's loss is at most `max_drop`.
 
-    Layers are ordered by the error of the logits when each is quantised alone.
+    Layers are ordered by the error of the logits when each is quantized alone.
 
     Raises:
         UserError: the loss is too large whatever layers stay in float.
     """
-    quantiser = Quantiser(path, calibration, output.parent)
+    quantizer = Quantizer(path, calibration, output.parent)
     in_float: List[str] = []
     ranking: Optional[List[str]] = None
     while True:
         with _silent():
-            quantiser.write(output, in_float)
+            quantizer.write(output, in_float)
             write_onnx(output.read_bytes(), output, description)
             proof = evidence.prove(open_onnx(output).run, "ONNX Runtime", output.stat().st_size)
-        yield Step(tuple(in_float), len(quantiser.layers), proof)
+        yield Step(tuple(in_float), len(quantizer.layers), proof)
         if not proof.fault(exact=False, max_drop=max_drop):
             return
-        if len(in_float) + 1 >= len(quantiser.layers):
+        if len(in_float) + 1 >= len(quantizer.layers):
             raise UserError(
-                f"int8 loses {proof.loss:.2f} points of top-1 even with {len(in_float)} of {len(quantiser.layers)}"
+                f"int8 loses {proof.loss:.2f} points of top-1 even with {len(in_float)} of {len(quantizer.layers)}"
                 f" layers in float; give a larger --max-drop than {max_drop:g}, or use --half"
             )
         if ranking is None:
-            ranking = by_sensitivity(quantiser, path, output, calibration[:NUM_RANKING], description)
+            ranking = by_sensitivity(quantizer, path, output, calibration[:NUM_RANKING], description)
         in_float.append(ranking[len(in_float)])
 
 
 def by_sensitivity(
-    quantiser: Quantiser, path: Path, output: Path, pixels: Tensor, description: Description
+    quantizer: Quantizer, path: Path, output: Path, pixels: Tensor, description: Description
 ) -> List[str]:
-    """Return the layers, the one whose quantisation alone changes the logits most first."""
+    """Return the layers, the one whose quantization alone changes the logits most first."""
     expected = open_onnx(path).run(pixels)
     errors: Dict[str, float] = {}
     with _silent():
-        for layer in quantiser.layers:
-            quantiser.write(output, [other for other in quantiser.layers if other != layer])
+        for layer in quantizer.layers:
+            quantizer.write(output, [other for other in quantizer.layers if other != layer])
             write_onnx(output.read_bytes(), output, description)
             errors[layer] = float((open_onnx(output).run(pixels) - expected).square().mean())
     return sorted(errors, key=lambda layer: -errors[layer])
@@ -175,7 +175,7 @@ def _name_nodes(model: Any) -> None:
 
 
 def _before_first_layer(model: Any) -> List[str]:
-    """Return the nodes that compute the normalised image."""
+    """Return the nodes that compute the normalized image."""
     reached: Set[str] = {INPUT}
     names = []
     for node in model.graph.node:  # in the order of their execution

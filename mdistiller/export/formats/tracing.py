@@ -11,7 +11,7 @@ from typing import Iterator
 
 import torch
 
-ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # colours
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # colors
 
 
 class ExporterFailed(Exception):

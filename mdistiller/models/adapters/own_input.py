@@ -1,4 +1,4 @@
-"""A model that sees images in its own size and normalisation, whatever those of the run are.
+"""A model that sees images in its own size and normalization, whatever those of the run are.
 
 Shapes: `B` batch, `H`/`W` pixels.
 """
@@ -44,7 +44,7 @@ class _OwnInput(nn.Module):
     input_shift: Tensor
 
     def convert_input(self, image: Tensor) -> Tensor:
-        """Return `image [B, 3, H, W]`, normalised for the run, in the size and normalisation of this model."""
+        """Return `image [B, 3, H, W]`, normalized for the run, in the size and normalization of this model."""
         size, kind = self.own_input.size, self.own_input.interpolation
         image = image.float()
         if tuple(image.shape[-2:]) != (size, size):
@@ -66,8 +66,8 @@ class _OwnInputForward(_OwnInput):
 def give_own_input(model: nn.Module, own: InputSpec, given: InputSpec) -> nn.Module:
     """Let `model` convert its images, in place, and return it.
 
-    The images are resized on the device they are on, in float32. A linear interpolation of normalised images is that of
-    the images themselves, so they are resized before one multiplication and one addition normalise them anew. Layers,
+    The images are resized on the device they are on, in float32. A linear interpolation of normalized images is that of
+    the images themselves, so they are resized before one multiplication and one addition normalize them anew. Layers,
     weights and their names do not change.
 
     Args:

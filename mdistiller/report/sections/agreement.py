@@ -87,9 +87,9 @@ def _bars(material: Material, found: Dict[int, Agreement]) -> Panel:
 
     def paint(axes: Any) -> None:
         left = [0.0] * len(found)
-        for place, (name, colour) in enumerate(PARTS, start=1):
+        for place, (name, color) in enumerate(PARTS, start=1):
             widths = [100 * value[place] for value in found.values()]
-            bars = axes.barh(range(len(labels)), widths, left=left, color=colour, label=name, height=0.6)
+            bars = axes.barh(range(len(labels)), widths, left=left, color=color, label=name, height=0.6)
             written = [f"{width:.1f}" if width >= 8 else "" for width in widths]
             axes.bar_label(bars, written, label_type="center", color="white", fontsize=11, fontweight="bold")
             left = [start + width for start, width in zip(left, widths)]

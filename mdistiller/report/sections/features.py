@@ -51,7 +51,7 @@ def _figure(material: Material, panels: List[Panel]) -> Figure:
         " teacher's own classifier is shown on the teacher's axes, so positions can be compared; any other one on its"
         " own. Percentages: share of the variance of these features.",
         narrow=True,
-        legend=[(material.classes[label], colour) for label, colour in zip(labels, SERIES)],
+        legend=[(material.classes[label], color) for label, color in zip(labels, SERIES)],
     )
 
 
@@ -62,9 +62,9 @@ def _scatter(material: Material, number: int, title: str, features: Tensor, shar
     share = [percent(value, 0) for value in (points.var(0, unbiased=False) / total).tolist()]
 
     def paint(axes: Any) -> None:
-        for label, colour in zip(feature_classes(len(material.classes)), SERIES):
+        for label, color in zip(feature_classes(len(material.classes)), SERIES):
             own = points[target == label]
-            axes.scatter(own[:, 0], own[:, 1], s=10, color=colour, linewidths=0, alpha=0.75, rasterized=True)
+            axes.scatter(own[:, 0], own[:, 1], s=10, color=color, linewidths=0, alpha=0.75, rasterized=True)
         axes.set_xlabel(f"component 1 ({share[0]} %)")
         axes.set_ylabel(f"component 2 ({share[1]} %)")
 

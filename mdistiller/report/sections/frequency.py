@@ -109,8 +109,8 @@ def _channel_figure(run: Run, fusion: Any) -> Figure:
         ("phase", phase, "twilight" if turned > 90 else "RdBu_r", (-turned, turned), "arg K, degrees"),
     )
     panels = []
-    for kind, maps, colours, limits, unit in kinds:
-        svg = _channel_grid(maps, chosen, colours, limits, unit)
+    for kind, maps, colors, limits, unit in kinds:
+        svg = _channel_grid(maps, chosen, colors, limits, unit)
         alt = f"The {kind} from {limits[0]:.3g} to {limits[1]:.3g}, for channels {', '.join(map(str, chosen))}."
         panels.append(Panel(f"Single channels: {kind}", svg, alt))
     return Figure(
@@ -121,7 +121,7 @@ def _channel_figure(run: Run, fusion: Any) -> Figure:
     )
 
 
-def _channel_grid(maps: Tensor, chosen: Sequence[int], colours: str, limits: Tuple[float, float], unit: str) -> str:
+def _channel_grid(maps: Tensor, chosen: Sequence[int], colors: str, limits: Tuple[float, float], unit: str) -> str:
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
 
@@ -130,7 +130,7 @@ def _channel_grid(maps: Tensor, chosen: Sequence[int], colours: str, limits: Tup
         for part in parts:
             part.set_axis_off()
         for part, channel, values in zip(parts, chosen, maps):
-            image = _show(part, values, colours, limits)
+            image = _show(part, values, colors, limits)
             part.set_title(f"channel {channel}", fontsize=11)
         part.figure.colorbar(image, ax=parts, label=unit, shrink=0.8)
 
@@ -164,19 +164,19 @@ def _spectrum_maps(material: Material, run: Run, spectra: Spectra) -> Figure:
         panels,
         f"Energy |FFT|² of the last map of {run.label}, mean over channels and over all {material.num_images:,}"
         " validation images: of the map itself, of the frequency branch before its weight α, and of the weighted sum of"
-        " both branches, which the projector sees. One scale for all; the darkest colour also stands for less.",
+        " both branches, which the projector sees. One scale for all; the darkest color also stands for less.",
         narrow=True,
     )
 
 
 def _energy(run: Run, spectra: Spectra) -> Tuple[Optional[Panel], str]:
     """Return a panel, and its part of the caption."""
-    profiles = [(name, radial_profile(energy), colour) for name, energy, colour in _named(spectra)]
+    profiles = [(name, radial_profile(energy), color) for name, energy, color in _named(spectra)]
     lowest = 0.3 * min(float(profiles[i][1].min()) for i in (0, 2))
 
     def paint(axes: Any) -> None:
-        for name, profile, colour in profiles:
-            axes.plot(range(len(profile)), profile.tolist(), marker="o", markersize=4, color=colour, label=name)
+        for name, profile, color in profiles:
+            axes.plot(range(len(profile)), profile.tolist(), marker="o", markersize=4, color=color, label=name)
         axes.set_ylim(bottom=lowest)
         log_scale(axes)
         axes.set_xlabel("distance from zero frequency, bins")
@@ -202,10 +202,10 @@ def _weights(run: Run) -> Tuple[Optional[Panel], str]:
         return None, f"The log of {run.label} has no weights of the branches; earlier versions did not record them."
 
     def paint(axes: Any) -> None:
-        for (name, values), colour in zip(series.items(), SERIES[1::2]):
+        for (name, values), color in zip(series.items(), SERIES[1::2]):
             if values:
                 marker = "o" if len(values) <= 30 else None
-                axes.plot(list(values), list(values.values()), color=colour, marker=marker, markersize=4, label=name)
+                axes.plot(list(values), list(values.values()), color=color, marker=marker, markersize=4, label=name)
         axes.axhline(0, color=axes.spines["left"].get_edgecolor(), linewidth=0.8, alpha=0.5)
         axes.set_xlabel("epoch")
         axes.set_ylabel("weight")
@@ -221,10 +221,10 @@ def _weights(run: Run) -> Tuple[Optional[Panel], str]:
 
 
 def _map_panel(
-    title: str, values: Tensor, unit: str, alt: str, colours: str = "viridis", limits: Tuple[float, float] = (0.0, 0.0)
+    title: str, values: Tensor, unit: str, alt: str, colors: str = "viridis", limits: Tuple[float, float] = (0.0, 0.0)
 ) -> Panel:
     def paint(axes: Any) -> None:
-        image = _show(axes, values, colours, limits)
+        image = _show(axes, values, colors, limits)
         axes.set_xlabel("horizontal, bins")
         axes.set_ylabel("vertical, bins")
         axes.figure.colorbar(image, ax=axes, label=unit, shrink=0.85)
@@ -232,12 +232,12 @@ def _map_panel(
     return Panel(title, draw(paint, NARROW, 230, layout="compressed"), f"{alt}.")
 
 
-def _show(axes: Any, values: Tensor, colours: str, limits: Tuple[float, float]) -> Any:
+def _show(axes: Any, values: Tensor, colors: str, limits: Tuple[float, float]) -> Any:
     height, width = values.shape
     bounds = {} if limits[0] == limits[1] else {"vmin": limits[0], "vmax": limits[1]}
     extent = (-(width // 2) - 0.5, (width + 1) // 2 - 0.5, (height + 1) // 2 - 0.5, -(height // 2) - 0.5)
     axes.grid(False)
-    image = axes.imshow(values.numpy(), cmap=colours, extent=extent, interpolation="nearest", **bounds)
+    image = axes.imshow(values.numpy(), cmap=colors, extent=extent, interpolation="nearest", **bounds)
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_major_locator().set_params(integer=True)
     return image

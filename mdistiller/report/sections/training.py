@@ -6,7 +6,7 @@ import math
 from typing import Any, Dict, List
 
 from ..blocks import Figure, Note, Panel, Section
-from ..material import TEACHER_COLOUR, Material, teacher_right
+from ..material import TEACHER_COLOR, Material, teacher_right
 from ..runs import Run
 from ..svg import SERIES, draw, log_scale
 
@@ -54,10 +54,10 @@ def _accuracy(material: Material, key: str, title: str, teacher: bool = False) -
             if values:
                 # later lines are thinner, so that equal ones are seen
                 width = 2 + (1.2 * (len(series) - 1 - number) if key == "lr" else 0)
-                _line(axes, values, color=material.colour(number), label=material.runs[number].label, linewidth=width)
+                _line(axes, values, color=material.color(number), label=material.runs[number].label, linewidth=width)
         for number in material.distinct_teachers if teacher else []:
             top1 = 100 * teacher_right(material.seen[number]).float().mean().item()
-            axes.axhline(top1, color=TEACHER_COLOUR, linestyle="--", label=material.teachers[number].label)
+            axes.axhline(top1, color=TEACHER_COLOR, linestyle="--", label=material.teachers[number].label)
         _finish(axes)
 
     ends = "; ".join(

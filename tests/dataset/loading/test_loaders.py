@@ -77,7 +77,7 @@ def test_all_162_variants_are_those_of_torchvision(
     assert len(seen) == 162
 
 
-def test_literal_crop_and_normalisation(make_options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_literal_crop_and_normalization(make_options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.zeros((2, 2, 2, 3), dtype=np.uint8)
     pixels[1, :, :, 0] = [[51, 102], [153, 204]]
     info = DatasetInfo("test", ("a",), 2, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
@@ -86,7 +86,7 @@ def test_literal_crop_and_normalisation(make_options: Make, monkeypatch: pytest.
     plan = EpochPlan(torch.tensor([1, 0]), top, left, flip, torch.zeros(2), torch.tensor([-1, -1]))
     monkeypatch.setattr(loader, "plan", lambda: plan)
     batch = next(iter(loader))
-    # one row down from the centre: the lower row moves up, zeros come in below; then mirrored
+    # one row down from the center: the lower row moves up, zeros come in below; then mirrored
     assert torch.allclose(batch["image"][0, 0], torch.tensor([[0.6, 0.2], [-1.0, -1.0]]))
     assert torch.equal(batch["image"][0, 1:], torch.tensor([-1.0, 0.0]).view(2, 1, 1).expand(2, 2, 2))
     assert batch["variant"].tolist() == [(2 * 3 + 1) * 2 + 1, 0]

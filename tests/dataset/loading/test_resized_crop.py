@@ -43,7 +43,7 @@ def test_resized_crop_without_mirroring(make_split: Make, make_info: Make, make_
 def test_resized_crop_is_that_of_torchvision() -> None:
     from mdistiller.dataset.loading.stream_loader import resized_crop
 
-    # every pixel tells where it is, so that the mean of a crop tells its centre, and the spread its extent
+    # every pixel tells where it is, so that the mean of a crop tells its center, and the spread its extent
     column = np.tile(np.arange(100, dtype=np.uint8) * 2, (100, 1))
     picture = Image.fromarray(np.stack([column, column.T, column], axis=2))
     transform = transforms.Compose([transforms.RandomResizedCrop(8), transforms.RandomHorizontalFlip()])

@@ -67,7 +67,7 @@ def test_low_precision_keeps_a_gradient_along_the_input(mean: float) -> None:
     assert (ours - theirs).norm() < 0.005 * theirs.norm()
 
 
-def test_statistics_of_ones_own_are_those_of_what_is_not_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_ones_own_are_those_of_what_is_not_synchronized(monkeypatch: pytest.MonkeyPatch) -> None:
     class Norm(nn.BatchNorm2d):
         pass
 
