@@ -41,6 +41,6 @@ def test_every_method_is_listed_with_its_paper_and_its_configs():
 
 def test_every_published_pair_has_a_config():
     pairs = re.findall(r"\| `(\w+_\w+)` \|$", section("Results"), flags=re.M)
-    assert len(pairs) == 11
-    for pair in [*pairs, "res32x4_shuv2"]:
+    assert len(pairs) == 10
+    for pair in [*pairs, "res32x4_mv2", "res32x4_shuv2"]:  # these two are in docs/results.md
         assert (REPO / f"configs/cifar100/sfakd/{pair}.yaml").is_file(), pair
