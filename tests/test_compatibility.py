@@ -71,4 +71,6 @@ def test_a_student_of_an_earlier_version_loads(earlier_run: Path) -> None:
 def test_saved_states_keep_their_keys(earlier_run: Path, image_folder: Path) -> None:
     saved = read_checkpoint(earlier_run / "latest.pth")
     now = build_trainer(load_cfg(None, RUN.split())).state.state_dict()
-    assert list(now) == list(saved)
+    newer = ["precision"]  # without it, the run goes on in the precision of this machine
+    assert [key for key in now if key not in newer] == list(saved)
+    assert set(now) - set(saved) == set(newer)

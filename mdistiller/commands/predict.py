@@ -28,9 +28,11 @@ def main() -> None:
         parser.error(f"--top is {args.top}; expected at least 1")
 
     from ..errors import UserError
-    from ..export.opening import open_runner
+    from ..export.opening import OPENERS, open_runner
     from ..export.predict import as_csv, as_json, as_text, find_pictures, predict
 
+    if (args.model or args.plugin) and args.ckpt.lower().endswith(tuple(OPENERS)):
+        raise UserError(f"{args.ckpt} holds its whole network, so no code is needed; leave out -m and --plugin")
     with redirect_stdout(sys.stderr):  # notes must not mix with the result
         runner = open_runner(args.ckpt, ["PLUGINS", repr(args.plugin)] if args.plugin else [], args.model)
         files, faults = find_pictures(args.images)

@@ -37,6 +37,4 @@ def open_runner(path: str | os.PathLike[str], overrides: Sequence[str] = (), mod
                 " .safetensors"
             )
         return source_runner(read_source(file, overrides, model))
-    if model or overrides:
-        raise UserError(f"{file} holds its whole network, so no code is needed; leave out -m and --plugin")
     return opener(file)

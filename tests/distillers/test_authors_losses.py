@@ -85,7 +85,7 @@ def on_cams(options, x, case):
         for role in ("student", "teacher")
     )
     settings = {
-        "NORMALIZE": options["normalize"],
+        "NORMALIZE": options["normalise"],
         "LOSS.CAT_WEIGHT": options["weight"],
         "LOSS.CAM_RESOLUTION": options["resolution"],
     }
@@ -222,7 +222,7 @@ KINDS = {
             "TEMPERATURE": o["T"],
             "LOSS.CE_WEIGHT": o["ce_weight"],
             "LOSS.KD_WEIGHT": o["kd_weight"],
-            "LOGIT_STAND": o["standardize"],
+            "LOGIT_STAND": o["standardise"],
         },
     ),
     "dkd": on_logits(
@@ -233,7 +233,7 @@ KINDS = {
             "ALPHA": o["alpha"],
             "BETA": o["beta"],
             "WARMUP": o["warmup"],
-            "LOGIT_STAND": o["standardize"],
+            "LOGIT_STAND": o["standardise"],
         },
     ),
     "mlkd": on_logits(
