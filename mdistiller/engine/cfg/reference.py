@@ -27,7 +27,7 @@ INTRODUCTION = """\
 
 A YAML file holds the keys that differ from the defaults. `_BASE_: other.yaml` starts from another file. That file is
 looked up relative to this one, then among the shipped configurations (`_BASE_: configs/_base_/demo.yaml`). `KEY VALUE`
-pairs on the command line come last and win. An MDistiller YAML loads unchanged.
+pairs on the command line come last and win, and after them `-d`. An MDistiller YAML loads unchanged.
 
 ```bash
 python3 tools/train.py --cfg configs/cifar100/kd/res32x4_res8x4.yaml SOLVER.LR 0.1 KD.TEMPERATURE 2.0

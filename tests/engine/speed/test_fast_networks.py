@@ -82,12 +82,12 @@ def test_without_a_teacher_there_is_nothing_to_do(built):
     assert not lines
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.filterwarnings("ignore")  # from the compiler's own imports
 def test_a_cache_without_a_teacher_has_no_effect(built):
     assert built("NONE", "TEACHER_CACHE", "memory")[2] == ["note: TEACHER_CACHE has no effect: NONE has no teacher"]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("ignore")  # from the compiler's own imports
 def test_a_compiled_teacher_has_the_same_outputs(built):
     trainer, networks, _ = built("KD", "SOLVER.COMPILE", "default")
     image = torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
