@@ -40,7 +40,7 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
         deployed += f", top-5 {accuracy['deployed_top5']:.2f} %"
     ending = f"with the {head.kind} head and the teacher's classifier" if head else "with its own classifier"
     has_teacher = method.upper() not in ("NONE", "UNKNOWN")
-    license = _text(teacher_license) or NOT_STATED
+    teacher_terms = _text(teacher_license) or NOT_STATED
     parts = [
         f"# {_text(title)}",
         f"An image classifier: {_text(arch)} {ending}, trained by {method if has_teacher else 'cross-entropy'} with"
@@ -55,7 +55,7 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
         "## Data",
         f"Trained on `{_text(info.name)}`, {info.num_classes} classes, images of {info.input_size} px.",
         "## Teacher",
-        f"{_text(teacher)}. License of its weights: {license}." if has_teacher else "None.",
+        f"{_text(teacher)}. License of its weights: {teacher_terms}." if has_teacher else "None.",
         "## Accuracy",
         f"Validation: {deployed} (epoch {source.checkpoint['epoch']}, as training recorded it). To measure it again:",
         f"```bash\npython3 tools/eval.py -m {_text(arch)} -c {source.path.name}\n```",
