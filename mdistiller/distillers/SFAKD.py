@@ -184,8 +184,7 @@ class SFAKD(Distiller):
         return (*probe, "loss_feat", *(name for name, weight in optional.items() if weight))
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
-        extra = [] if self.head is not None else [p for p in self.aligner.parameters() if p.requires_grad]
-        return super().get_learnable_parameters() + extra
+        return super().get_learnable_parameters() + ([] if self.head is not None else self._aligner_parameters())
 
     def get_no_decay_parameters(self) -> List[nn.Parameter]:
         if self.decay_filter:
@@ -195,7 +194,11 @@ class SFAKD(Distiller):
         return [*fusion.parameters(recurse=False), *filters]
 
     def get_extra_parameters(self) -> int:
-        return sum(p.numel() for p in (self.head or self.aligner).parameters())
+        return sum(p.numel() for p in (self.head.parameters() if self.head is not None else self._aligner_parameters()))
+
+    def _aligner_parameters(self) -> List[nn.Parameter]:
+        """Return the parameters of the dropped head, without its copy of the teacher's classifier."""
+        return [p for p in self.aligner.parameters() if p.requires_grad]
 
     def get_log_values(self) -> Dict[str, float]:
         """Return the weights of the branches, and the mask's width in bins if it is trained."""

@@ -81,9 +81,7 @@ class Trainer:
         self.evaluation = StudentEvaluation(
             self.distiller, self.step.average, val_loader, self._sample, self.precision, cfg, lambda: self.stop.check()
         )
-        self.state = TrainingState(
-            distiller, self.step.optimizer, self.step.scaler, cfg, train_loader, self.origin, self.step.average
-        )
+        self.state = TrainingState(self.step, self.origin)
         self.teacher_accuracy: Dict[str, float] = {}  # percent
         self.save_interval = SaveInterval(cfg.SOLVER.CHECKPOINT_EVERY)
         self.logger: RunLogger = SilentLogger()
@@ -138,6 +136,8 @@ class Trainer:
 
     def _run(self, resumed: bool) -> Dict[str, Any]:
         self._epoch_start = time.perf_counter() - self.progress.epoch_seconds
+        # Counted before training, so that a student that cannot be counted is reported at once.
+        cost = deployed_cost(self.distiller.student, self.distiller.head, self.train_loader.info.input_size)
         self._announce(resumed)
         if self.cfg.SOLVER.PROBE_EPOCHS and self.progress.epoch == self.progress.step == 0:
             self._probe()
@@ -163,7 +163,7 @@ class Trainer:
             self.device,
             self.precision,
             self.origin,
-            deployed_cost(self.distiller.student, self.distiller.head, self.train_loader.info.input_size),
+            cost,
         )
         self.logger.say(run_text.final_table(summary, self.references))
         self.logger.say(run_text.final_line(summary))

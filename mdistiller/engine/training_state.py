@@ -5,11 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional
 
-import torch
-from yacs.config import CfgNode
-
 from .. import distributed
-from ..distillers import Distiller
 from ..errors import UserError, one_line
 from .cfg import to_dict
 from .checkpoint import save
@@ -21,8 +17,8 @@ from .run.progress import Progress
 from .run.random_state import get_random_state, set_random_state
 from .run.saved_state import check_state, random_states, saved_origin
 from .solver.data_parallel import own_statistics
-from .solver.ema import StudentAverage, statistics_of_process
-from .speed.precision import pick_precision
+from .solver.ema import statistics_of_process
+from .step import TrainStep
 
 
 class TrainingState:
@@ -32,36 +28,24 @@ class TrainingState:
     epoch.
 
     Args:
-        distiller, optimizer, scaler: of the trainer.
-        cfg: the resolved configuration.
-        train_loader: `None` for a benchmark of steps.
+        step: of the trainer; it holds the distiller, the optimizer and the average of the weights.
         origin: what `origin_of` returned.
-        average: of the student's weights; `None` without one.
 
     Attributes:
         progress: how far the run has come.
         meter: losses and accuracy of the current epoch.
     """
 
-    def __init__(
-        self,
-        distiller: Distiller,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        cfg: CfgNode,
-        train_loader: Any,
-        origin: Dict[str, Any],
-        average: Optional[StudentAverage] = None,
-    ) -> None:
-        self.distiller = distiller
-        self.optimizer = optimizer
-        self.scaler = scaler
-        self.cfg = cfg
-        self.num_steps: Optional[int] = None if train_loader is None else len(train_loader)
+    def __init__(self, step: TrainStep, origin: Dict[str, Any]) -> None:
+        self.distiller = step.distiller
+        self.optimizer = step.optimizer
+        self.scaler = step.scaler
+        self.average = step.average
+        self.cfg = step.cfg
+        self.num_steps: Optional[int] = None if step.train_loader is None else len(step.train_loader)
         self.origin = origin
-        self.average = average
-        self.device = next(distiller.parameters()).device
-        self.precision = str(pick_precision(cfg.SOLVER.AMP, self.device))
+        self.device = next(step.distiller.parameters()).device
+        self.precision = str(step.precision)
         self.progress = Progress()
         self.meter = EpochMeter(1)
 

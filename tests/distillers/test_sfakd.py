@@ -258,6 +258,9 @@ def test_the_bare_student_reading_deploys_the_bare_student():
     assert distiller.head is None
     torch.testing.assert_close(distiller(image=image), distiller.student(image)[0])
     assert set(distiller.forward_eval(image)) == {"deployed"}
+    trained = sum(p.numel() for p in distiller.get_learnable_parameters())
+    own = sum(p.numel() for p in distiller.student.parameters())
+    assert distiller.get_extra_parameters() == trained - own > 0  # without the copy of the teacher's classifier
 
 
 def test_deployed_logits_and_probe():

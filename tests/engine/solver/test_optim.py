@@ -8,6 +8,8 @@ from mdistiller.distillers import Distiller
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.run.folder import RunFolder
 from mdistiller.engine.solver.optim import build_optimizer, learning_rate, set_learning_rate
+from mdistiller.engine.solver.update_rules import SummedLosses
+from mdistiller.engine.step import TrainStep
 from mdistiller.engine.training_state import TrainingState
 from mdistiller.engine.validate import check_settings
 from mdistiller.errors import UserError
@@ -141,9 +143,9 @@ def trained(name, steps, state=None):
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(shape)) for shape in ((4, 4), (4,), (4, 3, 3, 3))]
     cfg = load_cfg(None, ["SOLVER.TYPE", name, "SOLVER.LR", "0.01"])
-    distiller = Distiller(nn.ParameterList(weights))
-    optimizer = build_optimizer(cfg, weights, weights[1:2])
-    run = TrainingState(distiller, optimizer, torch.amp.GradScaler("cpu", enabled=False), cfg, None, {})
+    step = TrainStep(Distiller(nn.ParameterList(weights)), SummedLosses, None, cfg)
+    step.optimizer = optimizer = build_optimizer(cfg, weights, weights[1:2])
+    run = TrainingState(step, {})
     if state is not None:
         state["distiller"] = {key: value.clone() for key, value in state["distiller"].items()}
         run.restore(state, RunFolder("output", "run"))
