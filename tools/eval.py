@@ -1,4 +1,4 @@
-"""Evaluate a model: tools/eval.py -m MODEL [-c CKPT] [-d DATASET] [-bs N] [KEY VALUE ...]."""
+"""Evaluate a model: tools/eval.py [-m MODEL] [-c CKPT] [-d DATASET] [-bs N] [KEY VALUE ...]."""
 
 from mdistiller.commands.eval import command, main
 

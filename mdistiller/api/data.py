@@ -38,8 +38,8 @@ class GivenData(NamedTuple):
     """Data for a run.
 
     Attributes:
-        keys: configuration keys that name them.
-        make: returns them, for `DATASET.TYPE: python`; `None` if the keys say it all.
+        keys: the configuration keys, with values, that select the data.
+        make: a function that returns the data, for `DATASET.TYPE: python`; `None` if `keys` alone select them.
     """
 
     keys: Dict[str, Any]

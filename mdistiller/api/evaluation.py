@@ -1,4 +1,4 @@
-"""Accuracy of a student or of any model on labelled images."""
+"""Accuracy of a student or of any model on labeled images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def evaluate(
     input_size: Optional[int] = None,
     batch_size: Optional[int] = None,
 ) -> Dict[str, Any]:
-    """Evaluate a model on labelled images, each prepared as in validation.
+    """Evaluate a model on labeled images, each prepared as in validation.
 
     Args:
         model: the path of a student (see `load`), a `Student`, or a module that takes images float32 `[B, 3, S, S]` to

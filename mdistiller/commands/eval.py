@@ -1,4 +1,4 @@
-"""Evaluate a model: mdistiller-eval -m MODEL [-c CKPT] [-d DATASET] [--split NAME] [KEY VALUE ...]."""
+"""Evaluate a model: mdistiller-eval [-m MODEL] [-c CKPT] [-d DATASET] [--split NAME] [KEY VALUE ...]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from ..cli import OneLineParser, add_overrides, check_new_file, run
 
 def main() -> None:
     parser = OneLineParser(description="Print the accuracy of a checkpoint, and what the model costs.")
-    parser.add_argument("-m", "--model", required=True, help="architecture of the checkpoint, such as resnet8x4")
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="",
+        help="architecture, such as resnet8x4; by default the one that the checkpoint records",
+    )
     parser.add_argument(
         "-c", "--ckpt", help="checkpoint, or the folder of a run; by default the released teacher of that name"
     )

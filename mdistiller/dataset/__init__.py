@@ -25,7 +25,7 @@ from . import (  # noqa: F401 (they register)
     webdataset,
 )
 from .augment.epoch_plan import EpochPlan
-from .folders.unlabelled import find_unlabelled
+from .folders.unlabeled import find_unlabeled
 from .images.decode import View
 from .info import DatasetInfo
 from .loading.device_loader import DeviceLoader
@@ -75,12 +75,12 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
         train = splits.train  # may read them
     if options.train_fraction < 1:
         train = train.subset(balanced_part(train.targets, options.train_fraction, options.fraction_seed))
-    unlabelled = find_unlabelled(options.unlabelled, splits.val) if options.unlabelled else None
-    in_memory = options.fits_in_memory(len(train) + len(splits.val) + (0 if unlabelled is None else len(unlabelled)))
+    unlabeled = find_unlabeled(options.unlabeled, splits.val) if options.unlabeled else None
+    in_memory = options.fits_in_memory(len(train) + len(splits.val) + (0 if unlabeled is None else len(unlabeled)))
     train_loader = _loader(train, splits.info, options, device, in_memory, train=True)
-    if unlabelled is not None:
-        train_loader.unlabelled = _unlabelled_loader(
-            unlabelled, splits.info, options.of_unlabelled(), device, in_memory, len(train_loader)
+    if unlabeled is not None:
+        train_loader.unlabeled = _unlabeled_loader(
+            unlabeled, splits.info, options.of_unlabeled(), device, in_memory, len(train_loader)
         )
     val_loader = _loader(splits.val, splits.info, options, device, in_memory, train=False)
     return train_loader, val_loader, train_loader.num_images, splits.info.num_classes
@@ -111,7 +111,7 @@ def _read(cfg: CfgNode, split: str = VAL) -> Tuple[Splits, Options]:
     return splits, options
 
 
-def _unlabelled_loader(
+def _unlabeled_loader(
     split: ImageSplit, info: DatasetInfo, options: Options, device: Device, in_memory: bool, num_steps: int
 ) -> Loader:
     processes = distributed.get_world_size()
@@ -119,10 +119,10 @@ def _unlabelled_loader(
         raise UserError(f"DATASET.UNLABELED holds {len(split)} images; expected at least 2 for each process")
     if options.batch_size < processes:
         raise UserError(
-            f"DATASET.UNLABELED_RATIO {options.unlabelled_ratio:g} gives {options.batch_size} images without labels a"
+            f"DATASET.UNLABELED_RATIO {options.unlabeled_ratio:g} gives {options.batch_size} images without labels a"
             f" batch for {processes} processes; expected at least one for each"
         )
-    loader = _loader(split, info, options, device, in_memory, train=True, role="unlabelled")
+    loader = _loader(split, info, options, device, in_memory, train=True, role="unlabeled")
     loader.go_along(num_steps)
     return loader
 

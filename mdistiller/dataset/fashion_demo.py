@@ -34,7 +34,7 @@ def sheet_name(split: str, label: int) -> str:
 
 @dataset_dict.register("fashion_demo")
 def fashion_demo(cfg: CfgNode) -> Splits:
-    """Read the contact sheets: greyscale tiles, row by row, become RGB images of 32×32 px with a margin of zeros.
+    """Read the contact sheets: grayscale tiles, row by row, become RGB images of 32×32 px with a margin of zeros.
 
     They are in `DATASET.ROOT` if set, otherwise in `fashion-mnist-part/` of the data folder or among the shipped files.
 
@@ -59,8 +59,8 @@ def _read(folder: Path, split: str) -> ArraySplit:
     sheets: List[np.ndarray] = [_tiles(folder / sheet_name(split, label)) for label in range(len(CLASSES))]
     targets = [label for label, tiles in enumerate(sheets) for _ in tiles]
     margin = (SIZE - TILE) // 2
-    grey = np.pad(np.concatenate(sheets), ((0, 0), (margin, margin), (margin, margin)))
-    return ArraySplit(np.repeat(grey[..., None], 3, axis=3), targets)
+    gray = np.pad(np.concatenate(sheets), ((0, 0), (margin, margin), (margin, margin)))
+    return ArraySplit(np.repeat(gray[..., None], 3, axis=3), targets)
 
 
 def _tiles(sheet: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A folder of labelled images beside `train/` and `val/`, such as `test/`, to evaluate on."""
+"""A folder of labeled images beside `train/` and `val/`, such as `test/`, to evaluate on."""
 
 from __future__ import annotations
 

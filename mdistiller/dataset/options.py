@@ -70,8 +70,8 @@ class Options:
         mixup, cutmix: parameters of the proportions in which images are mixed; 0 if they are not.
         views: fixed views of each training image; 0 for fresh changes in each epoch.
         views_seed: seed of the fixed views.
-        unlabelled: folder of images without labels, or an empty text.
-        unlabelled_ratio: number of them in a batch, for each labelled image.
+        unlabeled: folder of images without labels, or an empty text.
+        unlabeled_ratio: number of them in a batch, for each labeled image.
     """
 
     batch_size: int
@@ -98,13 +98,13 @@ class Options:
     cutmix: float = 0.0
     views: int = 0
     views_seed: int = 0
-    unlabelled: str = ""
-    unlabelled_ratio: float = 1.0
+    unlabeled: str = ""
+    unlabeled_ratio: float = 1.0
 
-    def of_unlabelled(self) -> Options:
+    def of_unlabeled(self) -> Options:
         """Return the options of the loader of images without labels."""
-        batch_size = max(1, round(self.unlabelled_ratio * self.batch_size))
-        return replace(self, batch_size=batch_size, seed=derive_seed("unlabelled", self.seed))
+        batch_size = max(1, round(self.unlabeled_ratio * self.batch_size))
+        return replace(self, batch_size=batch_size, seed=derive_seed("unlabeled", self.seed))
 
     @property
     def changes_single_images(self) -> bool:
@@ -191,8 +191,8 @@ def read_options(cfg: CfgNode, own_size: int) -> Options:
         cutmix=float(data.CUTMIX),
         views=data.VIEWS,
         views_seed=int(cfg.EXPERIMENT.SEED if data.VIEWS_SEED is None else data.VIEWS_SEED),
-        unlabelled=data.UNLABELED,
-        unlabelled_ratio=float(data.UNLABELED_RATIO),
+        unlabeled=data.UNLABELED,
+        unlabeled_ratio=float(data.UNLABELED_RATIO),
     )
 
 

@@ -62,7 +62,7 @@ class AT(Distiller):
     }
     teacher_needs = ("maps",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -80,7 +80,7 @@ class CATKD(Distiller):
     RANGES = {"LOSS.CAM_RESOLUTION": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.CAT_WEIGHT")}
     teacher_needs = ("maps",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

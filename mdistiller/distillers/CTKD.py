@@ -65,7 +65,7 @@ class CTKD(Distiller):
     RANGES = {"T_START": above(0), "T_END": above(0), "LOOPS": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
     teacher_needs = ("logits",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

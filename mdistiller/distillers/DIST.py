@@ -58,7 +58,7 @@ class DIST(Distiller):
     RANGES = {"TAU": above(0), **weights("CE_WEIGHT", "BETA", "GAMMA")}
     teacher_needs = ("logits",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

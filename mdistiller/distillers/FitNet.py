@@ -48,7 +48,7 @@ class FitNet(Distiller):
     RANGES = {"HINT_LAYER": at_least(0), "INPUT_SIZE": IMAGE_SIZE, **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")}
     teacher_needs = ("maps",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

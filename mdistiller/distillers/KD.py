@@ -50,7 +50,7 @@ class KD(Distiller):
     RANGES = {"TEMPERATURE": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
     teacher_needs = ("logits",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

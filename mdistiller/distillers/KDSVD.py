@@ -1,6 +1,6 @@
 """KDSVD: "Self-supervised Knowledge Distillation Using Singular Value Decomposition" (2018).
 
-The relation of two neighbouring stages is that of their strongest directions, the right singular vectors of the stages'
+The relation of two neighboring stages is that of their strongest directions, the right singular vectors of the stages'
 maps. As in the paper and in the authors' code, a map is decomposed as a matrix with a row for each pixel and a column
 for each channel, so the directions are in channel space. If the student's stage and the teacher's have different
 numbers of channels, a learnable linear map projects the student's directions into the teacher's space. The paper does
@@ -148,7 +148,7 @@ class KDSVD(Distiller):
     }
     teacher_needs = ("maps",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
@@ -167,7 +167,7 @@ class KDSVD(Distiller):
 
     def _check_shapes(self, shapes: List[Tuple[torch.Size, torch.Size]]) -> None:
         if len(shapes) < 2:
-            raise UserError("KDSVD relates neighbouring stages, but this pair has only one in common; use AT or SP")
+            raise UserError("KDSVD relates neighboring stages, but this pair has only one in common; use AT or SP")
         widths = [[shape[3] for shape in shapes_of_one] for shapes_of_one in zip(*shapes)]
         if self.layout == "mdistiller" and widths[0] != widths[1]:
             raise UserError(

@@ -88,7 +88,7 @@ class OFD(Distiller):
     }
     teacher_needs = ("maps",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

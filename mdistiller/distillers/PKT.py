@@ -18,7 +18,7 @@ from ..ranges import weights
 from ._base import Distiller, register
 
 
-def neighbour_probabilities(feat: Tensor, eps: float) -> Tensor:
+def neighbor_probabilities(feat: Tensor, eps: float) -> Tensor:
     """Return `[B, B]`: the cosine similarities of the rows of `feat [B, C]`, shifted to [0, 1], with row sums of 1."""
     # clamped, because the root's gradient is infinite for an all-zero feature
     length = feat.square().sum(1, keepdim=True).clamp(min=torch.finfo(feat.dtype).tiny).sqrt()
@@ -28,7 +28,7 @@ def neighbour_probabilities(feat: Tensor, eps: float) -> Tensor:
 
 
 def pkt_loss(feat_student: Tensor, feat_teacher: Tensor, eps: float = 1e-7) -> Tensor:
-    """Return the scalar mean of `t · log((t + eps) / (s + eps))` over the `B²` neighbour probabilities `s`, `t`.
+    """Return the scalar mean of `t · log((t + eps) / (s + eps))` over the `B²` neighbor probabilities `s`, `t`.
 
     Args:
         feat_student: `[B, C_s]`, floating point.
@@ -36,7 +36,7 @@ def pkt_loss(feat_student: Tensor, feat_teacher: Tensor, eps: float = 1e-7) -> T
         eps: keeps the quotients finite.
     """
     with torch.autocast(feat_student.device.type, enabled=False):
-        student, teacher = (neighbour_probabilities(feat.float(), eps) for feat in (feat_student, feat_teacher))
+        student, teacher = (neighbor_probabilities(feat.float(), eps) for feat in (feat_student, feat_teacher))
         return (teacher * ((teacher + eps) / (student + eps)).log()).mean()
 
 
@@ -48,7 +48,7 @@ class PKT(Distiller):
     RANGES = weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT")
     teacher_needs = ("pooled",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

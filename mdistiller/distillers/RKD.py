@@ -93,7 +93,7 @@ class RKD(Distiller):
     }
     teacher_needs = ("pooled",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

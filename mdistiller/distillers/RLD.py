@@ -81,7 +81,7 @@ class RLD(Distiller):
         "ALPHA": 1.0,  # weight of the sample confidence
         "BETA": 8.0,  # weight of the masked correlation
         "TEMPERATURE": 4.0,
-        "ALPHA_TEMPERATURE": None,  # of the sample confidence; None: TEMPERATURE
+        "ALPHA_TEMPERATURE": None,  # temperature of the sample confidence; None: TEMPERATURE
         "WARMUP": 20.0,  # epochs over which both weights rise from 0; 0: no warm-up
     }
     RANGES = {

@@ -133,7 +133,7 @@ class ReviewKD(Distiller):
     }
     teacher_needs = ("pooled", "maps")
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -92,18 +92,18 @@ class SFAKD(Distiller):
         "WARMUP_EPOCHS": 0.0,  # epochs over which the weight of the alignment loss rises linearly to FEAT_WEIGHT
         "CE_WEIGHT": 0.0,  # weight of the cross-entropy on the deployed logits
         "KD_WEIGHT": 0.0,  # weight of KD's loss between the deployed logits and the teacher's
-        "TEMPERATURE": 4.0,  # of KD's loss
+        "TEMPERATURE": 4.0,  # softmax temperature of KD's loss
         "MASK": {"TYPE": "gaussian"},  # high-pass mask: "gaussian", "hard" (a cut at SIGMA) or "none"
         "SIGMA": 0.1,  # the Gaussian's σ, or the hard cut's radius, relative to the smaller side of the map
         "LEARNABLE_SIGMA": False,  # train SIGMA
-        "FILTER_INIT": "identity",  # "identity" | "uniform", as in the authors' code
+        "FILTER_INIT": "identity",  # initial filter: "identity" | "uniform", near zero, as in the authors' code
         "FREQUENCY_BRANCH": True,  # use the frequency branch
         "SPATIAL_BRANCH": True,  # use the spatial branch
         "FUSION": "learned",  # "learned" | "fixed": the weights of the branches stay 0.5
         "PROJECTOR": "separable",  # "separable" (depthwise 3×3, pointwise) | "full" (one 3×3 convolution)
         "DECAY_FILTER": True,  # SOLVER.WEIGHT_DECAY applies to filter, learnable sigma and fusion weights as well
         "ALIGN": "pooled",  # what is aligned: "pooled" features, or the "map" before pooling
-        "CLASSIFIER": "teacher",  # the deployed one: the "teacher"'s frozen one behind the head, or the "student"'s own
+        "CLASSIFIER": "teacher",  # deployed classifier: "teacher", frozen and behind the head | "student", its own
         "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's feature can be negative
     }
     RANGES = {
@@ -121,7 +121,7 @@ class SFAKD(Distiller):
     }
     teacher_needs: Tuple[str, ...] = ("pooled",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -103,7 +103,7 @@ class SimKD(Distiller):
     RANGES = {"FACTOR": at_least(1), "PROJECTOR_RELU": YES_NO_OR_NONE, **weights("FEAT_WEIGHT")}
     teacher_needs = ("maps",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     head: Head
 

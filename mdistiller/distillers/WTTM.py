@@ -52,7 +52,7 @@ class WTTM(Distiller):
     """Cross-entropy with the labels plus `ttm_loss` with the teacher's logits."""
 
     DEFAULTS = {
-        "TEMPERATURE": 4.0,  # of the teacher, 1 / γ in the paper
+        "TEMPERATURE": 4.0,  # temperature of the teacher, 1 / γ in the paper
         "CE_WEIGHT": 1.0,
         "KD_WEIGHT": 1.0,  # weight of the distillation loss, β in the paper
         "WEIGHTED": True,  # WTTM; False: TTM
@@ -60,7 +60,7 @@ class WTTM(Distiller):
     RANGES = {"TEMPERATURE": above(0), **weights("CE_WEIGHT", "KD_WEIGHT")}
     teacher_needs = ("logits",)
     soft_labels = True
-    unlabelled = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

@@ -43,7 +43,7 @@ class Distiller(nn.Module):
             `maps` (stage maps or the final map). By default all of them.
         soft_labels: whether `forward_train` also takes `target` as probabilities `[B, N]`, as mixup, CutMix and label
             smoothing give them; `False` unless the class that defines `forward_train` says so.
-        unlabelled: whether `forward_train` also takes images without labels. They have zeros in `target [B, N]`, and
+        unlabeled: whether `forward_train` also takes images without labels. They have zeros in `target [B, N]`, and
             the other rows are probabilities times a weight; see `engine/solver/soft_labels.py`. `False` unless the
             class that defines `forward_train` says so.
         channels_last: whether images and weights are in the faster channels_last memory format. `Tensor.view` cannot
@@ -57,7 +57,7 @@ class Distiller(nn.Module):
     needs_teacher = True
     teacher_needs: Tuple[str, ...] = ("logits", "pooled", "maps")
     soft_labels = False
-    unlabelled = False
+    unlabeled = False
     channels_last = True
     student: Any
     teacher: Any
@@ -67,7 +67,7 @@ class Distiller(nn.Module):
         super().__init_subclass__(**kwargs)
         if "forward_train" in vars(cls) and "teacher_needs" not in vars(cls):
             cls.teacher_needs = Distiller.teacher_needs  # the parent's declaration describes the parent's step only
-        for name in ("soft_labels", "unlabelled"):
+        for name in ("soft_labels", "unlabeled"):
             if "forward_train" in vars(cls) and name not in vars(cls):
                 setattr(cls, name, False)
         # plug-ins may define `config_errors` by its former name, `faults`; each class has the hook by both names
@@ -145,7 +145,7 @@ class Distiller(nn.Module):
         Args:
             image: `[B, 3, H, W]`, normalized.
             target: `[B]`, int64 labels; with `soft_labels` perhaps `[B, N]`, float32 probabilities, and with
-                `unlabelled` perhaps weighted ones.
+                `unlabeled` perhaps weighted ones.
             kwargs: the other entries of the batch, such as `index [B]`, and `epoch`, counted from 1.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward_train")

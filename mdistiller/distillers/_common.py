@@ -149,7 +149,7 @@ class ConvReg(nn.Module):
     """A learnable map from one feature shape to another: a convolution that also changes the size, BatchNorm, ReLU.
 
     A strided convolution halves the size, a transposed convolution doubles it. For other smaller sizes the kernel is
-    as large as the difference requires. For other larger sizes a 1x1 convolution is followed by nearest-neighbour
+    as large as the difference requires. For other larger sizes a 1x1 convolution is followed by nearest-neighbor
     upsampling.
 
     Args:

@@ -104,7 +104,7 @@ class HighPass(nn.Module):
     """A real high-pass mask `M [H, W]`; `d` is the distance in bins from the zero frequency.
 
     The hard cut follows the idea of FAM, "Frequency Attention for Knowledge Distillation" (2024), but not its code.
-    FAM's code cuts rows and columns `c − r` to `c + r − 1` of the centerd spectrum, where `c = int(side / 2)` and
+    FAM's code cuts rows and columns `c − r` to `c + r − 1` of the centered spectrum, where `c = int(side / 2)` and
     `r = int(0.1 · c)`. That is a square off the center, and no frequency at all if a side is shorter than 20.
 
     Args:
@@ -121,15 +121,15 @@ class HighPass(nn.Module):
     def __init__(self, height: int, width: int, sigma: float, learnable: bool = False, kind: str = "gaussian") -> None:
         super().__init__()
         rows, columns = (torch.arange(n) - n // 2 for n in (height, width))
-        centerd = (rows[:, None] ** 2 + columns[None, :] ** 2).float()
+        centered = (rows[:, None] ** 2 + columns[None, :] ** 2).float()
         # in the FFT's order, zero frequency first, so that a training step needs no shift
-        self.register_buffer("squared_distance", torch.fft.ifftshift(centerd), persistent=False)
+        self.register_buffer("squared_distance", torch.fft.ifftshift(centered), persistent=False)
         width_in_bins = sigma * min(height, width)
         log_sigma = torch.tensor(math.log(width_in_bins))
-        self.log_sigma = nn.Parameter(log_sigma) if learnable and centerd.numel() > 1 else None
+        self.log_sigma = nn.Parameter(log_sigma) if learnable and centered.numel() > 1 else None
         hard = (self.squared_distance.sqrt() > width_in_bins + 1e-6).float()  # 0.1 * 30 > 3 in floating point
-        masks = {"gaussian": self._gaussian(log_sigma), "hard": hard, "none": torch.ones_like(centerd)}
-        self.register_buffer("fixed", masks["none" if centerd.numel() == 1 else kind], persistent=False)
+        masks = {"gaussian": self._gaussian(log_sigma), "hard": hard, "none": torch.ones_like(centered)}
+        self.register_buffer("fixed", masks["none" if centered.numel() == 1 else kind], persistent=False)
         if not self.fixed.any():
             raise UserError(f"SFAKD.SIGMA {sigma} with a hard mask cuts all {height}×{width} frequencies; set it lower")
 

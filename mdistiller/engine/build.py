@@ -90,7 +90,7 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
 
 def _in_short(loader: Loader) -> str:
     about = digest({"info": repr(loader.info), "labels": labels_digest(loader)})
-    more = "" if loader.unlabelled is None else f" and {loader.unlabelled.num_images} without labels"
+    more = "" if loader.unlabeled is None else f" and {loader.unlabeled.num_images} without labels"
     return f"{loader.num_images} images with the labels {about[:12]}{more}"
 
 

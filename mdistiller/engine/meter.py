@@ -30,7 +30,7 @@ class EpochMeter:
         self.images = 0
         self._pending: List[Tuple[int, Dict[str, Tensor], Tensor]] = []  # step, which images, losses [L]
         self._correct: Optional[Tensor] = None
-        self._labelled: Optional[Tensor] = None  # number of images with a label; `None` if all have one
+        self._labeled: Optional[Tensor] = None  # number of images with a label; `None` if all have one
         self._sums: Dict[str, float] = {}
 
     def add(self, step: int, losses: Dict[str, Tensor], logits: Tensor, batch: Dict[str, Tensor]) -> None:
@@ -41,8 +41,8 @@ class EpochMeter:
         hits = count_correct(logits.detach(), batch["target"])
         self._correct = hits if self._correct is None else self._correct + hits
         if "label_weight" in batch:
-            labelled = (batch["target"] >= 0).sum()
-            self._labelled = labelled if self._labelled is None else self._labelled + labelled
+            labeled = (batch["target"] >= 0).sum()
+            self._labeled = labeled if self._labeled is None else self._labeled + labeled
 
     def sync(self) -> Dict[int, Dict[str, float]]:
         """Fetch the losses of the steps since the last call, and return them by step.
@@ -82,10 +82,10 @@ class EpochMeter:
         assert not self._pending, "sync first"
         correct = None if self._correct is None else distributed.all_reduce(self._correct).tolist()
         state = {"names": list(self.names), "images": self.images, "sums": dict(self._sums), "correct": correct}
-        return state if self._labelled is None else {**state, "labelled": self._num_labelled()}
+        return state if self._labeled is None else {**state, "labeled": self._num_labeled()}
 
-    def _num_labelled(self) -> int:
-        return self.images if self._labelled is None else int(distributed.all_reduce(self._labelled))
+    def _num_labeled(self) -> int:
+        return self.images if self._labeled is None else int(distributed.all_reduce(self._labeled))
 
     def load_state_dict(self, state: Dict[str, Any], device: torch.device) -> None:
         """Continue from what `state_dict` returned.
@@ -102,15 +102,15 @@ class EpochMeter:
             raise ValueError(f"its meter's sums and correct are {state['sums']!r:.60} and {state['correct']!r:.60}")
         correct = state["correct"]
         self.names, self.images, self._sums = tuple(state["names"]), state["images"], dict(state["sums"])
-        counts = [self.images, state.get("labelled", 0), *([0, 0] if correct is None else correct)]
+        counts = [self.images, state.get("labeled", 0), *([0, 0] if correct is None else correct)]
         if len(counts) != 4 or not all(is_count(count) for count in counts):
-            raise ValueError(f"its meter's images, labelled and correct are {counts!r:.60}")
+            raise ValueError(f"its meter's images, labeled and correct are {counts!r:.60}")
         if not all(isinstance(value, float) and name in self.names for name, value in self._sums.items()):
             raise ValueError(f"its meter's sums are {self._sums!r:.60}")
         if correct is not None:
             self._correct = torch.tensor(correct if distributed.is_main_process() else [0, 0], device=device)
-        if "labelled" in state:
-            self._labelled = torch.tensor(counts[1] if distributed.is_main_process() else 0, device=device)
+        if "labeled" in state:
+            self._labeled = torch.tensor(counts[1] if distributed.is_main_process() else 0, device=device)
 
     def averages(self) -> Dict[str, float]:
         """Return averages over the fetched images: `loss`, its parts, and `train_top1`, `train_top5` in percent.
@@ -119,12 +119,12 @@ class EpochMeter:
         """
         means = {name: total / self.images for name, total in self._sums.items()}
         top1, top5 = distributed.all_reduce(self._correct).tolist() if self._correct is not None else (0, 0)
-        labelled = self._num_labelled()
+        labeled = self._num_labeled()
         return {
             "loss": sum(means.values()),
             **means,
-            "train_top1": round(100 * top1 / labelled, 2),
-            "train_top5": round(100 * top5 / labelled, 2),
+            "train_top1": round(100 * top1 / labeled, 2),
+            "train_top5": round(100 * top5 / labeled, 2),
         }
 
 

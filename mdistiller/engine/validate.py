@@ -22,7 +22,7 @@ from .log.run_text import read_references
 from .networks.build import input_errors
 from .networks.teacher_classes import read_outputs
 from .resume import check_settings_unchanged, keep_schedule, saved_run
-from .solver.soft_labels import soft_label_errors, unlabelled_errors
+from .solver.soft_labels import soft_label_errors, unlabeled_errors
 from .trainer import trainer_dict
 from .validate_solver import error_of, solver_errors, unmet
 
@@ -93,7 +93,7 @@ def _name_errors(cfg: CfgNode) -> Iterator[str]:
         yield from _model_errors(cfg, role)
     if distiller is not None:
         yield from soft_label_errors(cfg, distiller)
-        yield from unlabelled_errors(cfg, distiller)
+        yield from unlabeled_errors(cfg, distiller)
     yield from error_of(read_references, cfg.EXPERIMENT.REFERENCE)
     if cfg.SOLVER.TRAINER in trainer_dict:
         section = cfg.get(cfg.DISTILLER.TYPE, {})

@@ -22,13 +22,12 @@ from ..dataset.loading.in_memory import decode_chunks
 from ..dataset.options import read_options
 from ..distillers import DeployedStudent
 from ..engine.cfg import CFG, merge_overrides
-from ..engine.checkpoint import check_arch, check_known, find_checkpoint, is_described, load_student, read_checkpoint
+from ..engine.checkpoint import check_known, choose_arch, find_checkpoint, is_described, load_student, read_checkpoint
 from ..engine.checkpoint.foreign_weights import weights_of
 from ..engine.evaluation.eval_checkpoint import use_described_dataset
 from ..engine.networks.teacher_outputs import check_classes
 from ..errors import UserError
-from ..models import library_of, same_model
-from ..models.adapters.given_models import given_constructor
+from ..models import same_model
 
 PROGRAMS = (".onnx", ".pt2")  # exports that are no checkpoints
 
@@ -97,14 +96,7 @@ def read_source(
         )
     # the user's path to the code, not the one that the checkpoint names
     model = model or next((name for name in own_code if same_model(name, checkpoint["arch"])), "")
-    arch, dataset, size = model or checkpoint["arch"], checkpoint["dataset"], checkpoint["input_size"]
-    check_arch(checkpoint, arch, file)
-    if not model and library_of(arch) == "user":
-        given_constructor(arch)  # has its own message
-        raise UserError(
-            f"checkpoint {file} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME"
-            " on the command line, model=... in Python"
-        )
+    arch, dataset, size = choose_arch(checkpoint, model, file), checkpoint["dataset"], checkpoint["input_size"]
     use_described_dataset(cfg, checkpoint, overrides, str(file))
     check_known(checkpoint, arch, dataset, size)
     student = load_student(checkpoint, arch, len(checkpoint["classes"]), file, dataset, size).eval()

@@ -68,9 +68,9 @@ def test_an_image_in_any_form_is_the_same_image(student, image_folder):
         for guesses in found:  # a batch is rounded otherwise than an image
             for one, other in zip(guesses, expected):
                 assert one.probability == pytest.approx(other.probability, abs=1e-5)
-    grey = pixels[..., 0]
-    as_tensor = torch.tensor(grey)
-    assert student.predict(grey) == student.predict(grey[..., None]) == student.predict(as_tensor[None])
+    gray = pixels[..., 0]
+    as_tensor = torch.tensor(gray)
+    assert student.predict(gray) == student.predict(gray[..., None]) == student.predict(as_tensor[None])
     assert student.predict([]) == []
 
 

@@ -101,7 +101,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Return a folder of 3 classes with 4 training and 2 validation images each: RGB, grey, RGBA; not square."""
+    """Return a folder of 3 classes with 4 training and 2 validation images each: RGB, gray, RGBA; not square."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for label, name in enumerate(("ant", "bee", "cat")):

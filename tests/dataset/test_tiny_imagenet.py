@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def save(path: Path, wnid: str) -> None:
-    """Write a picture of the class's brightness, grey for the last class, as a few of the real ones are."""
+    """Write a picture of the class's brightness, gray for the last class, as a few of the real ones are."""
     shape = (64, 64) if wnid == WNIDS[2] else (64, 64, 3)
     Image.fromarray(np.full(shape, COLORS[wnid], np.uint8)).save(path)
 

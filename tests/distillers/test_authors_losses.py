@@ -163,7 +163,7 @@ def on_stages(options, x, case):
         vectors, values = decomposed[id(feat)]
         return vectors * signs.get(id(feat), torch.ones(images))[:, None, None], values
 
-    # A singular vector's sign is arbitrary, but the loss depends on how the signs of the teacher's neighbouring stages
+    # A singular vector's sign is arbitrary, but the loss depends on how the signs of the teacher's neighboring stages
     # relate, and that differs between versions of PyTorch. The signs that PyTorch gives are tried first.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mdistiller.distillers.KDSVD.right_singular_vectors", with_signs)
@@ -188,7 +188,7 @@ def famkd_mask(side, cut_off):
 def mask_of(options, x, case):
     side = options["side"]
     mask = HighPass(side, side, options["sigma"], kind=options["mask"])()
-    if case["method"] == "FAM":  # the hard cut follows FAM's idea but cuts other frequencies: it is centerd and round
+    if case["method"] == "FAM":  # the hard cut follows FAM's idea but cuts other frequencies: it is centered and round
         theirs = famkd_mask(side, options["cut_off"])
         distance = torch.fft.fftfreq(side, 1 / side).square()
         assert torch.equal(mask == 0, (distance[:, None] + distance).sqrt() <= options["sigma"] * side + 1e-6)

@@ -1,4 +1,4 @@
-"""KDSVD: right singular vectors of the stages, and the relation between neighbouring stages."""
+"""KDSVD: right singular vectors of the stages, and the relation between neighboring stages."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""PKT: divergence of neighbour probabilities."""
+"""PKT: divergence of neighbor probabilities."""
 
 import math
 

@@ -364,6 +364,6 @@ def test_opening_lines_give_the_size(image_folder):
 def test_a_set_of_a_common_size_needs_no_note():
     info = SimpleNamespace(num_classes=2)
     sized = type("Sized", (SimpleNamespace,), {"__len__": lambda self: 32})
-    loader = sized(info=info, targets=torch.arange(2000) % 2, num_images=2000, unlabelled=None)
+    loader = sized(info=info, targets=torch.arange(2000) % 2, num_images=2000, unlabeled=None)
     lines = list(size_lines(load_cfg(None, ["SOLVER.EPOCHS", "100"]), loader))
     assert lines == ["1000 images per class, 32 steps per epoch, 100 epochs × 2,000 images = 200,000 views"]

@@ -2,7 +2,7 @@
 
 `KD-double-recipe` trains with mixed images, soft labels, steps in parts and an average of the weights.
 `KD-double-views` trains with fixed views of resized crops; the processes share the teacher's outputs in a folder.
-`KD-double-unlabelled` trains with mixed images, of which some have no label; neither number of them is even.
+`KD-double-unlabeled` trains with mixed images, of which some have no label; neither number of them is even.
 `KD-double-adam` trains by AdamW with a lower rate for the backbone, on images that a policy and erasing change.
 `KD-double-shards` and `KD-double-tables` read the images from shards and tables.
 """
@@ -47,7 +47,7 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
     """Train for `STEPS` steps; return the weights before and after, each epoch's losses, and the accuracies."""
     method, _, kind = name.partition("-")
     double, recipe = kind.startswith("double"), RECIPE if kind.endswith("recipe") else []
-    if kind.endswith("unlabelled"):
+    if kind.endswith("unlabeled"):
         recipe = ["DATASET.UNLABELED", f"{folder}/images/train", "DATASET.UNLABELED_RATIO", "0.8", *RECIPE[:4]]
     if kind.endswith("adam"):
         recipe = ADAM

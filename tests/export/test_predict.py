@@ -53,16 +53,16 @@ def test_the_logits_are_those_of_validation(student_file, image_folder, command)
 
 
 def test_pictures_of_any_kind_are_prepared_as_in_validation(command, student_file, tmp_path):
-    Image.new("L", (40, 20), 99).save(tmp_path / "grey.png")
+    Image.new("L", (40, 20), 99).save(tmp_path / "gray.png")
     picture = Image.new("RGB", (40, 20), (200, 30, 30))
     picture.paste((30, 30, 200), (0, 0, 20, 20))
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
     picture.rotate(-90, expand=True).save(tmp_path / "upright.jpg", quality=95)
-    found = predicted(command, "-c", student_file, tmp_path / "turned.jpg", tmp_path / "upright.jpg", "grey.png")
-    turned, upright, grey = (guesses[0]["probability"] for guesses in found.values())
-    assert turned == pytest.approx(upright, abs=0.02) and grey > 0
+    found = predicted(command, "-c", student_file, tmp_path / "turned.jpg", tmp_path / "upright.jpg", "gray.png")
+    turned, upright, gray = (guesses[0]["probability"] for guesses in found.values())
+    assert turned == pytest.approx(upright, abs=0.02) and gray > 0
 
 
 def test_unreadable_pictures_are_named_and_the_others_done(command, student_file, image_folder, tmp_path):

@@ -46,8 +46,8 @@ def test_a_loss_beyond_the_limit_is_a_fault():
     proof = compare(EXPECTED, found, LABELS)
     assert proof.fault(exact=False, max_drop=25) == ""
     assert proof.fault(exact=False, max_drop=24.9) == "top-1 fell by 25.00 points, more than 24.9"
-    unlabelled = compare(EXPECTED, found, None)
-    assert unlabelled.top1 is None and unlabelled.fault(False, 24) == "agreement fell by 25.00 points, more than 24"
+    unlabeled = compare(EXPECTED, found, None)
+    assert unlabeled.top1 is None and unlabeled.fault(False, 24) == "agreement fell by 25.00 points, more than 24"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

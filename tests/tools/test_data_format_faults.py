@@ -144,7 +144,7 @@ def compressed(place: Path, patch: pytest.MonkeyPatch) -> None:
         tar.add(place / "images", "images")
 
 
-def unlabelled(place: Path, patch: pytest.MonkeyPatch) -> None:
+def unlabeled(place: Path, patch: pytest.MonkeyPatch) -> None:
     with tarfile.open(place / "shards/train-000001.tar", "w") as tar:
         tar.add(place / "images/train/class_0/0.png", "000.png")
 
@@ -191,7 +191,7 @@ WRITING = [
     ),
     (INDEX, renamed("train-000001.TGZ"), "train-000001.TGZ is not a plain .tar file; expected"),
     (INDEX, renamed("train-000001.TAR"), "train-000001.TAR is not a plain .tar file; expected"),
-    (INDEX, unlabelled, "train-000001.tar: 000 has the fields png; expected one picture and cls"),
+    (INDEX, unlabeled, "train-000001.tar: 000 has the fields png; expected one picture and cls"),
     (INDEX, wrong_label("7"), "train-000001.tar: 000.cls is '7'; expected a label, 0 to 2"),
     (INDEX, wrong_label("1_0"), "train-000001.tar: 000.cls is '1_0'; expected a label, 0 to 2"),
     (INDEX, wrong_label("000000000000000000012"), "000.cls is '000000000000000000012'; expected a label, 0 to 2"),

@@ -32,6 +32,28 @@ def number(text):
     return int(text.replace(",", ""))
 
 
+def test_the_checkpoint_names_its_model(command, student_file):
+    status, out, err = command("eval", "-c", "student.pth", "--no-speed")
+    assert (status, err, out) == (0, "", evaluated(command, "--no-speed"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to evaluate; give a checkpoint or the folder of a run (-c), or a released teacher (-m)"),
+        (("-c", "weights.pth"), "weights.pth holds weights alone and names no model; give its name"),
+        (("-c", "own.pth"), "own.pth holds own.py:make, a model of somebody's own code; if you trust that code, name"),
+    ],
+)
+def test_a_model_that_must_be_named(command, student_file, tmp_path, arguments, message):
+    torch.save({"model": build_model("resnet8", 3).state_dict()}, tmp_path / "weights.pth")
+    torch.save({**torch.load(student_file), "arch": "own.py:make"}, tmp_path / "own.pth")
+    (tmp_path / "own.py").write_text("raise SystemExit('this must not run')")
+    status, out, err = command("eval", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
 def test_cost_of_student_and_teacher(command, student_file):
     out = evaluated(command, "--no-speed")
     found = re.search(

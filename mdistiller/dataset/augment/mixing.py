@@ -33,7 +33,7 @@ class Mixing:
             transform(alpha=alpha, num_classes=num_classes) for transform, alpha in transforms if alpha > 0
         ]
 
-    def __call__(self, batch: Batch, seed: int, neighbour_first: bool) -> Batch:
+    def __call__(self, batch: Batch, seed: int, neighbor_first: bool) -> Batch:
         """Return a batch with mixed images, and `soft_target [B, N]`, float32, their labels in the same proportions.
 
         `target` becomes the label with the larger share. Global random states do not change.
@@ -41,7 +41,7 @@ class Mixing:
         Args:
             batch: `image [B, 3, S, S]`, `target [B]`, and other entries, which stay those of the images themselves.
             seed: of the batch.
-            neighbour_first: whether the first image only serves as the one before the second; it is left out of what is
+            neighbor_first: whether the first image only serves as the one before the second; it is left out of what is
                 returned. Otherwise the first image is mixed with the last.
         """
         with torch.random.fork_rng(devices=[]):
@@ -49,12 +49,12 @@ class Mixing:
             chosen = int(torch.randint(len(self._transforms), ()))
             image, soft = self._transforms[chosen](batch["image"], batch["target"])
         mixed = {**batch, "image": image, "soft_target": soft, "target": soft.argmax(1)}
-        if neighbour_first:
+        if neighbor_first:
             mixed = {key: value[1:] for key, value in mixed.items()}
         return {**mixed, "image": mixed["image"].contiguous(memory_format=torch.channels_last)}
 
 
-def with_neighbour(part: slice, whole: slice) -> Tensor:
+def with_neighbor(part: slice, whole: slice) -> Tensor:
     """Return the positions of a part of a batch, after that of the image before it; the last one if it is the first.
 
     Args:

@@ -10,12 +10,12 @@ from torch import Tensor
 from ... import distributed
 from ...errors import UserError
 from ..augment.epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_order
-from ..augment.mixing import Mixing, with_neighbour
+from ..augment.mixing import Mixing, with_neighbor
 from ..augment.views import Views
 from ..info import DatasetInfo
 from ..options import Options
 from .forms import describe_forms, limit_forms
-from .unlabelled import with_unlabelled
+from .unlabeled import with_unlabeled
 
 Batch = Dict[str, Tensor]
 
@@ -46,7 +46,7 @@ class Loader:
       the label with the larger share;
     - "variant": int64 [B], the augmented variant of each image, see `EpochPlan.variant`, or its fixed view; missing if
       `num_variants` is `None`;
-    - "label_weight": float32 [B], if the batch also has images without labels; see `unlabelled.py`.
+    - "label_weight": float32 [B], if the batch also has images without labels; see `unlabeled.py`.
 
     All randomness of an epoch follows from the seed and the number of the epoch. Call `set_epoch` before each epoch;
     otherwise every pass repeats epoch 0. Training shuffles, and keeps the last partial batch unless it has a single
@@ -75,7 +75,7 @@ class Loader:
         unlimited_by: the setting that makes their number unlimited; empty if it is not.
         forms: what determines them, as text.
         epoch: last argument of `set_epoch`, initially 0.
-        unlabelled: the loader of images without labels that each batch gets too, or `None`.
+        unlabeled: the loader of images without labels that each batch gets too, or `None`.
 
     Raises:
         UserError: the training set has fewer than 2 images per process.
@@ -105,7 +105,7 @@ class Loader:
             self._mixing = Mixing(options.mixup, options.cutmix, info.num_classes)
         self.forms = describe_forms(options) if train else ""
         self.epoch = 0
-        self.unlabelled: Optional[Loader] = None
+        self.unlabeled: Optional[Loader] = None
         self._steps: Optional[int] = None  # of an epoch; see `go_along`
         self._passes: Dict[int, EpochPlan] = {}  # that the last plan was part of, because a pass may last many epochs
         self._seed = options.seed
@@ -123,8 +123,8 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which determines order and augmentation of later passes."""
         self.epoch = epoch
-        if self.unlabelled is not None:
-            self.unlabelled.set_epoch(epoch)
+        if self.unlabeled is not None:
+            self.unlabeled.set_epoch(epoch)
 
     def go_along(self, num_steps: int) -> None:
         """From now on, take `num_steps` full batches in an epoch, as another loader does.
@@ -138,7 +138,7 @@ class Loader:
     @property
     def num_indices(self) -> int:
         """Number of different values of "index": images with and without labels."""
-        return self.num_images + (0 if self.unlabelled is None else self.unlabelled.num_images)
+        return self.num_images + (0 if self.unlabeled is None else self.unlabeled.num_images)
 
     def plan(self, seed: Optional[int] = None) -> EpochPlan:
         """Return order, crops, flips, angles and views of this epoch, on the CPU.
@@ -186,22 +186,22 @@ class Loader:
         plan = self.plan()
         numbers = plan.order * self.num_variants + self.variants(plan)
         own = (numbers[part] for part in self.slices(start_step))
-        if self.unlabelled is None:
+        if self.unlabeled is None:
             yield from own
         else:
             offset = self.num_images * self.num_variants
-            for first, more in zip(own, self.unlabelled.variant_indices(start_step)):
+            for first, more in zip(own, self.unlabeled.variant_indices(start_step)):
                 yield torch.cat([first, offset + more])
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of this epoch from step `start_step` (counted from 0) on, equal to those of a full pass."""
-        if self.unlabelled is None:
+        if self.unlabeled is None:
             yield from self._iterate(start_step)
             return
-        pairs = zip(self._iterate(start_step), self.unlabelled.iterate(start_step))
+        pairs = zip(self._iterate(start_step), self.unlabeled.iterate(start_step))
         for step, (batch, more) in enumerate(pairs, start_step):
-            weight = self.images_in(step) / self._labelled_in(step)
-            yield with_unlabelled(batch, more, self.num_images, weight)
+            weight = self.images_in(step) / self._labeled_in(step)
+            yield with_unlabeled(batch, more, self.num_images, weight)
 
     def _iterate(self, start_step: int) -> Iterator[Batch]:
         if self._mixing is None:
@@ -211,9 +211,9 @@ class Loader:
         parts: Iterable[Union[slice, Tensor]] = self.slices(start_step)
         if in_group:  # an image may be mixed with one of another process
             own = enumerate(self.slices(start_step), start_step)
-            parts = [with_neighbour(part, self._whole(step)) for step, part in own]
+            parts = [with_neighbor(part, self._whole(step)) for step, part in own]
         for step, batch in enumerate(self._batches(self.plan(), parts, self._seed), start_step):
-            yield self._mixing(batch, derive_seed("mix", self._seed, self.epoch, step), neighbour_first=in_group)
+            yield self._mixing(batch, derive_seed("mix", self._seed, self.epoch, step), neighbor_first=in_group)
 
     def sample(self, num_batches: int) -> Iterator[Batch]:
         """Yield full training batches of other random choices than those of `iterate`; reads only their images.
@@ -254,14 +254,14 @@ class Loader:
 
     def images_in(self, step: int) -> int:
         """Return the number of images in batch `step` (counted from 0) over all processes."""
-        return self._labelled_in(step) + (0 if self.unlabelled is None else self.unlabelled.batch_size)
+        return self._labeled_in(step) + (0 if self.unlabeled is None else self.unlabeled.batch_size)
 
-    def _labelled_in(self, step: int) -> int:
+    def _labeled_in(self, step: int) -> int:
         return self.batch_size if self._steps else min(self.batch_size, self.num_images - step * self.batch_size)
 
     def _whole(self, step: int) -> slice:
         start = step * self.batch_size
-        return slice(start, start + self._labelled_in(step))
+        return slice(start, start + self._labeled_in(step))
 
     def slices(self, start_step: int, stop_step: Optional[int] = None) -> Iterator[slice]:
         """Yield the slices of the epoch's order that are this process's batches, from `start_step` to `stop_step`."""

@@ -26,9 +26,9 @@ _C.DATASET.ROOT = ""
 _C.DATASET.IMAGE_COLUMN = "image"  # `TYPE huggingface`: column of the images
 _C.DATASET.LABEL_COLUMN = "label"  # `TYPE huggingface`: column of the labels
 # Folder of images without labels, at any depth, for methods that need no labels. Each batch gets some of them besides
-# its `BATCH_SIZE` labelled images. See [data-formats.md](data-formats.md#images-without-labels). If empty: none.
+# its `BATCH_SIZE` labeled images. See [data-formats.md](data-formats.md#images-without-labels). If empty: none.
 _C.DATASET.UNLABELED = ""
-_C.DATASET.UNLABELED_RATIO = 1.0  # images without labels in a batch, for each labelled image
+_C.DATASET.UNLABELED_RATIO = 1.0  # images without labels in a batch, for each labeled image
 # Number of decoding threads for images held in memory, of worker processes for streamed images; up to 512. For
 # ImageNet, set it to the number of CPU cores.
 _C.DATASET.NUM_WORKERS = 2
@@ -48,20 +48,20 @@ _C.DATASET.ROTATION = 20.0  # largest angle of `rotate_flip` in degrees, up to 1
 # Mirror half of the training images (no effect with `AUGMENT none`). Set it to `False` for images with a direction,
 # such as digits, text or arrows.
 _C.DATASET.FLIP = True
-# Change single images at random after that: `none`, `rand_augment` or `trivial_augment`. Images are then read by worker
-# processes (`NUM_WORKERS`), as with `ERASING`. See [recipe.md](recipe.md#augmentation).
+# Random augmentation policy, applied after `AUGMENT`: `none`, `rand_augment` or `trivial_augment`. Images are then read
+# by worker processes (`NUM_WORKERS`), as with `ERASING`. See [recipe.md](recipe.md#augmentation).
 _C.DATASET.POLICY = "none"
 _C.DATASET.POLICY_OPS = 2  # operations of `rand_augment` for each image
 _C.DATASET.POLICY_MAGNITUDE = 9  # strength of `rand_augment`, from 0 to 30
 _C.DATASET.ERASING = 0.0  # probability that a random box of an image is erased, from 0 to 1
-# Mix each training image with another one of its batch (mixup), in proportions of the distribution Beta(α, α), this
-# being α, for example 0.2. 0: never. For methods that take mixed labels; the teacher sees the same image.
+# mixup: blend each training image with another one of its batch, with a weight drawn from Beta(α, α). The value is α,
+# for example 0.2; 0: never. For methods that take mixed labels; the teacher sees the same image.
 _C.DATASET.MIXUP = 0.0
-# Paste a box of another image of its batch into each training image (CutMix), of a size of the distribution Beta(α, α),
-# for example with α = 1. 0: never. With `MIXUP` too, each batch takes one of the two at random.
+# CutMix: paste a box of another image of its batch into each training image; the box's share of the area is drawn from
+# Beta(α, α). The value is α, for example 1; 0: never. With `MIXUP` too, each batch takes one of the two at random.
 _C.DATASET.CUTMIX = 0.0
-# Fixed views: the number of augmented forms of each training image, which the epochs show in turn, so that
-# `TEACHER_CACHE` works with any augmentation of single images. 0: fresh forms in each epoch. See
+# Fixed views: draw this many augmented forms of each training image once, and show them in turn in the epochs. So
+# `TEACHER_CACHE` works with any augmentation of single images. 0: augment anew in each epoch. See
 # [speed.md](speed.md#fixed-views).
 _C.DATASET.VIEWS = 0
 _C.DATASET.VIEWS_SEED = None  # seed of the views; runs that share a cache need the same. `None`: `EXPERIMENT.SEED`
@@ -97,8 +97,8 @@ _C.DISTILLER.STUDENT_FEATURES = None  # the same for the student
 # the student.
 _C.DISTILLER.TEACHER_INPUT = None
 # Names of the teacher's outputs, if it has other classes than the data set: a text file with one name a line, or
-# `imagenet` for the 1000 classes of ImageNet-1k. Those of the data set's classes are chosen by class name, wnid or
-# word. If empty: what its checkpoint records, else the classes of the data set in their order. See
+# `imagenet` for the 1000 classes of ImageNet-1k. The outputs for the data set's classes are then selected by class
+# name, WordNet ID (wnid) or word. If empty: what its checkpoint records, else the data set's classes in order. See
 # [models.md](models.md#a-teacher-with-other-classes).
 _C.DISTILLER.TEACHER_CLASSES = ""
 
@@ -112,7 +112,7 @@ _C.SOLVER.LR_DECAY_STAGES = [150, 180, 210]  # epochs after which `SCHEDULE step
 _C.SOLVER.LR_DECAY_RATE = 0.1  # factor of the learning rate at each of `LR_DECAY_STAGES`
 _C.SOLVER.WARMUP_EPOCHS = 0.0  # epochs over which the learning rate rises linearly to the value of the schedule
 _C.SOLVER.WEIGHT_DECAY = 0.0001  # weight decay
-_C.SOLVER.DECAY_NORMS = True  # weight decay of normalization layers and biases too; `False`: of all other weights only
+_C.SOLVER.DECAY_NORMS = True  # `True`: weight decay applies to all weights; `False`: not to norms and biases
 _C.SOLVER.MOMENTUM = 0.9  # momentum of SGD, and of optimizers of timm that have one
 _C.SOLVER.NESTEROV = False  # use Nesterov momentum; for `TYPE SGD`
 # Optimizer: `SGD`, `AdamW`, or an optimizer of `timm.optim` by its name, such as `lamb`, if timm is installed
@@ -121,8 +121,8 @@ _C.SOLVER.TYPE = "SGD"
 _C.SOLVER.BETAS = None  # coefficients of AdamW's averages, and of timm's optimizers; `None`: the optimizer's default
 _C.SOLVER.EPS = 0.0  # constant in the denominator of the same optimizers; 0: the optimizer's default
 _C.SOLVER.CLIP_GRAD_NORM = 0.0  # scale gradients down to this norm, taken over all parameters together; 0: never
-# Compute the gradients of a step in this many parts, one after the other, to save memory. A step still has `BATCH_SIZE`
-# images. BatchNorm, and losses that relate images, see one part at a time.
+# Gradient accumulation: compute a step in this many micro-batches, one after the other, to save memory. A step still
+# has `BATCH_SIZE` images in all. BatchNorm, and losses that relate images, see one micro-batch at a time.
 _C.SOLVER.ACCUMULATE = 1
 # Factor of the learning rate from each layer of the student to the layer before it, in (0, 1], for fine-tuning. See
 # [recipe.md](recipe.md#fine-tuning).
@@ -137,7 +137,8 @@ _C.SOLVER.PROBE_EPOCHS = 0
 # fine-tuning. Their weights and biases are trained.
 _C.SOLVER.FREEZE_BN = False
 _C.SOLVER.DOT = CN()
-_C.SOLVER.DOT.DELTA = 0.075  # DOT: momentum of the distillation gradient plus this, of the task gradient minus this
+# DOT: added to the momentum of the distillation gradient, and subtracted from the momentum of the task gradient.
+_C.SOLVER.DOT.DELTA = 0.075
 # Share of a label's probability that is divided among all classes, for example 0.1; for methods that take such labels.
 _C.SOLVER.LABEL_SMOOTHING = 0.0
 # Decay of an exponential moving average of the student's weights, in (0, 1), for example 0.999; in the first steps it
@@ -165,10 +166,10 @@ _C.LOG.PREFIX = "./output"  # parent folder of the output folder
 _C.LOG.WANDB = True  # log to Weights & Biases; offline without credentials or a connection
 
 # Cache of the teacher's logits or pooled features: `off`, `memory`, or a folder, such as `./cache`, that later runs
-# reuse. See # [speed.md](speed.md#teacher-cache).
+# reuse. See [speed.md](speed.md#teacher-cache).
 _C.TEACHER_CACHE = "off"
-# Most GiB for the tables in the folder of `TEACHER_CACHE`, or for those in memory; a table that would take more is not
-# made. 0: all of the room on the disk, or half of the free memory.
+# Maximum size in GiB of all tables of the teacher's outputs in the folder of `TEACHER_CACHE`, or in memory. A table
+# that would exceed it is not made. 0: the free space of the disk, or half of the free memory.
 _C.TEACHER_CACHE_GB = 0.0
 # Keep only this many of the teacher's largest logits for each form of an image, and the probability of all other
 # classes together, to save room with many classes. 0: all logits. See [speed.md](speed.md#fixed-views).

@@ -18,6 +18,7 @@ from ...dataset.options import SIZE
 from ...distillers import DeployedStudent, head_dict
 from ...errors import UserError, one_line
 from ...models import build_model, check_model, library_of
+from ...models.adapters.given_models import given_constructor
 from ...paths import find_file
 from ...registry import UnknownName
 from .foreign_weights import load_checkpoint
@@ -174,6 +175,31 @@ def check_arch(checkpoint: Dict[str, Any], arch: str, path: str | os.PathLike[st
         return
     code = "" if library_of(held) != "user" else f", or the name under which {held} can be imported here"
     raise UserError(f"checkpoint {path} holds a {held}, not a {arch}; give -m {held}{code}")
+
+
+def choose_arch(checkpoint: Dict[str, Any], model: str, path: str | os.PathLike[str]) -> str:
+    """Return the name of the model to build for a checkpoint: `model`, or if that is empty, the recorded name.
+
+    Code of the user's own must be named by the user, because a checkpoint must not decide which code runs.
+
+    Raises:
+        UserError: the checkpoint holds another model, records none, or records one that must be named.
+    """
+    if not is_described(checkpoint):
+        if model:
+            return model
+        raise UserError(
+            f"checkpoint {path} holds weights alone and names no model; give its name, such as -m resnet8x4"
+        )
+    arch = model or checkpoint["arch"]
+    check_arch(checkpoint, arch, path)
+    if not model and library_of(arch) == "user":
+        given_constructor(arch)  # has its own message
+        raise UserError(
+            f"checkpoint {path} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME"
+            " on the command line, model=... in Python"
+        )
+    return arch
 
 
 def constructor_of(

@@ -10,9 +10,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ...dataset import VAL, get_val_loader
+from ...errors import UserError
 from ...paths import find_file, user_path
 from ..cfg import CFG, merge_known, merge_overrides
-from ..checkpoint import check_arch, check_known, find_checkpoint, is_described, load_student, read_checkpoint
+from ..checkpoint import check_known, choose_arch, find_checkpoint, is_described, load_student, read_checkpoint
 from ..checkpoint.foreign_weights import weights_of
 from ..networks.build import released_weights
 from ..networks.teacher_outputs import check_classes
@@ -27,7 +28,7 @@ log = logging.getLogger("mdistiller")
 
 
 def eval_checkpoint(
-    arch: str,
+    model: str,
     path: Optional[str],
     overrides: Sequence[str] = (),
     split: str = VAL,
@@ -37,8 +38,8 @@ def eval_checkpoint(
     """Evaluate a model on the validation set; return a report of several lines.
 
     Args:
-        arch: name of the model.
-        path: checkpoint or run folder; `None` for the released teacher of that name.
+        model: name of the model; empty for the one that the checkpoint records.
+        path: checkpoint or run folder; `None` for the released teacher of the name `model`.
         overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults.
         split: of an image folder, another folder beside `train/` and `val/` to evaluate on.
         per_class: CSV file for the accuracy of each class and the confusion matrix; empty for none.
@@ -49,12 +50,16 @@ def eval_checkpoint(
     """
     cfg = CFG.clone()
     merge_overrides(cfg, overrides)
-    source = find_checkpoint(path) if path else released_weights(arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
+    if not path and not model:
+        raise UserError(
+            "nothing to evaluate; give a checkpoint or the folder of a run (-c), or a released teacher (-m)"
+        )
+    source = find_checkpoint(path) if path else released_weights(model, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)
     checkpoint = read_checkpoint(source)
     weights_of(checkpoint, source)  # fails before data are read if the file holds no model
     described = is_described(checkpoint)
+    arch = choose_arch(checkpoint, model, source)  # before code of the user's own is imported
     if described:
-        check_arch(checkpoint, arch, source)  # before code of the user's own is imported
         use_described_dataset(cfg, checkpoint, overrides, str(source))
         note_missing_folder(cfg, checkpoint)
     check_known(checkpoint, arch, cfg.DATASET.TYPE, cfg.DATASET.INPUT_SIZE)

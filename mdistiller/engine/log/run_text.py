@@ -70,17 +70,17 @@ def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> I
 
 
 def size_lines(cfg: CfgNode, train_loader: Loader) -> Iterator[str]:
-    """Yield the size of the training set in images per class, steps and views; and a note if it is very small."""
+    """Yield the size of the training set as images per class, steps and images shown; a note if it is very small."""
     counts = torch.as_tensor(train_loader.targets).bincount(minlength=train_loader.info.num_classes)
     fewest, most, epochs = int(counts.min()), int(counts.max()), cfg.SOLVER.EPOCHS
     each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     num_steps, num_images = len(train_loader), train_loader.num_images
     yield (
         f"{each} images per class, {num_steps:,} steps per epoch, {epochs} epochs × {num_images:,} images ="
-        f" {epochs * num_images:,} views"
+        f" {epochs * num_images:,} images shown"
     )
-    if train_loader.unlabelled is not None:
-        more = train_loader.unlabelled
+    if train_loader.unlabeled is not None:
+        more = train_loader.unlabeled
         yield f"{more.num_images:,} images without labels, {more.batch_size} in each batch"
     small = [f"{fewest} images in a class"] if fewest < FEW_PER_CLASS else []
     small += [f"{epochs * num_steps:,} steps in all"] if epochs * num_steps < FEW_STEPS else []

@@ -1,6 +1,6 @@
 """The outputs of a teacher's classifier: as many as the data set has classes, in its order.
 
-Of a teacher with other classes, those of the data set's classes are chosen; see `teacher_classes`.
+If the teacher has other classes, only its outputs for the data set's classes are kept; see `teacher_classes`.
 """
 
 from __future__ import annotations

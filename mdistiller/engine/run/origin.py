@@ -18,7 +18,7 @@ DIGEST_LENGTH = 12  # characters of a digest in a message
 GROUPS = (  # only the first difference of a group is reported: with another number of images, labels differ too
     ("classes",),
     *(tuple(f"{name}_{part}" for part in ("images", "labels", "content")) for name in ("train", "val")),
-    ("unlabelled_images", "unlabelled_content"),
+    ("unlabeled_images", "unlabeled_content"),
     ("teacher",),
 )
 WORDS = {
@@ -28,8 +28,8 @@ WORDS = {
     "val_images": "the number of validation images",
     "val_labels": "the digest of the validation labels",
     "val_content": "the digest of the validation images'",
-    "unlabelled_images": "the number of images without labels",
-    "unlabelled_content": "the digest of the images without labels'",
+    "unlabeled_images": "the number of images without labels",
+    "unlabeled_content": "the digest of the images without labels'",
     "teacher": "the digest of the teacher's weights",
 }
 
@@ -44,13 +44,13 @@ def origin_of(train_loader: Loader, val_loader: Loader, teacher: Optional[nn.Mod
 
     Keys: `classes`, the names in label order; `train_images` and `val_images`, the numbers of images; `train_labels`
     and `val_labels`, digests; `train_content` and `val_content`, `KIND: DIGEST` from `Loader.fingerprint`; the same
-    for images without labels, `unlabelled_images` and `unlabelled_content`; `teacher`, a digest of its weights, or
+    for images without labels, `unlabeled_images` and `unlabeled_content`; `teacher`, a digest of its weights, or
     `None`.
     """
     origin = {"classes": list(train_loader.info.classes), **_images("train", train_loader), **origin_of_val(val_loader)}
-    if train_loader.unlabelled is not None:
-        origin["unlabelled_images"] = train_loader.unlabelled.num_images
-        origin["unlabelled_content"] = ": ".join(train_loader.unlabelled.fingerprint())
+    if train_loader.unlabeled is not None:
+        origin["unlabeled_images"] = train_loader.unlabeled.num_images
+        origin["unlabeled_content"] = ": ".join(train_loader.unlabeled.fingerprint())
     origin["teacher"] = weights_digest(teacher) if isinstance(teacher, nn.Module) else None
     return origin
 

@@ -51,11 +51,11 @@ def soft_label_errors(cfg: CfgNode, distiller: Type[Distiller]) -> Iterator[str]
         )
 
 
-def unlabelled_errors(cfg: CfgNode, distiller: Type[Distiller]) -> Iterator[str]:
+def unlabeled_errors(cfg: CfgNode, distiller: Type[Distiller]) -> Iterator[str]:
     """Yield a line for each setting that cannot be combined with images without labels."""
     folder, method = cfg.DATASET.UNLABELED, cfg.DISTILLER.TYPE
-    if folder and not distiller.unlabelled:
-        able = sorted(name for name, other in distiller_dict.items() if other.unlabelled)
+    if folder and not distiller.unlabeled:
+        able = sorted(name for name, other in distiller_dict.items() if other.unlabeled)
         yield (
             f"DATASET.UNLABELED {folder}: DISTILLER.TYPE {method} needs a label for each image; leave UNLABELED out, or"
             f" use one of {', '.join(able)}"

@@ -121,8 +121,8 @@ class FastNetworks:
             "features": cfg.DISTILLER.TEACHER_FEATURES,
             "input": own_input_of(teacher),
         }
-        if loader.unlabelled is not None:
-            about["unlabelled_images"] = loader.unlabelled.digest()
+        if loader.unlabeled is not None:
+            about["unlabeled_images"] = loader.unlabeled.digest()
         about.update({f"teacher_{key}": value for key, value in given.items() if value})
         return open_cache(
             cfg.TEACHER_CACHE, self._teacher, widths, loader, precision, about, say, cfg.TEACHER_CACHE_GB, top

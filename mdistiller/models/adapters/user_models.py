@@ -112,7 +112,7 @@ def _import_file(place: str) -> Any:
     if name in sys.modules:
         return sys.modules[name]
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # the file may import its neighbours, as a script does
+        sys.path.append(str(path.parent))  # the file may import its neighbors, as a script does
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

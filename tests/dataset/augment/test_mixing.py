@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from mdistiller import distributed
 from mdistiller.dataset import get_dataset
-from mdistiller.dataset.augment.mixing import Mixing, with_neighbour
+from mdistiller.dataset.augment.mixing import Mixing, with_neighbor
 from mdistiller.engine.cfg import load_cfg
 from tests.conftest import make_image_folder
 
@@ -32,7 +32,7 @@ def batch_of(size: int, side: int = 8) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("seed", range(4))
 def test_mixup_by_hand(seed: int) -> None:
     state = torch.get_rng_state()
-    mixed = Mixing(0.5, 0.0, 3)(batch_of(3), seed, neighbour_first=False)
+    mixed = Mixing(0.5, 0.0, 3)(batch_of(3), seed, neighbor_first=False)
     assert torch.equal(torch.get_rng_state(), state)
     share = float(mixed["soft_target"][1, 1])  # of the image itself
     assert 0 <= share <= 1
@@ -49,7 +49,7 @@ def test_mixup_by_hand(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_cutmix_by_hand(seed: int) -> None:
-    mixed = Mixing(0.0, 1.0, 3)(batch_of(3), seed, neighbour_first=False)
+    mixed = Mixing(0.0, 1.0, 3)(batch_of(3), seed, neighbor_first=False)
     pasted = mixed["image"][1] == 0  # from the image before it
     assert torch.equal(pasted | (mixed["image"][1] == 1), torch.ones(3, 8, 8, dtype=torch.bool))
     assert float(mixed["soft_target"][1, 0]) == pytest.approx(float(pasted.float().mean()))
@@ -62,7 +62,7 @@ def test_cutmix_by_hand(seed: int) -> None:
 
 def test_it_is_torchvisions() -> None:
     batch = {**batch_of(5), "image": torch.randn(5, 3, 8, 8)}
-    found = Mixing(0.3, 0.0, 5)(batch, 7, neighbour_first=False)
+    found = Mixing(0.3, 0.0, 5)(batch, 7, neighbor_first=False)
     torch.manual_seed(7)
     torch.randint(1, ())
     image, soft = v2.MixUp(alpha=0.3, num_classes=5)(batch["image"], batch["target"])
@@ -72,14 +72,14 @@ def test_it_is_torchvisions() -> None:
 
 def test_both_are_used_in_turn() -> None:
     mixing = Mixing(1.0, 1.0, 4)
-    batches = [mixing(batch_of(4), seed, neighbour_first=False)["image"] for seed in range(40)]
+    batches = [mixing(batch_of(4), seed, neighbor_first=False)["image"] for seed in range(40)]
     pasted = sum(bool((image == image.round()).all()) for image in batches)
     assert 10 < pasted < 30
 
 
-def test_neighbours() -> None:
-    assert with_neighbour(slice(8, 10), slice(8, 12)).tolist() == [11, 8, 9]
-    assert with_neighbour(slice(10, 12), slice(8, 12)).tolist() == [9, 10, 11]
+def test_neighbors() -> None:
+    assert with_neighbor(slice(8, 10), slice(8, 12)).tolist() == [11, 8, 9]
+    assert with_neighbor(slice(10, 12), slice(8, 12)).tolist() == [9, 10, 11]
 
 
 def loader_of(folder: object, *overrides: str):  # type: ignore[no-untyped-def]

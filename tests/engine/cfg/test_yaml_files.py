@@ -34,7 +34,7 @@ def test_bad_files(tmp_path, content, message):
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_missing_file_offers_its_neighbours():
+def test_a_missing_file_offers_its_neighbors():
     with pytest.raises(UserError, match="did you mean .*res32x4_res8x4.yaml"):
         load_cfg(str(REPO / "configs/cifar100/sfakd/res32x4_res8x.yaml"))
 

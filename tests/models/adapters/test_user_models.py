@@ -185,7 +185,7 @@ def test_names_that_do_not_lead_to_a_model(name, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_imports_its_neighbours(tmp_path, registries_as_before):
+def test_a_file_imports_its_neighbors(tmp_path, registries_as_before):
     (tmp_path / "part_of_it.py").write_text("from torch import nn\nlayer = nn.Linear\n")
     (tmp_path / "whole.py").write_text(
         "from torch import nn\nimport part_of_it\n\n\ndef make(num_classes):\n"

@@ -66,8 +66,8 @@ def test_losses_by_hand(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(set(distiller_dict) - NEED_LABELS - {"KD"}))
-def test_each_method_takes_labels_of_labelled_images_only(folder: Path, method: str) -> None:
-    assert distiller_dict[method].unlabelled
+def test_each_method_takes_labels_of_labeled_images_only(folder: Path, method: str) -> None:
+    assert distiller_dict[method].unlabeled
     trainer = built(folder, "DATASET.IN_MEMORY", "yes", "SFAKD.CE_WEIGHT", "1.0", method=method)
     trainer.distiller.train()
     batch = with_soft_labels(next(iter(trainer.train_loader)), 0.0, 3)
@@ -77,13 +77,13 @@ def test_each_method_takes_labels_of_labelled_images_only(folder: Path, method: 
         torch.manual_seed(0)
         logits, losses = trainer.distiller(**{**batch, "target": weights, "epoch": 1})
         results.append({key: value.detach() for key, value in losses.items()})
-    labelled, none = results
-    assert none[name] == 0 < labelled[name]
+    labeled, none = results
+    assert none[name] == 0 < labeled[name]
     if method == "SFAKD":
         expected = F.cross_entropy(logits[:8], batch["target"][:8].argmax(1))
-        torch.testing.assert_close(labelled["loss_ce"], expected.detach())
-    for key in set(labelled) - {"loss_ce", "loss_probe"}:
-        assert torch.isfinite(none[key]) and labelled[key] != 0
+        torch.testing.assert_close(labeled["loss_ce"], expected.detach())
+    for key in set(labeled) - {"loss_ce", "loss_probe"}:
+        assert torch.isfinite(none[key]) and labeled[key] != 0
 
 
 @pytest.mark.parametrize("method", sorted(distiller_dict))
@@ -99,10 +99,10 @@ def test_a_step_of_its_own_must_say_so() -> None:
         def forward_train(self, image, target, **kwargs):  # type: ignore[no-untyped-def]
             raise NotImplementedError
 
-    assert KD.unlabelled and not Other.unlabelled
+    assert KD.unlabeled and not Other.unlabeled
 
 
-def test_accuracy_counts_labelled_images_only() -> None:
+def test_accuracy_counts_labeled_images_only() -> None:
     meter = EpochMeter(1)
     logits = torch.tensor([[2.0, 1], [2, 1], [2, 1], [1, 2]])
     batch = {"target": torch.tensor([0, 1, -1, -1]), "label_weight": torch.tensor([2.0, 2, 0, 0])}

@@ -14,12 +14,12 @@ from PIL import Image
 from mdistiller import distributed
 from mdistiller.dataset import Loader, get_dataset, get_val_loader
 from mdistiller.dataset.loading import loader as loader_module
-from mdistiller.dataset.loading.unlabelled import with_unlabelled
+from mdistiller.dataset.loading.unlabeled import with_unlabeled
 from mdistiller.errors import UserError
 
 Make = Callable[..., Any]
 GIVEN = {"MEAN": [0.0, 0.0, 0.0], "STD": [1.0, 1.0, 1.0], "INPUT_SIZE": 16}
-SIZES = (5, 3)  # labelled images and others in a batch; 12 labelled images make batches of 5, 5 and 2
+SIZES = (5, 3)  # labeled images and others in a batch; 12 labeled images make batches of 5, 5 and 2
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_joined_batch_by_hand() -> None:
     image = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
     batch = {"image": image, "target": torch.tensor([2, 0]), "index": torch.tensor([4, 1])}
     more = {"image": image[:1] + 1, "target": torch.tensor([0]), "index": torch.tensor([3])}
-    joined = with_unlabelled(batch, more, 10, 1.5)
+    joined = with_unlabeled(batch, more, 10, 1.5)
     assert joined["target"].tolist() == [2, 0, -1]
     assert joined["index"].tolist() == [4, 1, 13]
     assert joined["label_weight"].tolist() == [1.5, 1.5, 0.0]
@@ -73,11 +73,11 @@ def test_passes_follow_each_other_through_all_epochs(load: Make, in_memory: str)
     batches = batches_of(loader, epochs=7)
     other: List[int] = []
     for number, batch in enumerate(batches):
-        labelled = 2 if number % 3 == 2 else 5
-        assert batch["target"][:labelled].min() >= 0 and batch["target"][labelled:].tolist() == [-1] * 3
-        assert batch["label_weight"].tolist() == pytest.approx([(labelled + 3) / labelled] * labelled + [0] * 3)
-        assert loader.images_in(number % 3) == labelled + 3
-        other += (batch["index"][labelled:] - 12).tolist()
+        labeled = 2 if number % 3 == 2 else 5
+        assert batch["target"][:labeled].min() >= 0 and batch["target"][labeled:].tolist() == [-1] * 3
+        assert batch["label_weight"].tolist() == pytest.approx([(labeled + 3) / labeled] * labeled + [0] * 3)
+        assert loader.images_in(number % 3) == labeled + 3
+        other += (batch["index"][labeled:] - 12).tolist()
     assert sorted(other[:7]) == list(range(7)), "the first epochs show each once"
     passes = [other[start : start + 7] for start in range(0, 63, 7)]  # 7 epochs of 3 batches of 3 are 9 passes
     assert all(sorted(one) == list(range(7)) for one in passes)
@@ -94,7 +94,7 @@ def test_pixels_are_those_of_the_files(load: Make) -> None:
         torch.testing.assert_close(batch["image"][rows].mean((1, 2, 3)), expected)
 
 
-def test_labelled_images_are_those_of_a_run_without_others(load: Make) -> None:
+def test_labeled_images_are_those_of_a_run_without_others(load: Make) -> None:
     alone, joined = load(UNLABELED=""), load()
     for epoch in (0, 3):
         for loader in (alone, joined):
@@ -122,10 +122,10 @@ def test_two_processes_share_both_kinds(load: Make, monkeypatch: pytest.MonkeyPa
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
         parts.append(batches_of(load(), 2))
-    # the last batch of an epoch has two labelled images, fewer than two for each process, and is dropped
+    # the last batch of an epoch has two labeled images, fewer than two for each process, and is dropped
     whole = [batch for number, batch in enumerate(whole) if number % 3 < 2]
-    labelled = [batch["index"][batch["target"] >= 0].tolist() for batch in whole]
-    for number, indices in enumerate(labelled):
+    labeled = [batch["index"][batch["target"] >= 0].tolist() for batch in whole]
+    for number, indices in enumerate(labeled):
         found = [part[number] for part in parts]
         own = [batch["index"][batch["target"] >= 0] for batch in found]
         assert torch.cat(own).tolist() == indices
@@ -156,7 +156,7 @@ def test_validation_images_are_left_out(load: Make, image_folder: Path, caplog: 
 
 @pytest.mark.parametrize("keys", [{}, {"IN_MEMORY": "no"}])
 def test_passes_show_each_fixed_view_once(load: Make, keys: Dict[str, Any]) -> None:
-    loader = load(VIEWS=3, **keys).unlabelled
+    loader = load(VIEWS=3, **keys).unlabeled
     views: Dict[int, Set[int]] = {index: set() for index in range(7)}
     for batch in batches_of(loader, 3)[:7]:  # of 3 images: three passes
         for index, view in zip(batch["index"].tolist(), batch["variant"].tolist()):
@@ -168,13 +168,13 @@ def test_a_pass_is_drawn_once(load: Make, monkeypatch: pytest.MonkeyPatch) -> No
     drawn = []
     plan = loader_module.plan_epoch
     monkeypatch.setattr(loader_module, "plan_epoch", lambda *given, **more: drawn.append(given) or plan(*given, **more))
-    loader = load(UNLABELED_RATIO=0.2).unlabelled  # 7 images, 1 in each of 3 batches of an epoch
+    loader = load(UNLABELED_RATIO=0.2).unlabeled  # 7 images, 1 in each of 3 batches of an epoch
     plans = []
     for epoch in (1, 2, 2, 3):
         loader.set_epoch(epoch)
         plans.append(loader.plan().order.tolist())
     assert len(drawn) == 2 and plans[1] == plans[2]  # the third epoch begins the second pass
-    fresh = load(UNLABELED_RATIO=0.2).unlabelled
+    fresh = load(UNLABELED_RATIO=0.2).unlabeled
     fresh.set_epoch(3)
     assert fresh.plan().order.tolist() == plans[3]
 
@@ -204,5 +204,5 @@ def test_unusable_ones_are_left_out_on_request(load: Make, loose: Path) -> None:
     assert load(CORRUPT="skip").num_indices == 18
     for path in loose.rglob("*.png"):
         path.write_bytes(b"PNG")
-    with pytest.raises(UserError, match="^no unlabelled image can be read, for example"):
+    with pytest.raises(UserError, match="^no unlabeled image can be read, for example"):
         load(CORRUPT="skip")

@@ -19,7 +19,7 @@ from .class_folders import images_below, is_folder
 log = logging.getLogger("mdistiller")
 
 
-def find_unlabelled(given: str, val: ImageSplit) -> FileSplit:
+def find_unlabeled(given: str, val: ImageSplit) -> FileSplit:
     """Return the sorted images at any depth below the folder `given`, each with the label 0.
 
     Files that are validation images too are left out, with a note.
