@@ -31,8 +31,8 @@ def replace(path: Path, fill: Callable[[BinaryIO], Any], previous: Optional[Path
     """Replace the file at `path` by what `fill(file)` writes. After a failure, all files are as before.
 
     Args:
-        fill: writes the content to an open binary file.
-        previous: where to keep the file that was at `path`. Between the two renames only `previous` exists.
+        fill: a function that writes the content to an open binary file.
+        previous: the path to keep the old file under. Between the two renames only `previous` exists.
 
     Raises:
         UserError: the file cannot be written.

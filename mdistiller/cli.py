@@ -51,7 +51,7 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
     and 130 after Ctrl-C. Any other exception is a bug and keeps its traceback.
 
     Args:
-        interrupted: what to do after Ctrl-C, for the message.
+        interrupted: the advice on what to do after Ctrl-C, given in the message.
     """
     _open_streams()
     _show_notes()

@@ -53,7 +53,7 @@ def all_gather(value: Any) -> List[Any]:
     """Return the value of each process, in the order of the ranks.
 
     Args:
-        value: plain values and CPU tensors.
+        value: the value of this process, made of plain values and CPU tensors.
     """
     if not _initialized:
         return [value]
@@ -66,7 +66,7 @@ def broadcast(value: Any) -> Any:
     """Return the main process's value.
 
     Args:
-        value: plain values and CPU tensors.
+        value: the value of this process, made of plain values and CPU tensors.
     """
     if not _initialized:
         return value

@@ -18,7 +18,7 @@ def reported_once(store: dist.Store, rank: int, world_size: int) -> Iterator[Non
     """Let only the main process report a UserError that all processes raise within a `with` block.
 
     Args:
-        store: shared by the processes, for messages.
+        store: the store that the processes share, through which they compare their messages.
 
     Raises:
         SystemExit: with status 2, in place of a UserError that the main process reports.

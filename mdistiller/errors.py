@@ -18,7 +18,7 @@ class UserError(ValueError):
     The message says, in one line, what was given, what was expected and what to do. Several faults have one line each.
 
     Args:
-        faults: one line each. Line breaks and control characters in quoted text are removed.
+        faults: the faults, one line each. Line breaks and control characters in quoted text are removed.
 
     Attributes:
         faults: the lines.

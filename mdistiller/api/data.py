@@ -51,8 +51,8 @@ class Part(NamedTuple):
 
     Attributes:
         split: the images.
-        classes: names, as far as the data say them.
-        side: of the first image in pixels; `None` for files and for an image that is not square.
+        classes: the class names, in label order; `None` if the data do not name them.
+        side: the side of a `Dataset`'s first image in pixels, `None` if it is not square; for files the default.
     """
 
     split: ImageSplit
@@ -127,9 +127,10 @@ def class_names(given: Optional[Sequence[str]], *parts: Part, otherwise: Sequenc
     """Return the names of the classes, in label order.
 
     Args:
-        given: the names; `None` for those of the folders or of `dataset.classes`.
-        parts: the data.
-        otherwise: names where neither says them and there are enough of these; if not, the numbers of the labels.
+        given: the class names; `None` for those of the folders or of `dataset.classes`.
+        parts: the parts of the data, such as the training images and the validation images.
+        otherwise: the names to use where neither `given` nor `parts` has names, if there are enough. Otherwise the
+            numbers of the labels are the names.
 
     Raises:
         UserError: the parts have other classes, or a label without a name.

@@ -53,8 +53,8 @@ def distill(
         student: a module, or a name as for `DISTILLER.STUDENT` (`resnet8`, `timm/resnet18`, `my_file.py:make`). A
             module takes images float32 `[B, 3, S, S]`, normalized, and returns logits `[B, K]`, or `(logits, feats)`
             as MDistiller's models do. Training starts from its weights.
-        teacher: the same; or the path of a checkpoint or of the folder of a run; or what `load` returned. `None` for
-            methods without a teacher, such as `NONE`, which trains the student alone.
+        teacher: a module or a name, as for `student`; or the path of a checkpoint or of the folder of a run; or what
+            `load` returned. `None` for methods without a teacher, such as `NONE`, which trains the student alone.
         train_data: a folder with `<class>/<image>`, or with `train/` and `val/` of this layout; the name of a data set
             (`cifar100`, `fashion_demo`); or a PyTorch `Dataset` of (image, label). Its images are PIL images, arrays
             `[H, W, 3]` or tensors `[3, H, W]`, uint8 or in [0, 1], without normalization and random transforms, which
@@ -62,14 +62,15 @@ def distill(
         val_data: a folder or a `Dataset`; `None` if `train_data` names both parts, or has `train/` alone and
             `val_fraction` is given.
         method: the name of a distiller.
-        output: folder of the run.
-        resume: continue the run in `output`.
-        overwrite: replace the run in `output`.
-        classes: names in label order; by default those of the folders or of `train_data.classes`, otherwise those of a
-            teacher that `load` returned, otherwise the numbers.
+        output: the folder of the run.
+        resume: whether to continue the run in `output`.
+        overwrite: whether to replace the run in `output`.
+        classes: the class names in label order; by default those of the folders or of `train_data.classes`, otherwise
+            those of a teacher that `load` returned, otherwise the numbers.
         settings: further values by configuration key, such as `{"SFAKD.SIGMA": 0.2}`; see docs/configuration.md.
-        options: see docs/python.md: `epochs`, `batch_size`, `lr`, `seed`, `amp`, `input_size`, … Defaults are those of
-            the configuration, except that the schedule is `cosine` and Weights & Biases is off.
+        options: further options, such as `epochs`, `batch_size`, `lr`, `seed`, `amp` and `input_size`; see
+            docs/python.md. Defaults are those of the configuration, except that the schedule is `cosine` and Weights &
+            Biases is off.
 
     Returns:
         The finished run.

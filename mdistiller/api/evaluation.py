@@ -47,7 +47,7 @@ def evaluate(
         mean, std: channel statistics with which images in [0, 1] are normalized for a module; a `Student` has its own.
         input_size: `S`, the side of the images in pixels, for a module; by default that of the first image of a
             `Dataset`, and 32 for files.
-        batch_size: images in a batch; does not change the result.
+        batch_size: the number of images in a batch; it does not change the result.
 
     Returns:
         `top1` and `top5` in percent, to two decimals; `num_images`; `per_class`, top-1 in percent by class name (`None`

@@ -56,8 +56,8 @@ def given_keys(options: Mapping[str, Any], settings: Mapping[str, Any]) -> Dict[
     """Return values by configuration key, such as `SOLVER.EPOCHS`.
 
     Args:
-        options: by the names in `OPTIONS`.
-        settings: by configuration key.
+        options: the values of options, by their names in `OPTIONS`.
+        settings: further values, by configuration key.
 
     Raises:
         UserError: one line for each unknown option, and for each key that is given twice or by an argument.

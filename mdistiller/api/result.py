@@ -19,8 +19,8 @@ class Result:
     Attributes:
         summary: the content of summary.json: accuracies in percent (`best`, `last`,
             `teacher_accuracy`), cost, speed, versions.
-        folder: of the run, with checkpoints, worklog, metrics and configuration.
-        model: the student's backbone, if it was given as an object, not trained; or the name of your own code.
+        folder: the folder of the run, with checkpoints, worklog, metrics and configuration.
+        model: the student's backbone, not trained, if it was given as an object; or the name of your own code.
     """
 
     summary: Dict[str, Any] = field(repr=False)

@@ -36,12 +36,12 @@ class Student(nn.Module):
     module: `student.to("cuda")`.
 
     Args:
-        source: what `read_source` returned.
+        source: the student and its description, as `read_source` returns them.
 
     Attributes:
-        classes: K names, in the order of the logits.
-        input_size: `S`.
-        network: backbone and head, without the normalization.
+        classes: the K class names, in the order of the logits.
+        input_size: the side `S` of the images, in pixels.
+        network: the backbone and the head, without the normalization.
         source: the description of the checkpoint, without its weights.
     """
 
@@ -89,7 +89,7 @@ class Student(nn.Module):
         Args:
             images: one image of any kind that `transform` takes; or a list of them, an array `[B, H, W, 3]`, or a
                 tensor `[B, 3, H, W]`.
-            k: at least 1; at most the number of classes are returned.
+            k: the number of classes to return, at least 1. At most all classes are returned.
 
         Returns:
             A list of `Guess` (`name`, `index`, `probability` from 0 to 1), the likeliest first; for several images a

@@ -41,8 +41,8 @@ class PILDataset(Dataset):
     """Augments one image at a time, with PIL.
 
     Args:
-        images: uint8 `[N, S, S, 3]`.
-        targets: `N` labels.
+        images: the images, uint8 `[N, S, S, 3]`.
+        targets: the `N` labels.
         info: the images' size and normalization.
         padding: zeros on each side before the random crop, in pixels.
         flip: whether to flip images at random.
@@ -72,8 +72,8 @@ def baseline_loss(logits: Tensor, logits_teacher: Optional[Tensor], target: Tens
     """Return KD's loss, or the cross-entropy without a teacher.
 
     Args:
-        logits, logits_teacher: float `[B, N]`.
-        target: int64 `[B]`.
+        logits, logits_teacher: the logits of the student and of the teacher, float `[B, N]`.
+        target: the labels, int64 `[B]`.
         kd: the config section `KD`, with the weights and the temperature.
     """
     ce_loss = F.cross_entropy(logits, target)
@@ -101,8 +101,8 @@ class BaselineLoop:
     """The data, models and optimizer of the baseline's training loop.
 
     Args:
-        cfg: as for `build_trainer`. From `SOLVER`, only the batch size and the settings of SGD are used;
-            `DATASET.NUM_WORKERS` is ignored.
+        cfg: the configuration, as for `build_trainer`. From `SOLVER`, only the batch size and the settings of SGD are
+            used; `DATASET.NUM_WORKERS` is ignored.
 
     Raises:
         UserError: the images are not in memory, or are not augmented by padding, cropping and flipping.

@@ -35,7 +35,7 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
 
     Args:
         device: the device to measure.
-        dtype: of the operands. On CUDA, float32 follows PyTorch's current settings for TF32.
+        dtype: the data type of the operands. On CUDA, float32 follows PyTorch's current settings for TF32.
     """
     on_gpu = device.type == "cuda"
     with torch.inference_mode():

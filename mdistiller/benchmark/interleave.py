@@ -37,10 +37,10 @@ class TurnResult(NamedTuple):
     """What a loop did in its turn.
 
     Attributes:
-        images: number of training images.
-        seconds: until the device had finished them.
-        host_mib: peak resident memory of the process so far, plus the memory of its workers, in MiB.
-        device_mib: peak allocated memory on the GPU so far, in MiB; 0 without a GPU.
+        images: the number of training images.
+        seconds: the time in seconds until the device had finished them.
+        host_mib: the peak resident memory of the process so far, plus the memory of its workers, in MiB.
+        device_mib: the peak allocated memory on the GPU so far, in MiB; 0 without a GPU.
     """
 
     images: int
@@ -58,8 +58,8 @@ class BatchGate:
     """Lets the batches of a loop pass while it is the loop's turn.
 
     Args:
-        pipe: to the `LoopProcess` that gives the turns.
-        device: on which the loop trains.
+        pipe: the connection to the `LoopProcess` that gives the turns.
+        device: the device on which the loop trains.
     """
 
     def __init__(self, pipe: Connection, device: torch.device) -> None:
@@ -103,9 +103,10 @@ class LoopProcess:
     """A process that runs a loop in turns; a context manager that ends it.
 
     Args:
-        name: of the loop, for messages.
-        train: the loop. It runs in the process with `argument` and a pipe for its `BatchGate`, and never returns.
-        argument: picklable.
+        name: the name of the loop, given in error messages.
+        train: the function that runs the loop. It runs in the process with `argument` and a pipe for its `BatchGate`,
+            and never returns.
+        argument: the first argument of `train`, picklable.
     """
 
     def __init__(self, name: str, train: Callable[[Any, Connection], None], argument: Any) -> None:

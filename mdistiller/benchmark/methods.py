@@ -44,10 +44,10 @@ class Method(NamedTuple):
     """A row of the tables.
 
     Attributes:
-        name: as in the literature.
-        paper: title and year, or empty without a paper.
-        type: its `DISTILLER.TYPE`.
-        options: `KEY VALUE …`, for a method that is an option of another method.
+        name: the method's name in the literature.
+        paper: the title and the year of its paper; empty without a paper.
+        type: the value of `DISTILLER.TYPE` that selects it.
+        options: the settings `KEY VALUE …`, for a method that is an option of another method.
     """
 
     name: str

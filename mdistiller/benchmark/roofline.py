@@ -67,9 +67,9 @@ def step_cost(distiller: Distiller, batch: Dict[str, Any], dtype: torch.dtype, t
     """Return the cost of a training step, measured by running one step in float32.
 
     Args:
-        distiller: in float32; the step changes its statistics and gradients.
+        distiller: the distiller, in float32; the step changes its statistics and gradients.
         batch: the arguments of `forward_train`, including `epoch`.
-        dtype: of the networks in the training that is compared; the optimizer's state is float32.
+        dtype: the data type of the networks in the training that is compared; the optimizer's state is float32.
         teacher_cached: whether the teacher's outputs are cached, so that the teacher does not run.
     """
 

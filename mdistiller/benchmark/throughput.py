@@ -34,9 +34,9 @@ class Case(NamedTuple):
     """A row of the table.
 
     Attributes:
-        method: its name in the tables.
-        setting: `KEY VALUE …` of this row only.
-        path, overrides: of the configuration.
+        method: the method's name in the tables.
+        setting: the settings `KEY VALUE …` of this row only.
+        path, overrides: the path of the configuration, and the settings `KEY VALUE …` that override it.
         warm: whether every round repeats the first epoch, after one untimed pass over it.
     """
 
@@ -61,11 +61,12 @@ def make_cases(
     """Return one row for every combination of pair (or the configuration at `path`), method and setting.
 
     Args:
-        pairs: of CIFAR-100.
-        path: of a configuration, in place of the pairs.
-        methods: names or types; if empty, SFAKD, or the method of the configuration at `path`.
-        settings: each `KEY VALUE …`, applied after `overrides`; if empty, one row with `overrides` only.
-        overrides: `KEY VALUE …` for all rows.
+        pairs: the names of CIFAR-100 pairs of teacher and student.
+        path: the path of a configuration, in place of the pairs.
+        methods: the names or types of the methods; if empty, SFAKD, or the method of the configuration at `path`.
+        settings: the settings to compare, each `KEY VALUE …`, applied after `overrides`; if empty, one row with
+            `overrides` only.
+        overrides: the settings `KEY VALUE …` for all rows.
         warm: see `Case`.
 
     Raises:
@@ -148,10 +149,10 @@ def measure(case: Case, cost: Cost, baseline: bool, rounds: int, budget: TurnBud
     """Measure a case and return its row.
 
     Args:
-        case, cost: from `prepare`.
+        case, cost: the case and the cost of its training step, as `prepare` returns them.
         baseline: whether to run the baseline loop too.
-        rounds: number of turns of each loop.
-        budget: of a turn.
+        rounds: the number of turns of each loop.
+        budget: the length of a turn.
 
     Raises:
         UserError: the baseline cannot be trained.

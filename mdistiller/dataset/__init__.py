@@ -60,8 +60,8 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
     """Return `(train_loader, val_loader, num_data, num_classes)` of the data set `cfg.DATASET.TYPE`.
 
     Args:
-        cfg: keys `DATASET.*`, `SOLVER.BATCH_SIZE` and `EXPERIMENT.SEED` are read.
-        device: device of the batches; by default CUDA if available, otherwise the CPU.
+        cfg: the configuration, of which `DATASET.*`, `SOLVER.BATCH_SIZE` and `EXPERIMENT.SEED` are read.
+        device: the device of the batches; by default CUDA if available, otherwise the CPU.
 
     Returns:
         The two loaders, the number of training images after `DATASET.TRAIN_FRACTION` and `DATASET.CORRUPT skip`, and
@@ -91,7 +91,8 @@ def get_val_loader(cfg: CfgNode, device: Device = None, split: str = VAL) -> Loa
 
     Args:
         cfg, device: see `get_dataset`.
-        split: of an image folder, the name of another folder beside `train/` and `val/`, such as `test`.
+        split: the images to load: `val`, or the name of another folder beside `train/` and `val/` of an image folder,
+            such as `test`.
     """
     splits, options = _read(cfg, split)
     if options.corrupt == "refuse":  # evaluation decodes each image anyway

@@ -61,10 +61,11 @@ def own_images(
     """Return the splits of a set of the user's own images, after measuring their statistics if these are not given.
 
     Args:
-        cfg, options: the configuration.
-        classes: names, in label order.
-        root: folder of the data set.
-        find_train, find_val: find the images. Evaluation does not need those for training if statistics are given.
+        cfg, options: the configuration, and the validated options of the data set.
+        classes: the class names, in label order.
+        root: the folder of the data set.
+        find_train, find_val: functions that find the images. Evaluation does not need those for training if statistics
+            are given.
     """
     if cfg.DATASET.INPUT_SIZE is None:
         log.info("DATASET.INPUT_SIZE is not set: images are resized to %d px", options.input_size)

@@ -41,8 +41,8 @@ def cat_loss(cams_student: Tensor, cams_teacher: Tensor, normalize: bool = True)
     """Return the scalar mean squared difference of two models' CAMs.
 
     Args:
-        cams_student: `[B, N, H, W]`, float32.
-        cams_teacher: `[B, N, H, W]`, float32.
+        cams_student: the student's CAMs, `[B, N, H, W]`, float32.
+        cams_teacher: the teacher's CAMs, `[B, N, H, W]`, float32.
         normalize: whether to divide each CAM by its L2 norm first.
     """
     student, teacher = cams_student.flatten(2), cams_teacher.flatten(2)

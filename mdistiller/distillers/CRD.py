@@ -31,8 +31,8 @@ def contrastive_loss(ratios: Tensor, num_data: int) -> Tensor:
     """Return the scalar noise-contrastive estimate for one anchor network, averaged over the batch.
 
     Args:
-        ratios: `exp(similarity / temperature) / Z`, `[B, K + 1]`, float32, the positive first.
-        num_data: `N`; the noise distribution is uniform over the training images.
+        ratios: the ratios `exp(similarity / temperature) / Z`, `[B, K + 1]`, float32, the positive first.
+        num_data: the number of training images, `N`; the noise distribution is uniform over them.
     """
     noise = (ratios.shape[1] - 1) / num_data
     log_positive = torch.log(ratios[:, 0] / (ratios[:, 0] + noise + EPS))
@@ -58,7 +58,7 @@ class CRD(Distiller):
 
     Args:
         student, teacher, cfg: see `Distiller`.
-        num_data: `N`; `None` if `attach_data` is called later.
+        num_data: the number of training images, `N`; `None` if `attach_data` is called later.
     """
 
     DEFAULTS = {
@@ -163,9 +163,9 @@ class CRD(Distiller):
         """Return the indices `[B, K + 1]` of contrast images, the positive first.
 
         Args:
-            target: labels `[B]`, int64.
-            index: indices of the images `[B]`, int64.
-            epoch: seeds the generator together with `EXPERIMENT.SEED`.
+            target: the labels `[B]`, int64.
+            index: the indices of the images `[B]`, int64.
+            epoch: the epoch, which seeds the generator together with `EXPERIMENT.SEED`.
         """
         if self.sampler is None:
             raise UserError("CRD samples from the labels of all training images; call attach_data(train_loader) first")

@@ -37,9 +37,9 @@ def dist_losses(logits_student: Tensor, logits_teacher: Tensor, tau: float) -> T
     class, its two columns of probabilities over the batch.
 
     Args:
-        logits_student: `[B, N]`, floating point.
-        logits_teacher: `[B, N]`, floating point.
-        tau: temperature, greater than 0.
+        logits_student: the student's logits, `[B, N]`, floating point.
+        logits_teacher: the teacher's logits, `[B, N]`, floating point.
+        tau: the temperature, greater than 0.
     """
     student, teacher = (torch.softmax(logits.float() / tau, dim=1) for logits in (logits_student, logits_teacher))
     return tau**2 * pearson_distance(student, teacher), tau**2 * pearson_distance(student.t(), teacher.t())

@@ -35,10 +35,10 @@ def dkd_loss(
     `TCKD + (1 − teacher's target probability) · NCKD`.
 
     Args:
-        logits_student, logits_teacher: `[B, N]`, floating point.
-        target: `[B]`, int64 labels.
-        alpha, beta: weights of TCKD and of NCKD.
-        temperature: `T > 0`.
+        logits_student, logits_teacher: the logits of the student and of the teacher, `[B, N]`, floating point.
+        target: the labels, `[B]`, int64.
+        alpha, beta: the weights of TCKD and of NCKD.
+        temperature: the temperature `T > 0`.
         logit_stand: whether to standardize the logits first; see `standardize_logits`.
     """
     is_target = F.one_hot(target, logits_student.shape[1])

@@ -25,10 +25,10 @@ def kd_loss(
     """Return the scalar `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, averaged over the batch.
 
     Args:
-        logits_student: `[B, N]`, floating point.
-        logits_teacher: `[B, N]`, floating point.
-        temperature: `T > 0`, a float or a scalar tensor; a tensor gets a gradient. The factor `T²` keeps the scale of
-            the logits' gradients when `T` changes.
+        logits_student: the student's logits, `[B, N]`, floating point.
+        logits_teacher: the teacher's logits, `[B, N]`, floating point.
+        temperature: the temperature `T > 0`, a float or a scalar tensor; a tensor gets a gradient. The factor `T²`
+            keeps the scale of the logits' gradients when `T` changes.
         logit_stand: whether to standardize the logits first; see `standardize_logits`.
     """
     if logit_stand:

@@ -71,8 +71,8 @@ def right_singular_vectors(feat: Tensor, num_vectors: int, layout: str = "pixels
     """Return the first right singular vectors and singular values of a map, float32.
 
     Args:
-        feat: `[B, C, H, W]`, floating point.
-        num_vectors: `K`; fewer are returned if the matrix has fewer rows or columns.
+        feat: the map, `[B, C, H, W]`, floating point.
+        num_vectors: the number of vectors `K`; fewer are returned if the matrix has fewer rows or columns.
         layout: the matrix to decompose. "pixels": `[B, H · W, C]`, which gives `([B, C, K], [B, K])`. "mdistiller":
             `[B, C · H, W]`, which gives `([B, W, K], [B, K])`.
     """
@@ -104,11 +104,11 @@ def kdsvd_loss(
     """Return the scalar squared difference of the stages' relations, averaged over the batch, summed over the rest.
 
     Args:
-        feats_student: a map `[B, C_s, H_s, W_s]` for each of two or more stages, floating point.
+        feats_student: the student's maps, `[B, C_s, H_s, W_s]` for each of two or more stages, floating point.
         feats_teacher: the teacher's maps, `[B, C_t, H_t, W_t]`. If one list is longer, its last entries are ignored.
-        k: number of singular vectors of each stage.
-        translations: for each stage the linear map `[C_t, C_s]`, or `None` if the channels agree. `None` for the whole
-            argument if they agree in all stages.
+        k: the number of singular vectors of each stage.
+        translations: the linear map `[C_t, C_s]` of each stage, or `None` for a stage whose channels agree. `None` for
+            the whole argument if they agree in all stages.
         layout: see `right_singular_vectors`; with "mdistiller" both maps of a stage must have the same width.
     """
     losses: List[Tensor] = []

@@ -39,9 +39,9 @@ def instance_loss(logits_student: Tensor, logits_teacher: Tensor, temperatures: 
     """Return the scalar `Σ_T T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, averaged over the batch.
 
     Args:
-        logits_student: `[B, N]`, floating point.
-        logits_teacher: `[B, N]`, floating point.
-        temperatures: one or more numbers `T > 0`.
+        logits_student: the student's logits, `[B, N]`, floating point.
+        logits_teacher: the teacher's logits, `[B, N]`, floating point.
+        temperatures: the temperatures, one or more numbers `T > 0`.
     """
     log_student, log_teacher = (_log_predictions(logits, temperatures) for logits in (logits_student, logits_teacher))
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(2).mean(1)
@@ -69,7 +69,7 @@ def low_confidence_shares(logits_teacher: Tensor) -> Tuple[Tensor, Tensor]:
     An image's confidence is its highest probability. A class's confidence is the sum of its probability over the batch.
 
     Args:
-        logits_teacher: `[B, N]`, floating point.
+        logits_teacher: the teacher's logits, `[B, N]`, floating point.
 
     Returns:
         Two scalars in (0, 1]: one half, or more if the number is odd or values are equal.
@@ -131,7 +131,7 @@ class MLKD(Distiller):
 
         Args:
             image: the weak view `[B, 3, H, W]`, or a pair `[weak, strong]` of views.
-            target: `[B]`, int64 labels.
+            target: the labels, `[B]`, int64.
             kwargs: may contain the strong view, `image_strong [B, 3, H, W]`.
         """
         weak, strong = (image, kwargs.get("image_strong")) if isinstance(image, Tensor) else image

@@ -35,7 +35,7 @@ def nst_loss(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor]) -
     is polynomial.
 
     Args:
-        feats_student: a map `[B, C_s, H_s, W_s]` for each stage, floating point.
+        feats_student: the student's maps, `[B, C_s, H_s, W_s]` for each stage, floating point.
         feats_teacher: the teacher's maps, `[B, C_t, H_t, W_t]`. The larger map of a pair is average-pooled to the size
             of the smaller. If one list is longer, its last entries are ignored.
     """

@@ -45,9 +45,10 @@ def ofd_loss(map_student: Tensor, map_teacher: Tensor, margin: Tensor) -> Tensor
     student's value below it adds nothing to the loss.
 
     Args:
-        map_student: `[B, C_t, H, W]`, floating point, the output of the connector.
-        map_teacher: `[B, C_t, H_t, W_t]`, floating point; average-pooled (or repeated) to the student's size.
-        margin: `[1, C_t, 1, 1]`, at most 0.
+        map_student: the student's map, `[B, C_t, H, W]`, floating point, the output of the connector.
+        map_teacher: the teacher's map, `[B, C_t, H_t, W_t]`, floating point; average-pooled (or repeated) to the
+            student's size.
+        margin: the margin of each channel, `[1, C_t, 1, 1]`, at most 0.
     """
     student, teacher = map_student.float(), map_teacher.float()
     height, width = student.shape[-2:]

@@ -31,9 +31,9 @@ def pkt_loss(feat_student: Tensor, feat_teacher: Tensor, eps: float = 1e-7) -> T
     """Return the scalar mean of `t · log((t + eps) / (s + eps))` over the `B²` neighbor probabilities `s`, `t`.
 
     Args:
-        feat_student: `[B, C_s]`, floating point.
-        feat_teacher: `[B, C_t]`, floating point.
-        eps: keeps the quotients finite.
+        feat_student: the student's features, `[B, C_s]`, floating point.
+        feat_teacher: the teacher's features, `[B, C_t]`, floating point.
+        eps: a small number that keeps the quotients finite.
     """
     with torch.autocast(feat_student.device.type, enabled=False):
         student, teacher = (neighbor_probabilities(feat.float(), eps) for feat in (feat_student, feat_teacher))

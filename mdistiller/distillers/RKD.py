@@ -24,7 +24,7 @@ def relative_distances(difference: Tensor, squared: bool, eps: float) -> Tensor:
     The diagonal is 0 and is excluded from the mean.
 
     Args:
-        difference: `[B, B, C]`, float32.
+        difference: the pairwise differences, `[B, B, C]`, float32.
         squared: whether to use squared distances.
         eps: the least squared distance, greater than 0.
     """
@@ -57,8 +57,8 @@ def rkd_loss(
     """Return the scalar weighted sum of the smooth L1 losses of relative distances and of angles.
 
     Args:
-        feat_student: `[B, C_s]`, floating point.
-        feat_teacher: `[B, C_t]`, floating point.
+        feat_student: the student's features, `[B, C_s]`, floating point.
+        feat_teacher: the teacher's features, `[B, C_t]`, floating point.
         squared: whether to use squared distances.
         eps: the least squared distance, greater than 0.
         distance_weight: weight of the distance loss.

@@ -39,10 +39,10 @@ def sample_confidence_loss(
     `b_T` is the teacher's highest probability, `b_S` the student's probability of the label, both at temperature `T`.
 
     Args:
-        logits_student: `[B, N]`, floating point.
-        logits_teacher: `[B, N]`, floating point.
-        target: `[B]`, int64 labels.
-        temperature: `T > 0`.
+        logits_student: the student's logits, `[B, N]`, floating point.
+        logits_teacher: the teacher's logits, `[B, N]`, floating point.
+        target: the labels, `[B]`, int64.
+        temperature: the temperature `T > 0`.
     """
     log_student = _log_one_against_rest(logits_student.float() / temperature, target)
     log_teacher = _log_one_against_rest(logits_teacher.float() / temperature, logits_teacher.argmax(1))

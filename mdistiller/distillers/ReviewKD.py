@@ -38,8 +38,8 @@ def hcl_loss(maps_student: Sequence[Tensor], maps_teacher: Sequence[Tensor]) -> 
     coarser than the map are skipped.
 
     Args:
-        maps_student: maps `[B, C, H, W]`, floating point.
-        maps_teacher: maps of the same shapes.
+        maps_student: the student's maps, `[B, C, H, W]` each, floating point.
+        maps_teacher: the teacher's maps, of the same shapes.
     """
     total = torch.zeros((), device=maps_student[0].device)
     for student, teacher in zip(maps_student, maps_teacher):
@@ -77,9 +77,9 @@ class ABF(nn.Module):
     """Attention based fusion of one of the student's maps with the result of the deeper levels.
 
     Args:
-        in_channels: channels of the student's map.
-        mid_channels: `C_m`.
-        out_channels: channels of the teacher's map.
+        in_channels: the number of channels of the student's map.
+        mid_channels: the number of channels between the two convolutions, `C_m`.
+        out_channels: the number of channels of the teacher's map.
         fuse: whether there is a deeper level.
     """
 

@@ -59,8 +59,8 @@ def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor) -> Ten
     The squared error is summed over channels. An average over channels would make its gradients `C_t` times smaller.
 
     Args:
-        pooled_student: `p`, `[B, C_t]`, floating point.
-        pooled_teacher: `t`, `[B, C_t]`, floating point.
+        pooled_student: the student's pooled features `p`, `[B, C_t]`, floating point.
+        pooled_teacher: the teacher's pooled features `t`, `[B, C_t]`, floating point.
     """
     return (pooled_student.float() - pooled_teacher.float()).square().sum(1).mean()
 
@@ -69,8 +69,9 @@ def map_alignment_loss(map_student: Tensor, map_teacher: Tensor) -> Tensor:
     """Return the scalar squared error of two maps, summed over channels and averaged over images and positions.
 
     Args:
-        map_student: `[B, C_t, H_s, W_s]`, floating point.
-        map_teacher: `[B, C_t, H_t, W_t]`, floating point. The larger map is average-pooled to the size of the smaller.
+        map_student: the student's map, `[B, C_t, H_s, W_s]`, floating point.
+        map_teacher: the teacher's map, `[B, C_t, H_t, W_t]`, floating point. The larger map is average-pooled to the
+            size of the smaller.
     """
     student, teacher = match_size(map_student.float(), map_teacher.float())
     return (student - teacher).square().sum(1).mean()

@@ -28,8 +28,8 @@ def sp_loss(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor]) ->
     """Return the scalar mean squared difference of the similarities of all `B²` pairs of images, summed over layers.
 
     Args:
-        feats_student: `[B, C_s, H_s, W_s]` for each layer, floating point.
-        feats_teacher: `[B, C_t, H_t, W_t]` for each layer, floating point; sizes and channels may differ.
+        feats_student: the student's maps, `[B, C_s, H_s, W_s]` for each layer, floating point.
+        feats_teacher: the teacher's maps, `[B, C_t, H_t, W_t]` each, floating point; sizes and channels may differ.
     """
     losses = []
     for student, teacher in zip(feats_student, feats_teacher):

@@ -29,7 +29,8 @@ def simkd_loss(projected: Tensor, map_teacher: Tensor) -> Tensor:
 
     Args:
         projected: the student's projected map, `[B, C_t, H_s, W_s]`, floating point.
-        map_teacher: `[B, C_t, H_t, W_t]`, floating point. The larger map is average-pooled to the size of the smaller.
+        map_teacher: the teacher's map, `[B, C_t, H_t, W_t]`, floating point. The larger map is average-pooled to the
+            size of the smaller.
     """
     return F.mse_loss(*match_size(projected.float(), map_teacher.float()))
 
@@ -60,10 +61,10 @@ class SimKDHead(Head):
     """Pooling of a larger map to the teacher's size, projector, global pooling and the teacher's classifier.
 
     Args:
-        in_channels: `C_s`.
-        height, width: size of the teacher's final map.
+        in_channels: the number of channels of the student's final map, `C_s`.
+        height, width: the size of the teacher's final map.
         out_channels, num_classes, bias: `C_t`, `N` and bias of the teacher's classifier.
-        factor: the projector's inner width is `C_t / factor`.
+        factor: the divisor that gives the projector's inner width, `C_t / factor`.
         relu: whether the projector ends in a ReLU.
     """
 

@@ -24,9 +24,9 @@ def vid_loss(predicted_mean: Tensor, log_scale: Tensor, feat_teacher: Tensor, ep
     """Return the scalar mean negative log-likelihood of the teacher's map under Gaussians, up to a constant.
 
     Args:
-        predicted_mean: `[B, C_t, H, W]`, floating point, the regressor's output for the student's map.
-        log_scale: `[C_t]`; the variance of a channel is `softplus(log_scale) + eps`.
-        feat_teacher: `[B, C_t, H, W]`, floating point.
+        predicted_mean: the regressor's output for the student's map, `[B, C_t, H, W]`, floating point.
+        log_scale: the parameter of each channel's variance, `[C_t]`; the variance is `softplus(log_scale) + eps`.
+        feat_teacher: the teacher's map, `[B, C_t, H, W]`, floating point.
         eps: the least variance.
     """
     variance = (F.softplus(log_scale.float()) + eps).view(1, -1, 1, 1)

@@ -34,9 +34,9 @@ def ttm_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float,
     """Return the scalar `mean over images of U · KL(softmax(teacher / T) ‖ softmax(student))`.
 
     Args:
-        logits_student: `[B, N]`, floating point.
-        logits_teacher: `[B, N]`, floating point.
-        temperature: `T > 0`.
+        logits_student: the student's logits, `[B, N]`, floating point.
+        logits_teacher: the teacher's logits, `[B, N]`, floating point.
+        temperature: the temperature `T > 0`.
         weighted: whether to weight images by `power_sum` (WTTM); otherwise `U = 1` (TTM).
     """
     log_student = F.log_softmax(logits_student.float(), dim=1)

@@ -88,7 +88,7 @@ class Distiller(nn.Module):
         """Yield one line for each error in the method's config section; called before any model is built.
 
         Args:
-            options: the section; it has the keys of `DEFAULTS`.
+            options: the config section; it has the keys of `DEFAULTS`.
             section: the section's name; each line starts with it.
         """
         if knows(cls, "RANGES", options):
@@ -143,8 +143,8 @@ class Distiller(nn.Module):
         """Return the student's logits `[B, N]` and the scalar losses by name; the trainer minimizes their sum.
 
         Args:
-            image: `[B, 3, H, W]`, normalized.
-            target: `[B]`, int64 labels; with `soft_labels` perhaps `[B, N]`, float32 probabilities, and with
+            image: the images, `[B, 3, H, W]`, normalized.
+            target: the labels, int64 `[B]`; with `soft_labels` perhaps float32 probabilities `[B, N]`, and with
                 `unlabeled` perhaps weighted ones.
             kwargs: the other entries of the batch, such as `index [B]`, and `epoch`, counted from 1.
         """
@@ -154,8 +154,8 @@ class Distiller(nn.Module):
         """Read what the method needs from the training set; called once, before the first step.
 
         Args:
-            train_loader: the loader. Its `targets` holds the labels of all images in index order; a batch's `index`
-                counts in the same order.
+            train_loader: the loader of the training images. Its `targets` holds the labels of all images in index
+                order; a batch's `index` counts in the same order.
         """
 
     def forward_test(self, image: Tensor) -> Tensor:

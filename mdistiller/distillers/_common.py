@@ -73,7 +73,7 @@ def resolve_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, in
     Args:
         given: the value of the config key `key`: one side, `[height, width]`, or `None` for `dataset_size`.
         dataset_size: `image_size(cfg)`, one side or `[height, width]`.
-        key: the config key, for messages.
+        key: the config key, named in error messages.
 
     Raises:
         UserError: both sizes are `None`, or the size is invalid.
@@ -104,8 +104,8 @@ def stage_shapes(model: nn.Module, input_size: InputSize, key: str = "feats") ->
 
     Args:
         model: the model.
-        input_size: of the images, in pixels.
-        key: `feats`, or `preact_feats` for the maps before their activation.
+        input_size: the size of the images, in pixels.
+        key: the key of the maps: `feats`, or `preact_feats` for the maps before their activation.
 
     Raises:
         UserError: the model returns fewer than two maps, one of the stem and one of a stage.
@@ -153,8 +153,8 @@ class ConvReg(nn.Module):
     upsampling.
 
     Args:
-        s_shape: `[B, C_s, H_s, W_s]`, the shape of the input.
-        t_shape: `[B, C_t, H_t, W_t]`, the shape of the output.
+        s_shape: the shape of the input, `[B, C_s, H_s, W_s]`.
+        t_shape: the shape of the output, `[B, C_t, H_t, W_t]`.
         use_relu: whether to end with a ReLU.
     """
 

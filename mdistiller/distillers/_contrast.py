@@ -26,9 +26,9 @@ def similarities(anchors: Tensor, bank: Tensor, contrast_index: Tensor) -> Tenso
     never larger than the bank.
 
     Args:
-        anchors: `[B, D]`.
-        bank: `[N, D]`.
-        contrast_index: rows of the bank, `[B, K + 1]`, int64.
+        anchors: the embeddings of the anchors, `[B, D]`.
+        bank: the embeddings of all images, `[N, D]`.
+        contrast_index: the rows of the bank to compare each anchor with, `[B, K + 1]`, int64.
     """
     chunks = zip(anchors.split(bank.shape[1]), contrast_index.split(bank.shape[1]))
     return torch.cat([(rows @ bank.t()).gather(1, index) for rows, index in chunks])
@@ -38,7 +38,7 @@ class ContrastSampler(nn.Module):
     """Samples indices of training images of the same class or of other classes.
 
     Args:
-        labels: `[N]`, int64, the labels of all training images in index order.
+        labels: the labels of all training images in index order, `[N]`, int64.
 
     Raises:
         UserError: all images are of one class.
@@ -84,9 +84,9 @@ class ContrastMemory(nn.Module):
     """The latest embeddings of all training images by both networks, and the normalization constants `Z`.
 
     Args:
-        num_data, dim: `N` and `D`.
-        temperature: divides the similarities.
-        momentum: weight of the old embedding in an update.
+        num_data, dim: the number of training images `N` and the length of an embedding `D`.
+        temperature: the temperature, which divides the similarities.
+        momentum: the weight of the old embedding in an update.
     """
 
     bank_student: Tensor
@@ -108,9 +108,9 @@ class ContrastMemory(nn.Module):
         The first call estimates `Z` as `N` times the mean of `exp(similarity / temperature)`; later calls reuse it.
 
         Args:
-            student: embeddings `[B, D]`.
-            teacher: embeddings `[B, D]`.
-            contrast_index: `[B, K + 1]`, int64.
+            student: the student's embeddings, `[B, D]`.
+            teacher: the teacher's embeddings, `[B, D]`.
+            contrast_index: the rows of the banks to compare each anchor with, `[B, K + 1]`, int64.
         """
         scores = [
             torch.exp(similarities(anchors, bank, contrast_index) / self.temperature)

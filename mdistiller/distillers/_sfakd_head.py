@@ -64,8 +64,8 @@ class BottleneckProjector(nn.Sequential):
     """Adaptive bottleneck `C_s → m → C_t`, `m = ⌊(C_s + C_t) / 2⌋`, with a 3×3 convolution of `m` channels.
 
     Args:
-        in_channels, out_channels: `C_s`, `C_t`.
-        kind: of the 3×3 convolution. "separable": depthwise 3×3, then pointwise. "full": one full 3×3 convolution.
+        in_channels, out_channels: the numbers of channels of the input and of the output, `C_s` and `C_t`.
+        kind: the kind of convolution. "separable": depthwise 3×3, then pointwise. "full": one full 3×3 convolution.
         relu: whether it ends in a ReLU, which keeps the output from being negative.
     """
 

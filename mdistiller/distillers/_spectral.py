@@ -66,7 +66,7 @@ class FrequencyFilter(nn.Module):
     """A learnable complex filter `K [C, H, W]`, with one weight for each channel and frequency.
 
     Args:
-        channels, height, width: `C`, `H`, `W`.
+        channels, height, width: the number of channels and the size of the maps, `C`, `H` and `W`.
         init: the initial `K`. "identity": 1, so the filter changes nothing. "uniform": real and imaginary parts uniform
             in `[0, 1) / C²`, as in the authors' code.
     """
@@ -108,8 +108,8 @@ class HighPass(nn.Module):
     `r = int(0.1 · c)`. That is a square off the center, and no frequency at all if a side is shorter than 20.
 
     Args:
-        height, width: bins of the spectrum. A 1×1 map has nothing to suppress, so its mask is 1.
-        sigma: `σ / min(height, width)`, greater than 0.
+        height, width: the numbers of bins of the spectrum. A 1×1 map has nothing to suppress, so its mask is 1.
+        sigma: the value of `σ / min(height, width)`, greater than 0.
         learnable: whether the Gaussian's `σ` is trained. Its logarithm is the parameter, so `σ` stays positive.
         kind: "gaussian": `G / max(G)`, `G = 1 − exp(−d² / 2σ²)`. "hard": 0 for `d ≤ σ`, which includes the zero
             frequency, otherwise 1. "none": 1.
@@ -146,7 +146,7 @@ class FrequencyBranch(nn.Module):
     """`F_freq = Re(IFFT2(FFT2(F) ⊙ K ⊙ M))`, computed in at least float32, also under autocast.
 
     Args:
-        channels, height, width: `C`, `H`, `W`.
+        channels, height, width: the number of channels and the size of the maps, `C`, `H` and `W`.
         sigma, learnable_sigma, mask: see `HighPass`; `mask` is its `kind`.
         filter_init: see `FrequencyFilter`.
     """

@@ -36,9 +36,9 @@ class Head(nn.Module):
     Source: SimKD, "Knowledge Distillation with the Reused Teacher Classifier" (2022).
 
     Args:
-        projector: maps `[B, C_s, H, W]` to `[B, C_t, H, W]`.
-        out_channels: `C_t`, the input channels of the teacher's classifier.
-        num_classes: `N`.
+        projector: a module that maps `[B, C_s, H, W]` to `[B, C_t, H, W]`.
+        out_channels: the number of input channels of the teacher's classifier, `C_t`.
+        num_classes: the number of classes, `N`.
         bias: whether the teacher's classifier has a bias.
         options: plain values from which `head_dict[kind](**options)` rebuilds the head.
     """
@@ -83,8 +83,8 @@ def ends_in_relu(choice: Optional[bool], teacher: nn.Module, input_size: InputSi
 
     Args:
         choice: the configured value; `None` to look at the teacher's outputs for a few images of fixed noise.
-        teacher: with its weights.
-        input_size: of the images.
+        teacher: the teacher, with its weights.
+        input_size: the size of the images, in pixels.
         key: the output that the projector imitates, `pooled_feat` or `final_map`.
     """
     if choice is not None:

@@ -40,7 +40,7 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
 
     Args:
         cfg: the configuration.
-        validate: `False` skips validation; only for an unchanged `cfg` that `load_valid_cfg` returned.
+        validate: whether to validate `cfg`; `False` is only for an unchanged `cfg` that `load_valid_cfg` returned.
 
     Raises:
         UserError: the configuration is invalid, data or weights are missing, or parts do not fit each other.

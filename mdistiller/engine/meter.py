@@ -21,7 +21,7 @@ class EpochMeter:
     In a process group, all processes call `sync`, `averages` and `state_dict` together. The results cover all images.
 
     Args:
-        epoch: counted from 1, for messages.
+        epoch: the epoch, counted from 1, named in messages.
     """
 
     def __init__(self, epoch: int) -> None:

@@ -40,9 +40,9 @@ class SavedRun(NamedTuple):
     """What is known about a run to resume before data and models are loaded.
 
     Attributes:
-        path: of its training state, for messages.
-        config: its configuration, nested dictionaries.
-        epoch: completed epochs.
+        path: the path of its training state, named in error messages.
+        config: its configuration, as nested dictionaries.
+        epoch: the number of completed epochs.
     """
 
     path: str
@@ -54,7 +54,7 @@ def saved_run(cfg: CfgNode, resume: bool, overwrite: bool) -> Optional[SavedRun]
     """Return the run that `cfg` resumes, or `None`.
 
     Args:
-        cfg: gives the folder of the run.
+        cfg: the configuration, which gives the folder of the run.
         resume, overwrite: the arguments that `Trainer.train` will get.
 
     Raises:
@@ -111,9 +111,9 @@ def schedule_changes(cfg: CfgNode, saved: Any, epoch: int, step: int, steps: int
 
     Args:
         cfg: the present configuration.
-        saved: the configuration in the state at `path`, nested dictionaries.
-        epoch, step: completed epochs, and steps of the next one.
-        steps: per epoch.
+        saved: the configuration in the state at `path`, as nested dictionaries.
+        epoch, step: the number of completed epochs, and the number of completed steps of the next one.
+        steps: the number of steps per epoch.
 
     Raises:
         UserError: more epochs are completed than the new length allows, or a stage that it has passed has changed.
@@ -177,9 +177,9 @@ def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: S
     """Raise a UserError if settings that change the result differ from those that the run was started with.
 
     Args:
-        saved: the configuration in the state at `path`, nested dictionaries.
+        saved: the configuration in the state at `path`, as nested dictionaries.
         given: the present configuration.
-        leave_out: keys that are not compared.
+        leave_out: the keys that are not compared.
 
     Raises:
         UserError: settings differ.

@@ -28,15 +28,15 @@ class TrainStep:
     """Trains a distiller on one batch after another.
 
     Args:
-        distiller: on its device and in its memory format.
-        update_rule: how the losses of a step change the parameters.
-        train_loader: of the batches; `None` for a benchmark of steps in one process.
+        distiller: the distiller, on its device and in its memory format.
+        update_rule: the rule by which the losses of a step change the parameters.
+        train_loader: the loader of the batches; `None` for a benchmark of steps in one process.
         cfg: the resolved configuration.
 
     Attributes:
-        precision: of the forward passes.
-        update, optimizer, scaler: what changes the parameters.
-        average: of the student's weights; `None` without `SOLVER.EMA`.
+        precision: the precision of the forward passes.
+        update, optimizer, scaler: the update rule, its optimizer and the scaler of the losses.
+        average: the average of the student's weights; `None` without `SOLVER.EMA`.
         networks: the student and the teacher in their fastest form; `None` for the networks as built.
     """
 
@@ -63,7 +63,7 @@ class TrainStep:
         """Raise a UserError if the update rule cannot use the losses of this distiller.
 
         Args:
-            epoch: the next one, counted from 1.
+            epoch: the next epoch, counted from 1.
         """
         if type(self.update).check is UpdateRule.check:
             return
@@ -88,10 +88,10 @@ class TrainStep:
         """Train on one batch; return its scalar losses by name and the student's logits `[B, N]`.
 
         Args:
-            batch: in the distiller's memory format.
-            epoch: counted from 1.
-            global_step: counted from 0 over the run.
-            steps_per_epoch: for the learning rate.
+            batch: the batch, in the distiller's memory format.
+            epoch: the epoch, counted from 1.
+            global_step: the step, counted from 0 over the run.
+            steps_per_epoch: the number of steps per epoch, from which the learning rate follows.
         """
         set_learning_rate(self.optimizer, learning_rate(self.cfg, global_step, steps_per_epoch))
         step, world_size = global_step % steps_per_epoch, distributed.get_world_size()

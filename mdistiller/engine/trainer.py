@@ -47,16 +47,16 @@ class Trainer:
     The processes of a group run it together. Each takes its share of every batch; the main process writes the files.
 
     Args:
-        experiment_name: folder of the run below `LOG.PREFIX`.
-        distiller: on the device of the loaders' batches.
-        train_loader, val_loader: from `get_dataset`; `None` for a benchmark of steps, which saves nothing.
+        experiment_name: the folder of the run below `LOG.PREFIX`.
+        distiller: the distiller, on the device of the loaders' batches.
+        train_loader, val_loader: the loaders of `get_dataset`; `None` for a benchmark of steps, which saves nothing.
         cfg: the resolved configuration.
 
     Attributes:
-        update_rule: how the losses of a step change the parameters.
-        step: takes a training step; it holds the optimizer.
-        evaluation: evaluates the student and describes it for its checkpoint.
-        state: what is saved and restored: weights, optimizer, progress, random numbers.
+        update_rule: the rule by which the losses of a step change the parameters.
+        step: the object that takes a training step; it holds the optimizer.
+        evaluation: the object that evaluates the student and describes it for its checkpoint.
+        state: the state that is saved and restored: weights, optimizer, progress, random numbers.
     """
 
     update_rule: Type[UpdateRule] = SummedLosses
@@ -215,8 +215,8 @@ class Trainer:
         """Train on the remaining batches of an epoch; return its row of metrics.jsonl, without accuracies.
 
         Args:
-            epoch: counted from 1.
-            batches: by default `self.batches()`.
+            epoch: the epoch, counted from 1.
+            batches: the remaining batches; by default `self.batches()`.
         """
         self.distiller.train()
         self.train_loader.set_epoch(epoch)

@@ -28,12 +28,12 @@ class TrainingState:
     epoch.
 
     Args:
-        step: of the trainer; it holds the distiller, the optimizer and the average of the weights.
-        origin: what `origin_of` returned.
+        step: the training step of the trainer; it holds the distiller, the optimizer and the average of the weights.
+        origin: the origin of the run, as `origin_of` returns it.
 
     Attributes:
         progress: how far the run has come.
-        meter: losses and accuracy of the current epoch.
+        meter: the losses and the accuracy of the current epoch.
     """
 
     def __init__(self, step: TrainStep, origin: Dict[str, Any]) -> None:
@@ -72,8 +72,9 @@ class TrainingState:
         """Continue from what `state_dict` returned. All processes of a group call it together.
 
         Args:
-            state: content of a training state in `folder`.
-            folder: of the run. If length or decay stages changed, the state there is saved again with the new ones.
+            state: the content of a training state in `folder`.
+            folder: the folder of the run. If length or decay stages changed, the state there is saved again with the
+                new ones.
 
         Returns:
             Notes for the user on another precision, a changed length or changed decay stages.

@@ -37,7 +37,7 @@ def load_valid_cfg(
     A resumed run keeps its saved length and decay stages, except where `overrides` give others; see `resume.py`.
 
     Args:
-        path: YAML file.
+        path: the path of the YAML file.
         overrides: `KEY VALUE KEY VALUE …`, words of the command line.
         resume, overwrite: the arguments that `Trainer.train` will get.
 
@@ -57,7 +57,7 @@ def validated(
     Args:
         cfg: the configuration; changed in place.
         overrides, resume, overwrite: see `load_valid_cfg`.
-        faults: what was wrong where it was read.
+        faults: the faults that were found where the configuration was read.
 
     Raises:
         UserError: see `load_valid_cfg`.

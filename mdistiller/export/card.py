@@ -24,10 +24,10 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
 
     Args:
         source: the student.
-        title: the file's name.
+        title: the name of the file.
         precision: `float32`, `float16` or `int8`.
-        teacher_license: under which the teacher's weights may be used.
-        form: `onnx`, `torch` or `safetensors`, which checkpoints are like.
+        teacher_license: the license under which the teacher's weights may be used.
+        form: the format: `onnx`, `torch` or `safetensors`. Checkpoints count as `safetensors`.
     """
     info, head, config = source.info, source.student.head, source.checkpoint["config"]
     method = _text(config.get("DISTILLER", {}).get("TYPE", "unknown"))
@@ -72,9 +72,9 @@ def proof_section(proof: Proof, made_by: str, steps: Sequence[object] = ()) -> s
     """Return the section that follows the card once the file has been proven.
 
     Args:
-        proof: of the file.
-        made_by: the exporter.
-        steps: of the quantization.
+        proof: the proof of the file.
+        made_by: the name of the exporter.
+        steps: the steps of the quantization.
     """
     lines: List[str] = [
         "## Deployment proof",

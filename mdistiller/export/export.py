@@ -36,11 +36,11 @@ class Result:
     """A finished export.
 
     Attributes:
-        path, card: the file and its card.
-        made_by: the exporter.
-        proof: of the file.
-        steps: of the quantization, as text.
-        notes: what failed on the way.
+        path, card: the paths of the file and of its card.
+        made_by: the name of the exporter.
+        proof: the proof of the file.
+        steps: the steps of the quantization, as text.
+        notes: the notes on what failed on the way.
     """
 
     path: Path

@@ -31,10 +31,10 @@ def push(export: Path, card: Path, repository: str, private: bool = False) -> st
     The library finds the token (`hf auth login`, or `HF_TOKEN`) and the hub (`HF_ENDPOINT`).
 
     Args:
-        export: the file.
-        card: its Markdown.
-        repository: `user/name`; created if there is none.
-        private: create a private repository; a public one is refused.
+        export: the exported file.
+        card: the Markdown file of its card.
+        repository: the name of the repository, `user/name`; it is created if there is none.
+        private: whether to create a private repository; a public one is refused.
 
     Raises:
         UserError: see `check_hub`; or the hub refuses or cannot be reached.

@@ -13,15 +13,15 @@ class Options:
     """What to export.
 
     Attributes:
-        format: `onnx`, `torch` or `safetensors`.
-        half: float16 instead of float32.
-        int8: 8-bit integers, ONNX only.
+        format: the format: `onnx`, `torch` or `safetensors`.
+        half: whether to use float16 instead of float32.
+        int8: whether to use 8-bit integers, for ONNX only.
         output: the file, or a folder; by default `export/<format>/` beside the checkpoint.
         overwrite: whether to replace an earlier export.
-        max_drop: largest loss of top-1 of `half` and `int8`, in percentage points.
-        use_data: prove on the validation set; otherwise on random images.
-        teacher_license: for the card.
-        model: name of the student's backbone, see `read_source`.
+        max_drop: the largest loss of top-1 of `half` and `int8`, in percentage points.
+        use_data: whether to prove on the validation set; otherwise on random images.
+        teacher_license: the license of the teacher's weights, named in the card.
+        model: the name of the student's backbone, see `read_source`.
     """
 
     format: str = "onnx"

@@ -18,11 +18,11 @@ def target_file(student: Path, kind: str, suffix: str, output: Optional[str], ov
     """Return the path of the file to write.
 
     Args:
-        student: its checkpoint.
-        kind: name of the default folder, such as `onnx-int8`.
-        suffix: of the file, such as `.onnx`.
+        student: the path of the student's checkpoint.
+        kind: the name of the default folder, such as `onnx-int8`.
+        suffix: the suffix of the file, such as `.onnx`.
         output: a file or folder, or `None` for the default beside the checkpoint.
-        overwrite: whether it may exist.
+        overwrite: whether the file may exist.
 
     Raises:
         UserError: it has another suffix, or exists.

@@ -32,9 +32,9 @@ class Guess:
     """A class with its probability.
 
     Attributes:
-        name: of the class.
-        index: of the logit.
-        probability: by softmax, from 0 to 1.
+        name: the name of the class.
+        index: the index of the class among the logits.
+        probability: the probability by softmax, from 0 to 1.
     """
 
     name: str
@@ -73,9 +73,9 @@ def predict(runner: Runner, files: Sequence[Path], k: int = 5) -> Tuple[Predicti
     Pictures are prepared as in validation.
 
     Args:
-        runner: the student.
-        files: the pictures.
-        k: at most the number of classes.
+        runner: the student, ready to run.
+        files: the files of the pictures.
+        k: the number of classes to return; at most all classes are returned.
     """
     split, findings = FileSplit(list(files), [0] * len(files)), SplitReport()
     logits = []

@@ -33,18 +33,18 @@ class Proof:
     """What an export and its student have in common.
 
     Attributes:
-        images: what they were, such as "2000 validation images of cifar100".
-        runtime: where the export ran.
-        top1: accuracy of the export in percent; `None` without labels.
-        top1_change: its accuracy less that of the student, in percentage points; `None` without labels.
-        agreement: images with the same top-1, in percent.
-        changed: images with another top-1, ties not counted.
-        ties: images with another top-1 whose two logits are nearly equal in the student, see `TIE`.
+        images: a description of the images, such as "2000 validation images of cifar100".
+        runtime: the name of the runtime in which the export ran.
+        top1: the accuracy of the export in percent; `None` without labels.
+        top1_change: the accuracy of the export less that of the student, in percentage points; `None` without labels.
+        agreement: the share of images with the same top-1, in percent.
+        changed: the number of images with another top-1, ties not counted.
+        ties: the number of images with another top-1 whose two logits are nearly equal in the student, see `TIE`.
         difference: the largest difference of a logit.
         scale: the largest logit of the student.
         finite: whether all logits are numbers.
-        latency: median ms of a batch, by its size.
-        size: of the file in bytes.
+        latency: the median time of a batch in ms, by its size.
+        size: the size of the file in bytes.
     """
 
     images: str
@@ -64,8 +64,8 @@ class Proof:
         """Return why the export must not be used, or an empty text.
 
         Args:
-            exact: whether it computes in float32, so that no top-1 may change.
-            max_drop: largest loss of top-1 otherwise, in percentage points; without labels, of agreement.
+            exact: whether the export computes in float32, so that no top-1 may change.
+            max_drop: the largest loss of top-1 otherwise, in percentage points; without labels, of agreement.
         """
         if not self.finite:
             return "some logits are not finite"
@@ -98,8 +98,8 @@ class Evidence:
     """The images of a proof, with the student's logits.
 
     Args:
-        source: the student.
-        use_data: its validation set; otherwise random images without labels.
+        source: the student and its description.
+        use_data: whether to use the student's validation set; otherwise random images without labels are used.
 
     Raises:
         UserError: the validation set cannot be read.
@@ -146,10 +146,10 @@ class Evidence:
         """Compare an export with the student on all images.
 
         Args:
-            run: the export in its own runtime.
-            runtime: the name of that.
-            size: of the file in bytes.
-            timed: what to measure the latency of; by default nothing is measured.
+            run: the function that runs the export in its own runtime.
+            runtime: the name of that runtime.
+            size: the size of the file in bytes.
+            timed: the function whose latency is measured; by default nothing is measured.
         """
         found, labels = [], []
         for pixels, target in self:

@@ -27,10 +27,10 @@ class Runner:
     """A student that is ready to run.
 
     Attributes:
-        path: its file.
-        classes: K names.
-        view: how to prepare an image.
-        run: takes images uint8 [B, S, S, 3] to logits float32 [B, K].
+        path: the path of its file.
+        classes: the K class names.
+        view: the transform that prepares an image.
+        run: a function that takes images uint8 [B, S, S, 3] to logits float32 [B, K].
     """
 
     path: Path
@@ -59,7 +59,7 @@ def checked_runner(path: Path, classes: Tuple[str, ...], view: View, run_float: 
 
     Args:
         path, classes, view: see `Runner`.
-        run_float: runs the export.
+        run_float: a function that runs the export.
 
     Raises:
         UserError: the run fails, or does not return one logit a class.

@@ -37,11 +37,11 @@ class Source:
     """A deployed student with its description.
 
     Attributes:
-        path: its checkpoint.
-        checkpoint: the content, see `mdistiller/engine/checkpoint/student.py`.
-        student: for evaluation, on the CPU, in float32.
+        path: the path of its checkpoint.
+        checkpoint: the content of the checkpoint, see `mdistiller/engine/checkpoint/student.py`.
+        student: the student, in evaluation mode, on the CPU, in float32.
         cfg: the configuration, with the data set on which it was trained or another that was given.
-        view: how validation prepares an image.
+        view: the transform by which validation prepares an image.
     """
 
     path: Path
@@ -69,11 +69,11 @@ def read_source(
     """Read the student of a checkpoint or a run folder.
 
     Args:
-        path: a file or folder.
+        path: the path of a checkpoint file or a run folder.
         overrides: `KEY VALUE …`, for another place of the data set, or for plug-ins.
-        model: name of the backbone. It must be given for code of the user's own, because a file must not choose what
-            code runs; otherwise the checkpoint names it.
-        own_code: names of such models that may be used if the checkpoint names them.
+        model: the name of the backbone. It must be given for code of the user's own, because a file must not choose
+            what code runs; otherwise the checkpoint names it.
+        own_code: the names of such models that may be used if the checkpoint names them.
 
     Raises:
         UserError: the file is missing or damaged, does not describe itself, as a file of weights alone, or needs

@@ -70,9 +70,9 @@ def build_model(
 
     Args:
         name, dataset, input_size: see `find_model`.
-        num_classes: outputs of the classifier.
+        num_classes: the number of outputs of the classifier.
         arguments: further keyword arguments of the constructor.
-        features: names of modules by what they give (`classifier`, `final_map`, `feats`), for a model that returns
+        features: the names of modules by what they give (`classifier`, `final_map`, `feats`), for a model that returns
             logits alone; by default they are found.
         new_head: whether a user's own model that has another number of classes gets a new classifier, with a note.
 
@@ -99,7 +99,7 @@ def check_model(name: str, dataset: str = "cifar100", input_size: Optional[int] 
     If the name is that of a user's own module or file, this function imports it.
 
     Args:
-        name: of any kind.
+        name: the name of a model of any kind.
         dataset, input_size: see `find_model`.
     """
     if library_of(name):
@@ -116,7 +116,7 @@ def find_model(name: str, dataset: str = "cifar100", input_size: Optional[int] =
     than 64 pixels get the ImageNet family's, and smaller images the CIFAR family's.
 
     Args:
-        name: the model.
+        name: the name of the model.
         dataset: the value of `DATASET.TYPE`.
         input_size: side of the images in pixels; `None` for the data set's own size. A data set other than the four
             above then counts as one of small images.

@@ -40,8 +40,8 @@ class Findings(NamedTuple):
 
     Attributes:
         outputs: the keys of `OUTPUTS` that it returns.
-        stage_channels: channels of each map in `feats`, stem first.
-        classifier: name of the `nn.Linear` that maps `pooled_feat` to the logits; `None` if there is none.
+        stage_channels: the number of channels of each map in `feats`, stem first.
+        classifier: the name of the `nn.Linear` that maps `pooled_feat` to the logits; `None` if there is none.
         averages_final_map: whether `pooled_feat` is the average of `final_map` over its positions.
     """
 
@@ -60,7 +60,8 @@ class AdaptedModel(nn.Module):
     Attributes:
         adapted_name: the name that the user gave.
         findings: what `examine` found.
-        why_incomplete: why outputs are missing, for messages; empty if the model's own `forward` returns them.
+        why_incomplete: the reason why outputs are missing, given in error messages; empty if the model's own `forward`
+            returns them.
         has_tail: whether `forward_tail` exists.
     """
 
@@ -119,8 +120,8 @@ def insert(model: nn.Module, mixin: Type[Mixin], name: str, **attributes: Any) -
     Args:
         model: the model.
         mixin: the class whose methods come first.
-        name: of the model, for messages.
-        attributes: of the new class.
+        name: the name of the model, given in error messages.
+        attributes: the attributes of the new class.
     """
     inserted: Any = model
     own = type(model)
@@ -141,9 +142,9 @@ def examine(model: AdaptedModel, num_classes: int, input_size: int, classifier: 
 
     Args:
         model: the model.
-        num_classes: `N`.
-        input_size: side in pixels of the images to run it on.
-        classifier: name of its classifier; `None` to find it.
+        num_classes: the number of classes, `N`.
+        input_size: the side in pixels of the images to run it on.
+        classifier: the name of its classifier; `None` to find it.
 
     Raises:
         UserError: the model cannot run on these images, or returns something other than `OUTPUTS` describes.

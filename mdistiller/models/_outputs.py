@@ -40,7 +40,7 @@ def missing_output(name: str, key: str, why: str = "") -> str:
     """Return the error message for a model `name` that does not return `key`, one of `OUTPUTS`.
 
     Args:
-        why: why it does not, if that is known.
+        why: the reason why it does not, if that is known.
     """
     reason = f" ({why})" if why else ""
     return (
@@ -54,8 +54,8 @@ def standardize_output(output: Any, name: str, why: str = "") -> Tuple[Tensor, D
 
     Args:
         output: what `forward` returned; an object with `logits`, such as one of Hugging Face, counts as logits.
-        name: of the model, for messages.
-        why: why it gives no more than logits, for messages.
+        name: the name of the model, given in error messages.
+        why: the reason why it gives no more than logits, given in error messages.
 
     Raises:
         UserError: the output is not in the form `EXPECTED`.

@@ -15,9 +15,9 @@ class Panel:
     """A drawing.
 
     Attributes:
-        title: its heading.
-        svg: what `draw` returned.
-        alt: says what is seen, for readers who do not see it.
+        title: the heading of the drawing.
+        svg: the SVG element that `draw` returned.
+        alt: a text that says what is seen, for readers who do not see it.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Figure:
 
     Attributes:
         panels: the drawings.
-        caption: says what is seen, and how it was measured.
+        caption: a text that says what is seen, and how it was measured.
         narrow: whether the panels are `NARROW`, so that three fit beside each other.
         legend: names with their colors, for all panels.
     """
@@ -49,9 +49,9 @@ class Table:
     Attributes:
         head: the cells of the first row.
         rows: the other cells.
-        caption: says what the numbers are.
-        words: how many of the first columns hold words; the others hold numbers.
-        marked: numbers of the rows to mark.
+        caption: a text that says what the numbers are.
+        words: the number of the first columns that hold words; the others hold numbers.
+        marked: the numbers of the rows to mark.
         folded: the line that unfolds it; if empty, it is open.
     """
 

@@ -37,9 +37,9 @@ class Spectra(NamedTuple):
     """Mean energy of each frequency over images and channels, `[H, W]`, zero frequency first.
 
     Attributes:
-        before: of the student's final map.
-        filtered: after filter and mask.
-        fused: of the weighted sum of both branches.
+        before: the energy of the student's final map.
+        filtered: the energy of that map after filter and mask.
+        fused: the energy of the weighted sum of both branches.
     """
 
     before: Tensor
@@ -102,9 +102,9 @@ class Surest:
         """Add a batch that begins with image `start`.
 
         Args:
-            right, wrong: logits `[B, K]` of the two.
-            target: labels, int64 `[B]`.
-            pixels: uint8 `[B, S, S, 3]`.
+            right, wrong: the logits `[B, K]` of the classifier to be right and of the one to be wrong.
+            target: the labels, int64 `[B]`.
+            pixels: the images, uint8 `[B, S, S, 3]`.
         """
         chosen = (right.argmax(1) == target) & (wrong.argmax(1) != target)
         sure = right.softmax(1).gather(1, target[:, None])[:, 0]

@@ -22,8 +22,8 @@ class Material:
     """The material of a report.
 
     Attributes:
-        runs, teachers, seen: in the same order.
-        reference: number of the run that the others are compared with.
+        runs, teachers, seen: the runs, the teacher of each run and what was seen of each run, in the same order.
+        reference: the number of the run that the others are compared with.
     """
 
     runs: Sequence[Run]

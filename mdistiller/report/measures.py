@@ -18,8 +18,8 @@ class Agreement(NamedTuple):
     """How far two classifiers decide alike; fractions of the images.
 
     Attributes:
-        same: both name the same class.
-        both, only_teacher, only_student, neither: who is right.
+        same: the fraction for which both name the same class.
+        both, only_teacher, only_student, neither: the fractions for which both, only one or none of the two is right.
         divergence: mean of KL(teacher ‖ student), in nats.
     """
 
@@ -54,10 +54,10 @@ class Reliability(NamedTuple):
     """Confidence, the largest probability, against accuracy in `NUM_BINS` bins of equal width.
 
     Attributes:
-        counts: images in each bin.
-        accuracy, confidence: means in each bin; NaN where it is empty.
+        counts: the number of images in each bin.
+        accuracy, confidence: the means in each bin; NaN where it is empty.
         ece: expected calibration error, from 0 to 1.
-        mean_accuracy, mean_confidence: of all images.
+        mean_accuracy, mean_confidence: the means over all images.
         nll: mean negative log-likelihood, in nats.
     """
 

@@ -30,12 +30,12 @@ class Observation:
     """What was seen of a run.
 
     Attributes:
-        target: labels, int64 `[n]`.
-        sampled: numbers of the images with features, int64 `[m]`; see `feature_classes`.
-        student, teacher: their outputs.
+        target: the labels, int64 `[n]`.
+        sampled: the numbers of the images with features, int64 `[m]`; see `feature_classes`.
+        student, teacher: the outputs of the student and of the teacher.
         only_teacher, only_student: images that only one of them gets right, the surest first.
-        spectra: of SFAKD's frequency branch.
-        checksum: of the pixels.
+        spectra: the spectra of SFAKD's frequency branch.
+        checksum: the checksum of the pixels.
     """
 
     target: Tensor

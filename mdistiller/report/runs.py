@@ -26,10 +26,10 @@ class Run:
     """A run.
 
     Attributes:
-        folder: its folder.
+        folder: the folder of the run.
         label: its name on the page.
         source: the student and its description.
-        rows: of metrics.jsonl, one an epoch.
+        rows: the rows of metrics.jsonl, one per epoch.
         summary: the content of summary.json; empty if the run is not finished.
     """
 

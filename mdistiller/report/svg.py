@@ -52,10 +52,10 @@ def draw(
     """Return a drawing as an SVG element.
 
     Args:
-        paint: draws on matplotlib axes; with a larger `grid` on a flat list of them, row by row.
-        width, height: in pixels.
-        grid: rows and columns of axes.
-        layout: of matplotlib; "compressed" for axes with a fixed aspect.
+        paint: a function that draws on matplotlib axes; with a larger `grid` on a flat list of them, row by row.
+        width, height: the size of the drawing in pixels.
+        grid: the numbers of rows and columns of axes.
+        layout: the layout engine of matplotlib; "compressed" for axes with a fixed aspect.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -25,9 +25,9 @@ class Teacher:
 
     Attributes:
         label: its architecture; empty if there is none.
-        key: equal for equal teachers that see equal images.
-        model: in evaluation mode; `None` if it is missing.
-        why_missing: a sentence.
+        key: a text that is equal for equal teachers that see equal images.
+        model: the teacher, in evaluation mode; `None` if it is missing.
+        why_missing: a sentence that says why the teacher is missing.
     """
 
     label: str
@@ -42,7 +42,7 @@ def find_teachers(runs: Sequence[Run], own_code: Sequence[str] = ()) -> List[Tea
     A run that was trained without one is compared with the teacher of the first run that has one.
 
     Args:
-        runs: whose configurations name the teachers.
+        runs: the runs, whose configurations name the teachers.
         own_code: names of models of the user's own that may be imported.
     """
     specs = [_teacher_options(run) for run in runs]

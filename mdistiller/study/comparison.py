@@ -24,10 +24,11 @@ class Difference(NamedTuple):
     """The mean difference of two rows over the seeds that both have, in percentage points of the last top-1.
 
     Attributes:
-        to: method of the other row.
+        to: the method of the other row.
         mean: this row's accuracy minus the other's.
-        interval: of the mean at `LEVEL`, by Student's t over the paired differences; `None` with fewer than two seeds.
-        n: number of seeds.
+        interval: the confidence interval of the mean at `LEVEL`, by Student's t over the paired differences; `None`
+            with fewer than two seeds.
+        n: the number of seeds.
     """
 
     to: str
@@ -51,10 +52,10 @@ class Conditions(NamedTuple):
     """What the settings of a run leave open, and must be equal for results to be averaged.
 
     Attributes:
-        precision: that was used.
-        processes: their number.
+        precision: the precision of the training.
+        processes: the number of processes.
         val_labels, val_content: digests of the validation images.
-        teacher: digest of its weights, or `None`.
+        teacher: the digest of the teacher's weights, or `None`.
     """
 
     precision: str
@@ -72,10 +73,10 @@ class Group(NamedTuple):
     """The finished runs of a row that ran under the same conditions.
 
     Attributes:
-        row: pair, variant and method.
-        conditions: of the runs; `None` without a finished run.
-        summaries: by seed.
-        unfinished: seeds of the row without a result under any conditions.
+        row: the pair, the variant and the method.
+        conditions: the conditions of the runs; `None` without a finished run.
+        summaries: the summaries of the runs, by seed.
+        unfinished: the seeds of the row without a result under any conditions.
     """
 
     row: Row

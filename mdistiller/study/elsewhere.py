@@ -73,7 +73,7 @@ class _Images:
     Images are read once for all runs that validate on the same ones.
 
     Attributes:
-        missing: why images cannot be read here; empty if they can.
+        missing: the reason why images cannot be read here; empty if they can.
     """
 
     def __init__(self) -> None:

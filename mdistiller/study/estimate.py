@@ -31,8 +31,8 @@ def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, 
     measured on this machine, with a teacher of random weights.
 
     Args:
-        cells: unfinished runs of the study.
-        summaries: of the finished runs, by name.
+        cells: the unfinished runs of the study.
+        summaries: the summaries of the finished runs, by name.
 
     Raises:
         UserError: data are missing, or the parts of a run do not fit each other.

@@ -39,8 +39,8 @@ class Cell:
     """One run of a study.
 
     Attributes:
-        row: where its result belongs. For a teacher `pair` is its model, `variant` and `method` are empty.
-        seed: `EXPERIMENT.SEED`.
+        row: the row of its result. For a teacher `pair` is its model, `variant` and `method` are empty.
+        seed: the value of `EXPERIMENT.SEED`.
         cfg: its configuration. `EXPERIMENT.NAME`, such as `vgg13_vgg8/KD/seed0`, is unique within the study.
         teacher: the name of the cell that trains its teacher; empty if no cell does.
     """
@@ -61,11 +61,11 @@ class Study:
     """A grid of runs.
 
     Attributes:
-        name: of its file.
+        name: the name of the study's file, without the suffix.
         teachers: the runs that come before the others.
         cells: the other runs, seed by seed, so that an unfinished study has all methods of a seed to compare.
         compare_to: the methods that the others are compared with.
-        threads: CPU threads of a run.
+        threads: the number of CPU threads of a run.
         teacher_cache: whether the runs share a cache of the teachers' outputs.
         share: names of studies whose folders, beside this one's, have teachers and runs to use.
         summaries: files with the results of runs of other studies, or on other machines.
@@ -96,7 +96,7 @@ def read_study(path: str, overrides: Sequence[str] = ()) -> Study:
     """Read a study and build the configuration of each of its runs.
 
     Args:
-        path: its file, or the name of a shipped one such as `studies/main`; see `study_file`.
+        path: the path of the study's file, or the name of a shipped one such as `studies/main`; see `study_file`.
         overrides: `KEY VALUE …`, for every run.
 
     Raises:

@@ -15,12 +15,12 @@ class Job:
     """What a process needs to run a cell.
 
     Attributes:
-        name: of the cell.
-        arguments: of `tools/train.py`.
-        run: folder of the run; a run that is there is continued.
-        log: file that its output is appended to.
-        folder: its working directory.
-        environment: variables to set.
+        name: the name of the cell.
+        arguments: the arguments of `tools/train.py`.
+        run: the folder of the run; a run that is there is continued.
+        log: the file that the output of the run is appended to.
+        folder: the working directory of the process.
+        environment: the environment variables to set.
     """
 
     name: str
@@ -49,8 +49,8 @@ def run_job(
     then closes.
 
     Args:
-        devices: variables that choose the devices.
-        started: called with the process.
+        devices: the environment variables that choose the devices.
+        started: a function that is called with the process.
     """
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("a", encoding="utf-8") as log:

@@ -32,7 +32,7 @@ class Launcher(Protocol):
     """Starts runs.
 
     Attributes:
-        limit: how many runs may be started at the same time.
+        limit: the number of runs that may be started at the same time.
     """
 
     limit: int
@@ -48,7 +48,7 @@ class LocalLauncher:
     """Starts processes on this machine. With several GPUs, each process gets the one that has been free for longest.
 
     Args:
-        jobs: processes at the same time.
+        jobs: the number of processes at the same time.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -115,9 +115,9 @@ class ClusterLauncher:
 
     Args:
         cluster: `slurm`, `local` or `debug`.
-        folder: for submitit's files; shared by all machines of the cluster.
-        parameters: of `submitit.AutoExecutor.update_parameters`, such as `timeout_min` or `slurm_partition`.
-        jobs: jobs in the queue at the same time.
+        folder: the folder for submitit's files, shared by all machines of the cluster.
+        parameters: arguments of `submitit.AutoExecutor.update_parameters`, such as `timeout_min` or `slurm_partition`.
+        jobs: the number of jobs in the queue at the same time.
 
     Raises:
         UserError: submitit is not installed, the cluster cannot be reached, or a parameter is unknown.
@@ -151,9 +151,9 @@ def make_launcher(cluster: Optional[str], folder: Path, parameters: Dict[str, An
 
     Args:
         cluster: one of `CLUSTERS`; `None` for processes on this machine.
-        folder: of the study.
-        parameters: for the cluster.
-        jobs: runs at the same time; by default one process, or all jobs of a cluster.
+        folder: the folder of the study.
+        parameters: the parameters of the cluster, see `ClusterLauncher`.
+        jobs: the number of runs at the same time; by default one process, or all jobs of a cluster.
     """
     if cluster is None:
         return LocalLauncher(jobs or 1)

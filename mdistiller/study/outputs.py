@@ -28,9 +28,9 @@ def write_results(study: Study, summaries: Dict[str, Summary], failed: Dict[str,
     """Write the results of the finished runs; return the paths.
 
     Args:
-        summaries: of the finished runs, by name of the cell.
+        summaries: the summaries of the finished runs, by name of the cell.
         failed: the reason for each run that failed, by name.
-        output: folder of the study; it exists.
+        output: the folder of the study; it exists.
     """
     found = groups(study, summaries)
     texts = {

@@ -86,9 +86,9 @@ def run_study(study: Study, output: Path, launcher: Launcher, only: Sequence[str
     """Run the unfinished cells of a study; return the summaries of all finished ones, by name.
 
     Args:
-        output: folder of the study.
-        launcher: starts the runs.
-        only: patterns of names; other cells are not run, except teachers of those that are.
+        output: the folder of the study.
+        launcher: the launcher that starts the runs.
+        only: the patterns of the names of cells to run; other cells are not run, except teachers of those that are.
 
     Raises:
         UserError: the folder is in use or holds runs with other settings; or, after all runs have ended, one line for
@@ -112,8 +112,8 @@ def dry_run(study: Study, output: Path, jobs: int, only: Sequence[str] = ()) -> 
     """Return a line for each run of a study, with its state, and an estimate of the time; nothing is written.
 
     Args:
-        output: folder of the study.
-        jobs: runs at the same time.
+        output: the folder of the study.
+        jobs: the number of runs at the same time.
         only: see `run_study`.
 
     Raises:
@@ -154,7 +154,7 @@ def cells_to_run(
     """Return the unfinished cells, after the teachers that they need and whose weights are not here.
 
     Args:
-        summaries: of the finished cells, by name.
+        summaries: the summaries of the finished cells, by name.
         only: see `run_study`.
 
     Raises:

@@ -63,9 +63,9 @@ def plan_epoch(
     The choices are independent: without flips, for example, the crops stay the same.
 
     Args:
-        num_images: N.
+        num_images: the number of images, N.
         padding: zeros on each side of the image, in pixels.
-        seed, epoch: determine all choices.
+        seed, epoch: the seed and the epoch, which determine all choices.
         augment: whether to augment; otherwise only the order is random.
         flips: whether half of the images are mirrored.
         rotation: largest angle in degrees; angles are uniform in [−rotation, rotation].

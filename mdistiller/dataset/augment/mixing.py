@@ -24,7 +24,7 @@ class Mixing:
     Args:
         mixup, cutmix: parameters `α > 0` of the Beta(α, α) distribution of the proportions; 0 for none. With both, each
             batch takes one of them at random, both equally often.
-        num_classes: `N`.
+        num_classes: the number of classes, `N`.
     """
 
     def __init__(self, mixup: float, cutmix: float, num_classes: int) -> None:
@@ -39,8 +39,8 @@ class Mixing:
         `target` becomes the label with the larger share. Global random states do not change.
 
         Args:
-            batch: `image [B, 3, S, S]`, `target [B]`, and other entries, which stay those of the images themselves.
-            seed: of the batch.
+            batch: the batch: `image [B, 3, S, S]`, `target [B]`, and other entries, which are not mixed.
+            seed: the seed of the batch.
             neighbor_first: whether the first image only serves as the one before the second; it is left out of what is
                 returned. Otherwise the first image is mixed with the last.
         """
@@ -58,8 +58,8 @@ def with_neighbor(part: slice, whole: slice) -> Tensor:
     """Return the positions of a part of a batch, after that of the image before it; the last one if it is the first.
 
     Args:
-        part: of one process, in the order of the epoch.
-        whole: of all processes.
+        part: the part of the batch that one process gets, as a slice of the order of the epoch.
+        whole: the batch of all processes, as such a slice.
     """
     before = (part.start - 1 if part.start > whole.start else whole.stop - 1,)
     return torch.tensor([*before, *range(part.start, part.stop)])

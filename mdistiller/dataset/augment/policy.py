@@ -20,8 +20,8 @@ class ImagePolicy:
     """Changes images after cropping and flipping; what is random follows from a seed.
 
     Args:
-        options: those whose names begin with `policy`, and `erasing`.
-        mean: of the images, scaled to [0, 1]; what is erased, or comes from outside the image, gets this color.
+        options: the options of the data set; those whose names begin with `policy`, and `erasing`, are used.
+        mean: the mean color of the images in [0, 1]; what is erased, or comes from outside the image, gets this color.
     """
 
     def __init__(self, options: Options, mean: Sequence[float]) -> None:

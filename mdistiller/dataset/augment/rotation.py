@@ -21,9 +21,9 @@ def rotation_steps(angle: Tensor, flip: Tensor, size: int) -> Tensor:
     follows from `s[n, 1]` in the same way.
 
     Args:
-        angle: float64 [N], degrees, counter-clockwise, about the center.
+        angle: the angles in degrees, float64 [N], counter-clockwise, about the center.
         flip: bool [N], whether the rotated image is then mirrored left to right.
-        size: S, at most 4096.
+        size: the side S of the images in pixels, at most 4096.
     """
     cos, sin = torch.deg2rad(angle).cos(), torch.deg2rad(angle).sin()
     center = size / 2
@@ -39,8 +39,8 @@ def rotated_pixels(steps: Tensor, size: int) -> Tuple[Tensor, Tensor]:
     """Return the source pixel of each pixel of a batch, and whether it lies inside the image.
 
     Args:
-        steps: int32 [B, 2, 3], see `rotation_steps`.
-        size: S.
+        steps: the source positions that `rotation_steps` returned, int32 [B, 2, 3].
+        size: the side S of the images in pixels.
 
     Returns:
         `(place, inside)`, [B, S, S] each: int32, `row·S + column` and 0 outside, and uint8, 1 or 0.

@@ -20,8 +20,8 @@ class Views(NamedTuple):
     What changes an image in a view follows from `seed`, the index of the image, and the number of the view.
 
     Attributes:
-        number: K, views of each image.
-        seed: of the changes. The order of the views depends on the seed of the epochs instead.
+        number: the number of views of each image, K.
+        seed: the seed of the changes. The order of the views depends on the seed of the epochs instead.
     """
 
     number: int
@@ -34,8 +34,8 @@ class Views(NamedTuple):
         order, each from a random start.
 
         Args:
-            num_images: N.
-            seed, epoch: determine the order; `epoch` counts from 1.
+            num_images: the number of images, N.
+            seed, epoch: the seed and the epoch, which determine the order; `epoch` counts from 1.
         """
         turn, position = divmod(epoch - 1, self.number)
         generator = torch.Generator().manual_seed(derive_seed("views", seed, turn))
@@ -50,9 +50,9 @@ class Views(NamedTuple):
         """Return a plan of the same order whose crops, flips and angles are those of the views.
 
         Args:
-            plan: of an epoch.
-            view: of each image, int64 [N], see `in_epoch`.
-            padding, flips, rotation: as for `plan_epoch`.
+            plan: the plan of an epoch.
+            view: the view of each image, int64 [N], see `in_epoch`.
+            padding, flips, rotation: the settings of the changes, as for `plan_epoch`.
         """
         order, shown = plan.order, view[plan.order]
         fixed = tuple(torch.empty_like(column) for column in (plan.top, plan.left, plan.flip, plan.angle))

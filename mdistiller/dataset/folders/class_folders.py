@@ -66,7 +66,7 @@ def class_folders(folder: Path, layout: str) -> List[str]:
     """Return the sorted names of the classes: the folders in `folder`, and links to folders.
 
     Args:
-        folder: contains the class folders.
+        folder: the folder that contains the class folders.
         layout: the expected layout, for messages.
 
     Raises:
@@ -126,9 +126,9 @@ def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] 
     A warning counts the files that are ignored because of their suffix.
 
     Args:
-        folder: contains the class folders.
-        classes: names of the class folders.
-        companions: suffixes of other files of the data set, which the warning does not count.
+        folder: the folder that contains the class folders.
+        classes: the names of the class folders.
+        companions: the suffixes of other files of the data set, which the warning does not count.
 
     Raises:
         UserError: a class has no image, or see `is_folder`.

@@ -133,9 +133,9 @@ def hold_out(files: Images, folder: Path, classes: Sequence[str], fraction: floa
 
     Args:
         files: the images, with labels that are positions in `classes`.
-        folder: contains the images.
-        classes: names, which are also those of class folders.
-        fraction: in (0, 1).
+        folder: the folder that contains the images.
+        classes: the class names, which are also the names of the class folders.
+        fraction: the fraction of the images to hold out, in (0, 1).
 
     Raises:
         UserError: a class has fewer than two images.

@@ -24,9 +24,9 @@ def decode_region(image: Image.Image, part: Sequence[int], size: Sequence[int]) 
     2.3 ms; with torchvision's `decode_jpeg` and resizing of tensors 3.0 ms.)
 
     Args:
-        image: not decoded yet.
-        part: left, top, right and bottom edge, in pixels of the whole upright image.
-        size: width and height of the result, in pixels.
+        image: the opened image, not decoded yet.
+        part: the left, top, right and bottom edge, in pixels of the whole upright image.
+        size: the width and the height of the result, in pixels.
     """
     left, top, right, bottom = part
     whole = upright_size(image)

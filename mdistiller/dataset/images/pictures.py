@@ -23,10 +23,10 @@ def as_picture(image: Any, what: str = "the image") -> Image.Image:
     """Return an image as one of Pillow: unchanged, or made of an array or tensor.
 
     Args:
-        image: Pillow's, of at most 8 bits a channel; an array `[H, W, 3]`, `[H, W, 1]` or `[H, W]`; or a tensor
+        image: a Pillow image of at most 8 bits a channel; an array `[H, W, 3]`, `[H, W, 1]` or `[H, W]`; or a tensor
             `[3, H, W]`, `[1, H, W]` or `[H, W]`. Arrays and tensors are uint8, or floating point in [0, 1], which is
             rounded to 1/255.
-        what: its name, for messages.
+        what: the name of the image, given in error messages.
 
     Raises:
         UserError: it has another type, shape or range.

@@ -55,7 +55,7 @@ class FolderCache:
     """Cached findings about the images of a folder: a small JSON file in the cache folder.
 
     Args:
-        folder: contains the images.
+        folder: the folder that contains the images.
         settings: everything besides the files that the findings depend on, as text.
         files: the images, with sizes and modification times; see `EncodedSplit.stamped_paths`.
     """

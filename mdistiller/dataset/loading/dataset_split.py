@@ -25,9 +25,9 @@ class DatasetSplit:
     """Images that are read from a `Dataset` on access.
 
     Args:
-        dataset: `dataset[i]` returns `(image, label)`, always the same; see `as_picture` for images.
-        targets: N labels.
-        indices: int64 [N], of the images in `dataset`.
+        dataset: the data set. `dataset[i]` returns `(image, label)`, always the same; see `as_picture` for images.
+        targets: the N labels.
+        indices: the indices of the images in `dataset`, int64 [N].
     """
 
     def __init__(self, dataset: Any, targets: Tensor, indices: Tensor) -> None:
@@ -77,8 +77,8 @@ def split_of(dataset: Any, role: str) -> DatasetSplit:
     """Return the split of a PyTorch `Dataset`. Its labels are read, from `dataset.targets` if it has that.
 
     Args:
-        dataset: `len(dataset)` images with labels.
-        role: its name, such as `train_data`, for messages.
+        dataset: the data set, `len(dataset)` images with labels.
+        role: the name of the data set, such as `train_data`, given in error messages.
 
     Raises:
         UserError: it is not such a data set, has other items than `(image, label)`, or changes its images at random.

@@ -63,18 +63,18 @@ class Loader:
         train: whether to shuffle and augment.
 
     Attributes:
-        info, targets, device, train: as given.
-        num_images: N.
-        batch_size: images in a full batch, of all processes.
-        augment: "pad_crop", "resized_crop", "rotate_flip" or "none".
+        info, targets, device, train: the arguments of the same names.
+        num_images: the number of images, N.
+        batch_size: the number of images in a full batch, of all processes.
+        augment: the augmentation: "pad_crop", "resized_crop", "rotate_flip" or "none".
         padding: zeros on each side before the random crop, in pixels.
         flip: whether half of the augmented images are mirrored.
-        rotation: largest angle of a rotation, in degrees.
-        views: fixed views of each image; `None` for fresh changes in each epoch.
-        num_variants: number of augmented variants of an image, or of its fixed views; `None` if unlimited.
+        rotation: the largest angle of a rotation, in degrees.
+        views: the fixed views of each image; `None` for fresh changes in each epoch.
+        num_variants: the number of augmented variants of an image, or of its fixed views; `None` if unlimited.
         unlimited_by: the setting that makes their number unlimited; empty if it is not.
-        forms: what determines them, as text.
-        epoch: last argument of `set_epoch`, initially 0.
+        forms: the settings that determine the variants or views, as text.
+        epoch: the last argument of `set_epoch`, initially 0.
         unlabeled: the loader of images without labels that each batch gets too, or `None`.
 
     Raises:

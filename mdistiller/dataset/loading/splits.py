@@ -29,8 +29,8 @@ class ArraySplit:
     """Images in memory.
 
     Args:
-        images: uint8 [N, H, W, 3].
-        targets: N labels.
+        images: the images, uint8 [N, H, W, 3].
+        targets: the N labels.
     """
 
     def __init__(self, images: np.ndarray, targets: Labels) -> None:
@@ -63,8 +63,8 @@ class FileSplit(EncodedSplit):
     """Images that are read from files on access.
 
     Args:
-        files: N paths.
-        targets: N labels.
+        files: the N paths of the images.
+        targets: the N labels.
     """
 
     def __init__(self, files: Union[Sequence[Union[str, Path]], np.ndarray], targets: Labels) -> None:
@@ -136,8 +136,8 @@ class Splits:
     Args:
         train: the training set, or a function that finds it on first access; evaluation never does.
         val: the validation set.
-        info: classes, size and statistics.
-        val_fraction: fraction of the training images that became `val`; 0 if the data set has a validation set.
+        info: the description of the data set: classes, size and statistics.
+        val_fraction: the fraction of the training images that became `val`; 0 if the data set has a validation set.
         options: the validated options, if the data set has read them; otherwise the caller reads them.
     """
 
@@ -170,9 +170,9 @@ def balanced_part(targets: Tensor, fraction: float, seed: int) -> Tensor:
     fraction gives a subset of a larger one.
 
     Args:
-        targets: labels, int64 [N].
-        fraction: in (0, 1].
-        seed: seed of the choice.
+        targets: the labels, int64 [N].
+        fraction: the fraction of the training set to choose, in (0, 1].
+        seed: the seed of the choice.
     """
     labels, counts = targets.unique(return_counts=True)
     members_of_class = targets.argsort(stable=True).split(counts.tolist())

@@ -21,10 +21,10 @@ def with_unlabeled(batch: Batch, more: Batch, num_labeled: int, weight: float) -
     images of losses times these weights is the average over the labeled ones.
 
     Args:
-        batch: `L` labeled images.
-        more: `U` images of the other set, whose labels are ignored.
-        num_labeled: images in the labeled set; "index" goes on after it.
-        weight: number of images in this step over all processes, divided by that of labeled ones.
+        batch: a batch of `L` labeled images.
+        more: a batch of `U` images of the other set, whose labels are ignored.
+        num_labeled: the number of images in the labeled set; "index" goes on after it.
+        weight: the number of images in this step over all processes, divided by that of labeled ones.
     """
     target, index = batch["target"], batch["index"]
     unknown = {"target": torch.full_like(more["target"], NO_LABEL), "index": more["index"] + num_labeled}

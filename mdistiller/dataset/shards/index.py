@@ -38,12 +38,12 @@ class Shard:
     """A tar file and the images in it, in their order.
 
     Attributes:
-        file: its name in the folder.
-        bytes: its size.
-        sha256: its checksum, hexadecimal.
-        names: of the pictures in the tar file.
-        labels: of the pictures, from 0 on.
-        offsets, sizes: of the pictures' contents, in bytes.
+        file: the name of the tar file in its folder.
+        bytes: the size of the tar file in bytes.
+        sha256: the SHA-256 checksum of the tar file, hexadecimal.
+        names: the names of the pictures in the tar file.
+        labels: the labels of the pictures, from 0 on.
+        offsets, sizes: the offsets of the pictures' contents in the tar file and the sizes of these contents, in bytes.
     """
 
     file: str

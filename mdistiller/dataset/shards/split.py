@@ -28,11 +28,11 @@ class ShardSplit(EncodedSplit):
     """Images that are read from tar files on access. Each read opens the tar file, so workers share no position in it.
 
     Args:
-        shards: M paths, or an array of their names.
-        checksums: of the shards, hexadecimal.
-        names: N names of pictures in the shards.
-        places: number of the shard, offset and size in bytes of each picture, int64 [N, 3].
-        targets: labels, int64 [N].
+        shards: the M paths of the shards, or an array of their names.
+        checksums: the checksums of the shards, hexadecimal.
+        names: the N names of the pictures in the shards.
+        places: the number of the shard, the offset and the size in bytes of each picture, int64 [N, 3].
+        targets: the labels, int64 [N].
     """
 
     def __init__(
@@ -99,10 +99,11 @@ def check_shards(folder: Path, shards: Sequence[Shard], corrupt: str, num_worker
     The result is cached until a shard changes.
 
     Args:
-        folder: contains the shards.
-        shards: from the index.
-        corrupt: "refuse"; "skip" to go on with the images that can be read; "unchecked" to read nothing.
-        num_workers: number of threads.
+        folder: the folder that contains the shards.
+        shards: the shards as the index describes them.
+        corrupt: how to treat shards that differ: "refuse"; "skip" to go on with the images that can be read;
+            "unchecked" to read nothing.
+        num_workers: the number of threads.
 
     Raises:
         UserError: a shard is missing, or differs and `corrupt` is "refuse".

@@ -41,10 +41,10 @@ def make_shards(
     Args:
         source: an image folder, `train/<class>/*` and `val/<class>/*`.
         out: a folder that does not exist yet, or is empty.
-        images_per_shard: at most this many in a tar file.
-        val_fraction: fraction of `train/` to write to validation shards if there is no `val/`.
-        corrupt: images that cannot be read: "refuse", "skip" or "unchecked"; see `DATASET.CORRUPT`.
-        num_workers: processes that check the images.
+        images_per_shard: the largest number of images in a tar file.
+        val_fraction: the fraction of `train/` to write to validation shards if there is no `val/`.
+        corrupt: how to treat images that cannot be read: "refuse", "skip" or "unchecked"; see `DATASET.CORRUPT`.
+        num_workers: the number of processes that check the images.
 
     Returns:
         The content of the index, by part.
@@ -123,7 +123,7 @@ def index_shards(folder: Path, classes_file: Path) -> Shards:
     A tar file whose name contains `val`, `valid` or `validation` as a word has validation images; `test` is left out.
 
     Args:
-        folder: contains tar files.
+        folder: the folder that contains the tar files.
         classes_file: a text file with one class name a line, in label order.
 
     Raises:

@@ -20,11 +20,11 @@ class TableSplit(EncodedSplit):
 
     Args:
         table: a `datasets.Dataset` whose column `column` has the feature `Image(decode=False)`.
-        column: of the images.
-        targets: labels of the rows, int64 [N].
-        name: of the table, for messages, such as its folder and its part.
-        root: folder to which paths in the column are relative.
-        rows: rows of the table, int64 [N]; by default all.
+        column: the name of the column with the images.
+        targets: the labels of the rows, int64 [N].
+        name: the name of the table, such as its folder and its part, given in error messages.
+        root: the folder to which paths in the column are relative.
+        rows: the rows of the table to use, int64 [N]; by default all.
         stats: see `EncodedSplit`; by default read from the table.
     """
 

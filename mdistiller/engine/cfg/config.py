@@ -79,9 +79,9 @@ def cfg_from(content: Dict[str, Any], source: str, overrides: Sequence[str] = ()
     """Return the configuration of nested dictionaries, as `load_cfg` does for a file.
 
     Args:
-        content: what `yaml_files.read_file` returns.
-        source: its file, for messages.
-        overrides: `KEY VALUE KEY VALUE …`.
+        content: the content of a file, as `yaml_files.read_file` returns it.
+        source: the path of that file, named in error messages.
+        overrides: the values that override the content, `KEY VALUE KEY VALUE …`.
 
     Raises:
         UserError: one line for each unknown key, each value of a wrong type, and an override without a value.

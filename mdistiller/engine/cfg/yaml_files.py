@@ -65,7 +65,7 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
     """Read a YAML file as a dictionary, merged over the files that `_BASE_` names; `PLUGINS` becomes a list of strings.
 
     Args:
-        path: YAML file.
+        path: the path of the YAML file.
         seen: the files whose `_BASE_` led here; `path` must not be among them.
 
     Raises:

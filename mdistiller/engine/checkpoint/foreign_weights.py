@@ -94,7 +94,8 @@ def load_checkpoint(
     """Load the weights of a checkpoint into `model`; a note says if they are averaged ones.
 
     Args:
-        model, checkpoint, path: what to load into, what `read_checkpoint` returned, and from where, for messages.
+        model, checkpoint, path: the model to load into, the checkpoint that `read_checkpoint` returned, and the
+            checkpoint's path, named in error messages.
         fresh_classifier: see `load_weights`.
 
     Raises:

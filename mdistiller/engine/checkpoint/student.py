@@ -223,11 +223,12 @@ def load_student(
     """Build the deployed student of a checkpoint, or the bare model `arch` if the checkpoint does not describe itself.
 
     Args:
-        checkpoint: what `read_checkpoint` returned.
-        arch: name of the model.
-        num_classes: outputs of the classifier.
-        path: for messages.
-        dataset, input_size: select among models of the same name if the checkpoint does not describe itself.
+        checkpoint: the checkpoint, as `read_checkpoint` returns it.
+        arch: the name of the model.
+        num_classes: the number of outputs of the classifier.
+        path: the checkpoint's path, named in error messages.
+        dataset, input_size: the name of the data set and the side of its images in pixels, which select among models of
+            the same name if the checkpoint does not describe itself.
         arguments, features: see `build_model`; by default those that the checkpoint records.
 
     Raises:

@@ -20,8 +20,8 @@ def pack_student(checkpoint: Dict[str, Any], half: bool = False) -> Tuple[Dict[s
     """Return the tensors of a described checkpoint by name, and the rest of it as JSON.
 
     Args:
-        checkpoint: what `describe_student` returned.
-        half: store floating-point tensors as float16, except those with values beyond its range.
+        checkpoint: the checkpoint, as `describe_student` returns it.
+        half: whether to store floating-point tensors as float16, except those with values beyond its range.
     """
     head = checkpoint["head"]
     named = {MODEL + name: tensor for name, tensor in checkpoint["model"].items()}

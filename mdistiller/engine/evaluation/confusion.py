@@ -17,10 +17,10 @@ class Confusion:
     """Counts the predictions for the images of each class.
 
     Args:
-        num_classes: `K`.
+        num_classes: the number of classes, `K`.
 
     Attributes:
-        counts: int64 `[K, K]`: `counts[i, j]` images of class `i` were taken for class `j`.
+        counts: the confusion matrix, int64 `[K, K]`: `counts[i, j]` images of class `i` were taken for class `j`.
     """
 
     def __init__(self, num_classes: int) -> None:

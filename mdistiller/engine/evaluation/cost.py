@@ -16,9 +16,10 @@ class Cost(NamedTuple):
     """Parameters, and MACs of one image, of a deployed model and of its head alone.
 
     Attributes:
-        parameters: those that the deployed logits depend on; a classifier that a head replaces does not count.
-        macs: of convolutions and matrix products, as PyTorch's `FlopCounterMode` counts them.
-        head_parameters, head_macs: the part of the head; 0 without a head.
+        parameters: the number of parameters that the deployed logits depend on; a classifier that a head replaces does
+            not count.
+        macs: the multiply-accumulates of convolutions and matrix products, as PyTorch's `FlopCounterMode` counts them.
+        head_parameters, head_macs: the head's part of both; 0 without a head.
     """
 
     parameters: int

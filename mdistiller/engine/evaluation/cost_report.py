@@ -34,7 +34,7 @@ def cost_text(backbone: nn.Module, head: Optional[Head], input_size: int, file: 
     Args:
         backbone, head: see `DeployedStudent`.
         input_size: side of the image in pixels.
-        file: its checkpoint, if there is one.
+        file: the file of its checkpoint, if there is one.
     """
     cost = deployed_cost(backbone, head, input_size)
     text = f"{cost.parameters:,} parameters, {cost.macs:,} MACs an image"
@@ -86,11 +86,12 @@ def teacher_lines(
     """Return lines about a teacher. It is built without its weights, which do not change its cost.
 
     Args:
-        section: `DISTILLER`, as in a configuration.
+        section: the section `DISTILLER`, as in a configuration.
         given: whether the user named the teacher; otherwise a checkpoint did, which must not start code of the user's
             own, and a teacher that cannot be built gives a note and no line.
-        dataset, num_classes, input_size: of the student; the teacher may see another size.
-        speed: whether to measure it.
+        dataset, num_classes, input_size: the name of the student's data set, its number of classes and the side of its
+            images in pixels; the teacher may see another size.
+        speed: whether to measure the teacher's speed.
 
     Raises:
         UserError: the teacher that the user named cannot be built.

@@ -38,11 +38,11 @@ def eval_checkpoint(
     """Evaluate a model on the validation set; return a report of several lines.
 
     Args:
-        model: name of the model; empty for the one that the checkpoint records.
-        path: checkpoint or run folder; `None` for the released teacher of the name `model`.
+        model: the name of the model; empty for the one that the checkpoint records.
+        path: the checkpoint or the run folder; `None` for the released teacher of the name `model`.
         overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults.
-        split: of an image folder, another folder beside `train/` and `val/` to evaluate on.
-        per_class: CSV file for the accuracy of each class and the confusion matrix; empty for none.
+        split: the images to evaluate on: `val`, or another folder beside `train/` and `val/` in an image folder.
+        per_class: the CSV file for the accuracy of each class and the confusion matrix; empty for none.
         speed: whether to measure images per second.
 
     Raises:

@@ -29,10 +29,12 @@ def evaluate(
     each process counts its own batches; all return the same totals.
 
     Args:
-        forward: takes images `[B, 3, H, W]` to logits `[B, N]` by name.
-        loader: of the validation set.
-        check: called before each batch, equally often in all processes; an exception ends the evaluation.
-        observe: called with the logits `deployed` `[B, N]` and the labels `[B]` of each batch of this process.
+        forward: a function that takes images `[B, 3, H, W]` to logits `[B, N]` by name.
+        loader: the loader of the validation set.
+        check: a function that is called before each batch, equally often in all processes; an exception ends the
+            evaluation.
+        observe: a function that is called with the logits `deployed` `[B, N]` and the labels `[B]` of each batch of
+            this process.
     """
     correct: Dict[str, Tensor] = {}
     batches = iter(loader)

@@ -20,10 +20,10 @@ def evaluate_teacher(
     """Return the teacher's accuracies in percent, and lines for the user about them.
 
     Args:
-        distiller: with a teacher, in evaluation mode.
-        name: of the teacher.
-        val_loader: of the validation images.
-        check: called between batches; an exception ends the evaluation.
+        distiller: the distiller, with a teacher, in evaluation mode.
+        name: the name of the teacher.
+        val_loader: the loader of the validation images.
+        check: a function that is called between batches; an exception ends the evaluation.
     """
 
     def forward(image: Tensor) -> Dict[str, Tensor]:

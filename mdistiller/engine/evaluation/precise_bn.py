@@ -39,10 +39,10 @@ def estimate_statistics(
     batches; all return the same statistics.
 
     Args:
-        distiller: the student is evaluated by its `forward_eval`.
-        batches: not read if there is no such BatchNorm.
-        precision: of the training steps.
-        check: called before each forward pass; an exception ends the estimation.
+        distiller: the distiller; its `forward_eval` evaluates the student.
+        batches: the training batches; they are not read if there is no such BatchNorm.
+        precision: the precision of the training steps.
+        check: a function that is called before each forward pass; an exception ends the estimation.
     """
     if not distiller.training:
         distiller.train()
@@ -109,11 +109,11 @@ def eval_with(distiller: Distiller, statistics: Statistics, compare: bool, image
     """Return `distiller.forward_eval(image)` with the given BatchNorm statistics.
 
     Args:
-        distiller: in evaluation mode.
-        statistics: from `estimate_statistics`; if empty, the running statistics are used.
+        distiller: the distiller, in evaluation mode.
+        statistics: the statistics that `estimate_statistics` returned; if empty, the running statistics are used.
         compare: whether to add `running`, the logits that the running statistics give for `deployed`, in a second
             forward pass. Without effect if `statistics` is empty.
-        image: `[B, 3, H, W]`, normalized.
+        image: the images, `[B, 3, H, W]`, normalized.
     """
     image = distiller.in_memory_format(image)
     with replaced_buffers(distiller, statistics):

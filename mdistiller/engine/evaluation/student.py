@@ -27,16 +27,16 @@ class StudentEvaluation:
     """Evaluates a distiller's student.
 
     Args:
-        distiller: after its training steps; left in evaluation mode.
-        average: of the student's weights; `None` without one.
-        val_loader: of the evaluation.
-        sample: returns that many training batches, for BatchNorm statistics.
-        precision: of the training steps.
+        distiller: the distiller, after its training steps; it is left in evaluation mode.
+        average: the average of the student's weights; `None` without one.
+        val_loader: the loader of the images to evaluate on.
+        sample: a function that returns as many training batches as its argument says, for BatchNorm statistics.
+        precision: the precision of the training steps.
         cfg: the resolved configuration.
-        check: called between batches; an exception ends the evaluation.
+        check: a function that is called between batches; an exception ends the evaluation.
 
     Attributes:
-        statistics: BatchNorm's, of the last evaluation, where they were re-estimated.
+        statistics: the BatchNorm statistics of the last evaluation, where they were re-estimated.
     """
 
     def __init__(

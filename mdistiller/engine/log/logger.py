@@ -34,8 +34,8 @@ def open_logger(
     An error within the `with` block is logged and raised again. Other processes get a logger that does nothing.
 
     Args:
-        progress: where the run continues; its `wandb_id` is set.
-        steps_done: completed steps of the run.
+        progress: the progress of the run so far; its `wandb_id` is set.
+        steps_done: the number of completed steps of the run.
         resumed: whether the files of the folder are kept.
     """
     opened: List[RunLogger] = []
@@ -63,12 +63,13 @@ class RunLogger:
     Args:
         folder: the run's folder; it exists.
         cfg: the resolved configuration.
-        start_epoch: completed epochs. Later rows of metrics.jsonl are dropped; the resumed run writes them again.
-        start_step: completed steps of the run. Later TensorBoard values are dropped too.
-        wandb_id: ID of the Weights & Biases run to continue.
+        start_epoch: the number of completed epochs. Later rows of metrics.jsonl are dropped; the resumed run writes
+            them again.
+        start_step: the number of completed steps of the run. Later TensorBoard values are dropped too.
+        wandb_id: the ID of the Weights & Biases run to continue.
 
     Attributes:
-        wandb_id: ID of the Weights & Biases run, if there is one.
+        wandb_id: the ID of the Weights & Biases run, if there is one.
     """
 
     def __init__(

@@ -11,9 +11,9 @@ def progress_bar(title: str, num_images: int, done: int = 0) -> tqdm:
     """Return a bar that counts images; there is none if stderr is not a terminal, or in another process than the main.
 
     Args:
-        title: stands before it.
-        num_images: of the epoch.
-        done: images that a resumed epoch has behind it.
+        title: the text that stands before the bar.
+        num_images: the number of images of the epoch.
+        done: the number of images that a resumed epoch has behind it.
     """
     return tqdm(
         total=num_images,

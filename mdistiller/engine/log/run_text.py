@@ -111,8 +111,8 @@ def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
 
     Args:
         row: the epoch's row of metrics.jsonl.
-        epochs: length of the run.
-        total_seconds: time of the completed epochs, for the estimate of the remaining time.
+        epochs: the length of the run, in epochs.
+        total_seconds: the time of the completed epochs in seconds, for the estimate of the remaining time.
     """
     parts = ", ".join(f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss_"))
     probe = f", probe {row['probe_top1']:.2f}" if "probe_top1" in row else ""

@@ -73,8 +73,8 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
 
     Args:
         cfg: the configuration.
-        info: of the data set.
-        checkpoint: the teacher's, if it describes itself; otherwise empty.
+        info: the description of the data set.
+        checkpoint: the teacher's checkpoint, if it describes itself; otherwise empty.
 
     Raises:
         UserError: the library's input is asked for, and there is none.

@@ -126,9 +126,9 @@ def find_rows(info: DatasetInfo, outputs: Sequence[Names], source: str) -> Tuple
     only one with the first name of the class, or with all of the names that any output has.
 
     Args:
-        info: of the data set.
-        outputs: names of each output.
-        source: of these names, for messages.
+        info: the description of the data set.
+        outputs: the names of each output.
+        source: the origin of these names, given in error messages.
 
     Raises:
         UserError: several outputs belong to a class, or several classes to an output.

@@ -24,10 +24,10 @@ def find_outputs(
     """Return the number of the teacher's outputs, and those to choose; `None` for all of them, as they are.
 
     Args:
-        info: of the data set.
+        info: the description of the data set.
         given: the value of `DISTILLER.TEACHER_CLASSES`.
         recorded: the teacher's checkpoint, if it describes itself; otherwise empty.
-        path: of the checkpoint, for messages.
+        path: the path of the checkpoint, named in error messages.
 
     Raises:
         UserError: a class of the data set has no output, or more than one.
@@ -75,11 +75,11 @@ def check_num_outputs(
     """Raise a UserError if weights have a classifier with another number of outputs than the teacher.
 
     Args:
-        teacher: built with as many outputs as names are known, or as the data set has classes.
-        classifier: name of its classifier; `None` if it has none.
+        teacher: the teacher, built with as many outputs as names are known, or as the data set has classes.
+        classifier: the name of its classifier; `None` if it has none.
         state: the weights to load; their keys may have a prefix.
-        source: of the weights, for messages.
-        info: of the data set.
+        source: the origin of the weights, given in error messages.
+        info: the description of the data set.
         given: the value of `DISTILLER.TEACHER_CLASSES`.
     """
     if classifier is None:

@@ -14,9 +14,9 @@ def chance_warning(top1: float, num_classes: int, num_images: int) -> str:
     from chance to 100 %, so that a fair teacher is not warned of.
 
     Args:
-        top1: accuracy in percent.
-        num_classes: of the data set.
-        num_images: on which the accuracy was measured.
+        top1: the teacher's accuracy in percent.
+        num_classes: the number of classes of the data set.
+        num_images: the number of images on which the accuracy was measured.
     """
     chance = 1 / num_classes
     margin = min(3 * math.sqrt(chance * (1 - chance) / num_images), (1 - chance) / 4)

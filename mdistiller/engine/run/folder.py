@@ -156,9 +156,9 @@ class RunFolder:
         """Save what an epoch ends with.
 
         Args:
-            student: checkpoint of the deployed student.
-            state: to resume from.
-            epoch: counted from 1.
+            student: the checkpoint of the deployed student.
+            state: the training state to resume from.
+            epoch: the epoch, counted from 1.
             improved: whether the student is the best one so far.
             keep: whether the state also gets a file of its own.
         """

@@ -31,7 +31,7 @@ def locked(folder: Path, remedy: str = REMEDY) -> Iterator[None]:
     On a file system without locks a note says so.
 
     Args:
-        remedy: what to do if the folder is in use, for the message.
+        remedy: the advice for the case that the folder is in use, given in the error message.
 
     Raises:
         UserError: another run holds the lock, or the folder cannot be written to.

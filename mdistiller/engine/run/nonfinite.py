@@ -16,7 +16,7 @@ class NonFiniteLoss(UserError):
     """A loss became NaN or infinite.
 
     Attributes:
-        evidence: describes the step; see `save_evidence`.
+        evidence: the description of the step; see `save_evidence`.
     """
 
     def __init__(self, message: str, evidence: Optional[Dict[str, Any]] = None) -> None:

@@ -32,15 +32,15 @@ class Progress:
     """The numbers of a run that are saved with its state.
 
     Attributes:
-        epoch: completed epochs.
-        step: completed steps of the epoch that comes after them.
-        images: training images seen in the completed epochs.
-        train_seconds: training time of the completed epochs, without evaluation.
-        total_seconds: time of the completed epochs, with evaluation.
-        epoch_seconds: time spent on the current epoch before the state was saved.
-        best: accuracies in percent of the epoch with the highest top-1, and its `epoch`.
-        last: accuracies in percent after the last completed epoch.
-        wandb_id: ID of the Weights & Biases run.
+        epoch: the number of completed epochs.
+        step: the number of completed steps of the epoch that comes after them.
+        images: the number of training images seen in the completed epochs.
+        train_seconds: the training time of the completed epochs in seconds, without evaluation.
+        total_seconds: the time of the completed epochs in seconds, with evaluation.
+        epoch_seconds: the time in seconds spent on the current epoch before the state was saved.
+        best: the accuracies in percent of the epoch with the highest top-1, and its `epoch`.
+        last: the accuracies in percent after the last completed epoch.
+        wandb_id: the ID of the Weights & Biases run.
     """
 
     epoch: int = 0

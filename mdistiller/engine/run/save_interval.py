@@ -13,8 +13,8 @@ class SaveInterval:
     """Decides after which steps to save.
 
     Args:
-        text: empty (never), `500 steps` or `10 minutes`.
-        clock: returns seconds.
+        text: the interval: empty (never), `500 steps` or `10 minutes`.
+        clock: a function that returns the time in seconds.
 
     Raises:
         ValueError: `text` has another form.

@@ -30,7 +30,7 @@ class StopSignals:
     Outside the main thread handlers cannot be installed; signals keep their behavior.
 
     Attributes:
-        received: name of the signal, or `None`.
+        received: the name of the received signal, or `None`.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:

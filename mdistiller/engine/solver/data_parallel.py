@@ -22,7 +22,7 @@ def in_parallel(distiller: Distiller, sync_bn: bool) -> nn.Module:
     """Wrap a distiller in DistributedDataParallel; called with a batch, it returns `(logits, losses)` as before.
 
     Args:
-        distiller: in training mode and on its device, with the same weights in each process.
+        distiller: the distiller, in training mode and on its device, with the same weights in each process.
         sync_bn: whether trained BatchNorms normalize over the images of all processes. They are changed in place; keys
             of the state_dict stay.
     """

@@ -34,8 +34,8 @@ class StudentAverage:
     """Keeps the average, and puts it in the place of the student and its head.
 
     Args:
-        distiller: on its device and in its memory format.
-        decay: of the average, in (0, 1).
+        distiller: the distiller, on its device and in its memory format.
+        decay: the decay of the average, in (0, 1).
 
     Attributes:
         averaged: the average, as a model of its own.

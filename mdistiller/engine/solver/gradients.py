@@ -18,8 +18,8 @@ class Part(NamedTuple):
     """A part of a batch.
 
     Attributes:
-        batch: the entries of its images.
-        rows: which images of the whole batch they are.
+        batch: the entries of the images in this part.
+        rows: the positions of these images in the whole batch.
     """
 
     batch: Batch
@@ -32,9 +32,9 @@ def split_batch(batch: Batch, num_parts: int, num_images: int) -> List[Part]:
     Image `i` of a step goes to part `i mod num_parts`. So a part has the same images in one process and in several.
 
     Args:
-        batch: entries of `B` images each.
-        num_parts: at most this many.
-        num_images: of all processes in this step.
+        batch: the batch, whose entries hold `B` images each.
+        num_parts: the largest number of parts.
+        num_images: the number of images of all processes in this step.
     """
     num_parts = min(num_parts, num_images // distributed.get_world_size() // 2)  # BatchNorm needs two images
     if num_parts <= 1:
@@ -55,7 +55,7 @@ def join_outputs(parts: Iterable[Tuple[Part, Dict[str, Tensor], Tensor]]) -> Tup
     """Return the losses of a whole batch, as means over its images, and the logits `[B, N]` in its order.
 
     Args:
-        parts: for each part its losses, scalars by name, and its logits.
+        parts: the parts of the batch, each with its losses, scalars by name, and its logits.
     """
     parts = list(parts)
     if len(parts) == 1:

@@ -35,8 +35,8 @@ def check_probe(student: Any, num_images: int) -> None:
     """Raise a UserError if a student has no classifier to train, or the features would not fit in memory.
 
     Args:
-        student: the model.
-        num_images: `M`.
+        student: the student.
+        num_images: the number of training images, `M`.
     """
     try:
         classifier: nn.Linear = student.get_classifier()
@@ -63,11 +63,11 @@ def train_classifier(
     All processes of a group call it together. The result depends neither on a seed nor on the present classifier.
 
     Args:
-        student: on its device; it runs in evaluation mode and without gradients.
-        loader: of the training set.
-        precision: of the student's forward passes.
-        max_passes: L-BFGS stops after so many passes over the features, or when it has converged.
-        check: called before each batch, equally often in all processes; an exception ends the probe.
+        student: the student, on its device; it runs in evaluation mode and without gradients.
+        loader: the loader of the training set.
+        precision: the precision of the student's forward passes.
+        max_passes: the number of passes over the features after which L-BFGS stops, if it has not converged before.
+        check: a function that is called before each batch, equally often in all processes; an exception ends the probe.
 
     Returns:
         A line for the user.
@@ -117,11 +117,11 @@ def fit(
     a deviation of 1, by L-BFGS, from zero.
 
     Args:
-        features: `[M, C]`.
-        targets: labels, int64 `[M]`.
-        num_classes: `N`.
-        max_passes: at most so many passes over the features.
-        with_bias: whether there is a bias; otherwise it is 0.
+        features: the features, `[M, C]`.
+        targets: the labels, int64 `[M]`.
+        num_classes: the number of classes, `N`.
+        max_passes: the largest number of passes over the features.
+        with_bias: whether the classifier has a bias; otherwise it is 0.
     """
     mean, scale = features.mean(0), features.std(0, unbiased=False)
     scale = torch.where(scale > 1e-5 * mean.abs(), scale, torch.ones_like(scale))  # the others are constant

@@ -22,9 +22,9 @@ def parameter_groups(
     Among groups with the same learning rate, that without weight decay comes last.
 
     Args:
-        parameters: all of them.
-        no_decay: those that take no weight decay. Others than `parameters` are ignored.
-        lr_scales: factors of the learning rate, for parameters whose factor is not 1.
+        parameters: all trained parameters.
+        no_decay: the parameters that take no weight decay. Others than `parameters` are ignored.
+        lr_scales: the factors of the learning rate, for parameters whose factor is not 1.
     """
     exempt = {id(parameter) for parameter in no_decay}
     groups: Dict[Tuple[float, bool], List[nn.Parameter]] = {}

@@ -26,9 +26,9 @@ def with_soft_labels(batch: Batch, smoothing: float, num_classes: int) -> Batch:
     part in a cross-entropy, and for the others a weight that makes up for that in an average over the batch.
 
     Args:
-        batch: its `soft_target [B, N]`, if any, replaces the labels; its `label_weight [B]`, if any, is applied.
-        smoothing: share of the probability that is divided among all classes.
-        num_classes: `N`.
+        batch: the batch. `soft_target [B, N]`, if any, replaces the labels; `label_weight [B]`, if any, is applied.
+        smoothing: the share of the probability that is divided among all classes.
+        num_classes: the number of classes, `N`.
     """
     if smoothing == 0 and not set(SOFT) & set(batch):
         return batch

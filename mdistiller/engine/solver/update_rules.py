@@ -24,10 +24,10 @@ class UpdateRule:
 
     Args:
         cfg: the resolved configuration.
-        parameters: the trained ones, on their final device and in their final memory format.
-        scaler: scales the losses; disabled where gradients cannot underflow.
-        no_decay: those of `parameters` that take no weight decay.
-        lr_scales: factors of the learning rate, for parameters whose factor is not 1.
+        parameters: the trained parameters, on their final device and in their final memory format.
+        scaler: the scaler of the losses; disabled where gradients cannot underflow.
+        no_decay: the parameters among these that take no weight decay.
+        lr_scales: the factors of the learning rate, for parameters whose factor is not 1.
     """
 
     def __init__(

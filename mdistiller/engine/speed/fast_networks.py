@@ -32,11 +32,11 @@ class FastNetworks:
     Evaluation, checkpoints and everything before the first step use the networks as built.
 
     Args:
-        distiller: in training mode.
-        loader: of the training images.
+        distiller: the distiller, in training mode.
+        loader: the loader of the training images.
         cfg: the resolved configuration.
-        precision: of the training steps.
-        say: receives lines for the user.
+        precision: the precision of the training steps.
+        say: a function that receives lines for the user.
     """
 
     def __init__(self, distiller: Distiller, loader: Loader, cfg: CfgNode, precision: Precision, say: Say) -> None:
@@ -147,7 +147,7 @@ class FastNetworks:
 
         Args:
             part: the entries of some images of the batch.
-            rows: which images they are.
+            rows: the positions of these images in the batch.
         """
         return nullcontext() if self._cache is None else self._cache.part_in_use(part["image"], rows)
 

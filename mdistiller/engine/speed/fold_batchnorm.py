@@ -21,9 +21,9 @@ def fold_batchnorm(model: nn.Module, input_size: int, dtype: Optional[torch.dtyp
     uses the convolution's result elsewhere. Such folds are found by comparing outputs for random images, and left out.
 
     Args:
-        model: frozen, with float32 weights.
-        input_size: height and width of its images, in pixels.
-        dtype: of the convolutions' weights, for a model that runs under autocast to that type; `None` for float32.
+        model: the model, frozen, with float32 weights.
+        input_size: the height and the width of its images, in pixels.
+        dtype: the type of the convolutions' weights, for a model that runs under autocast to it; `None` for float32.
     """
     device = next(model.parameters()).device
     model = copy.deepcopy(model).cpu().requires_grad_(False).eval()  # TF32 on a GPU would hide what the folds change

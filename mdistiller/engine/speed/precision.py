@@ -49,8 +49,8 @@ class Precision:
     """The networks' precision.
 
     Attributes:
-        device_type: `cuda` or `cpu`.
-        dtype: of autocast; `None` for float32 without autocast.
+        device_type: the type of the device, `cuda` or `cpu`.
+        dtype: the data type of autocast; `None` for float32 without autocast.
     """
 
     device_type: str

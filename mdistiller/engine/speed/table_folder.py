@@ -24,10 +24,10 @@ def prepare_folder(folder: Path, about: Dict[str, Any], sizes: Dict[str, int], l
     Renames replace the folder in one step, so that other processes never see half a table.
 
     Args:
-        folder: of the table.
-        about: what identifies the table.
-        sizes: of the files by name, in bytes.
-        limit_gb: of this table and those beside it, in GiB; 0 for none.
+        folder: the folder of the table.
+        about: the description that identifies the table.
+        sizes: the sizes of the files in bytes, by file name.
+        limit_gb: the largest size of this table and those beside it together, in GiB; 0 for no limit.
 
     Raises:
         OSError: the disk has too little room, the limit is too small, or the folder cannot be written.

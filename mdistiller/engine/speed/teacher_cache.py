@@ -45,13 +45,13 @@ class CachedTeacher(nn.Module):
     """Replaces the teacher: looks up the current batch in a table, and runs the teacher for any other images.
 
     Args:
-        teacher: in evaluation mode.
-        widths: number of values of `logits` and `pooled` in a row of the table, in the order of its columns; outputs
-            that the method does not read are left out.
-        table: of the vectors.
-        precision: in which the teacher runs.
-        say: receives lines for the user.
-        top: how logits are stored; `None` for all of them, as they are.
+        teacher: the teacher, in evaluation mode.
+        widths: the number of values of `logits` and `pooled` in a row of the table, in the order of its columns;
+            outputs that the method does not read are left out.
+        table: the table of the vectors.
+        precision: the precision in which the teacher runs.
+        say: a function that receives lines for the user.
+        top: the encoding of the logits in the table; `None` to store all of them, as they are.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class CachedTeacher(nn.Module):
         """Yield the batches of an epoch. While a batch is in use, `forward` looks up its vectors.
 
         Args:
-            loader: the source of `batches`.
-            batches: of the loader's current epoch, from step `start_step` (from 0) on.
+            loader: the loader that yields `batches`.
+            batches: the batches of the loader's current epoch, from step `start_step` (from 0) on.
         """
         ahead: List[Tuple[Tensor, Batch]] = []
         for batch, keys in zip(batches, loader.variant_indices(start_step)):
@@ -164,14 +164,14 @@ def open_cache(
 
     Args:
         choice: the value of `TEACHER_CACHE`: `memory`, or a folder.
-        teacher: in the form in which training steps run it.
-        widths: number of values of each vector that the method reads, by name.
-        loader: of the training images, which have finitely many forms, or fixed views.
-        precision: of the teacher. The table stores float32, or float16 if the teacher runs in a lower precision.
-        about: what else the vectors depend on, as plain values by name, including the teacher's `name`.
-        say: receives lines for the user.
-        limit_gb: of the memory of all tables of this machine, or of the folder, in GiB; 0 for none.
-        top: how logits are stored; `None` for all of them, as they are.
+        teacher: the teacher, in the form in which training steps run it.
+        widths: the number of values of each vector that the method reads, by name.
+        loader: the loader of the training images, which have finitely many forms, or fixed views.
+        precision: the teacher's precision. The table stores float32, or float16 if the teacher's precision is lower.
+        about: everything else that the vectors depend on, as plain values by name, including the teacher's `name`.
+        say: a function that receives lines for the user.
+        limit_gb: the largest size of all tables in this machine's memory, or in the folder, in GiB; 0 for no limit.
+        top: the encoding of the logits in the table; `None` to store all of them, as they are.
     """
     assert loader.num_variants is not None
     if top is not None:

@@ -24,11 +24,11 @@ class TopLogits:
     classes. At another temperature it is an approximation, because the other classes are not equally probable.
 
     Args:
-        num_classes: `N`.
-        number: `k`, below `N`.
+        num_classes: the number of classes, `N`.
+        number: the number of classes with exact logits, `k`, below `N`.
 
     Attributes:
-        width: values of a row.
+        width: the number of values of a row.
     """
 
     def __init__(self, num_classes: int, number: int) -> None:
@@ -42,7 +42,7 @@ class TopLogits:
         """Return rows `[n, width]`: the largest logits, their classes, and the logit of every other class.
 
         Args:
-            logits: `[n, N]`, float32 or float64.
+            logits: the logits, `[n, N]`, float32 or float64.
         """
         largest, classes = logits.topk(self.number)
         others = logits.scatter(1, classes, -math.inf)

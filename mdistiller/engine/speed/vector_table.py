@@ -16,12 +16,12 @@ class MemoryTable:
     """A table in the memory of the teacher's device, for this run.
 
     Args:
-        rows, values: `R` and `V`.
-        dtype: of the stored values.
-        device: of the stored values.
+        rows, values: the number of rows, `R`, and the number of values per row, `V`.
+        dtype: the data type of the stored values.
+        device: the device of the stored values.
 
     Attributes:
-        damaged: number of rows that were written, but are not intact.
+        damaged: the number of rows that were written, but are not intact.
     """
 
     damaged = 0
@@ -55,9 +55,9 @@ class FileTable:
     missing. Several processes may use the same file at once, because they write the same values.
 
     Args:
-        folder: with the two files, which have the right sizes. Rows that were never written are zeros.
-        rows, values, dtype: as for `MemoryTable`.
-        device: of the result of `read`.
+        folder: the folder with the two files, which have the right sizes. Rows that were never written are zeros.
+        rows, values, dtype: the size of the table and the data type of its values, as for `MemoryTable`.
+        device: the device of the vectors that `read` returns.
 
     Attributes:
         damaged: see `MemoryTable`.

@@ -26,7 +26,7 @@ class CircularConvolution(nn.Module):
     For a real map `x`, `Re(IFFT2(FFT2(x) ⊙ G))` is the circular convolution of `x` with `Re(IFFT2(G))`.
 
     Args:
-        kernel: `Re(IFFT2(G))`, real `[C, H, W]`, for maps of that size.
+        kernel: the kernel `Re(IFFT2(G))`, real `[C, H, W]`, for maps of that size.
     """
 
     weight: Tensor
@@ -147,9 +147,9 @@ class InferenceForm(nn.Module):
     """Images in [0, 1] to logits: the only input and output of an export.
 
     Args:
-        model: normalized images `[N, 3, S, S]` to logits `[N, K]`.
-        mean, std: three numbers each, of images in [0, 1].
-        half: compute in float16 between the normalization and the logits.
+        model: a model that takes normalized images `[N, 3, S, S]` to logits `[N, K]`.
+        mean, std: the channel statistics of images in [0, 1], three numbers each.
+        half: whether to compute in float16 between the normalization and the logits.
     """
 
     scale: Tensor
@@ -177,8 +177,8 @@ def inference_form(
     """Return the network to export for a deployed student, on the CPU; the student does not change.
 
     Args:
-        student: with float32 weights.
-        input_size: side of its images in pixels.
+        student: the deployed student, with float32 weights.
+        input_size: the side of its images in pixels.
         mean, std, half: see `InferenceForm`.
     """
     made = copy.deepcopy(student).cpu()

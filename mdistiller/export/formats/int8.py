@@ -34,9 +34,9 @@ class Step:
     """A trial of the search.
 
     Attributes:
-        in_float: layers left in float.
-        num_layers: all layers.
-        proof: of that file.
+        in_float: the names of the layers left in float.
+        num_layers: the number of all layers.
+        proof: the proof of the file that the trial wrote.
     """
 
     in_float: Sequence[str]
@@ -57,9 +57,9 @@ class Quantizer:
     normalization before the first layer and the logits stay in float.
 
     Args:
-        path: a float32 export.
-        calibration: images uint8 [n, S, S, 3].
-        folder: for temporary files.
+        path: the path of a float32 export.
+        calibration: the calibration images, uint8 [n, S, S, 3].
+        folder: the folder for temporary files.
     """
 
     def __init__(self, path: Path, calibration: Tensor, folder: Path) -> None:

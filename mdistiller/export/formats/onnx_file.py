@@ -52,9 +52,9 @@ def onnx_program(model: nn.Module, image: Tensor, dynamo: bool) -> bytes:
     """Return `model` as an ONNX file: input `image [N, 3, S, S]`, output `logits [N, K]`, any `N`.
 
     Args:
-        model: from float32 images to float32 logits.
-        image: an example with `N` > 1.
-        dynamo: the exporter that is built on `torch.export`; otherwise the one that is built on TorchScript.
+        model: a model that takes float32 images to float32 logits.
+        image: an example of its input, with `N` > 1.
+        dynamo: whether to use the exporter that is built on `torch.export`, not the one that is built on TorchScript.
 
     Raises:
         ExporterFailed: PyTorch cannot export the model.

@@ -16,10 +16,10 @@ def write_safetensors(checkpoint: Dict[str, Any], path: Path, description: Descr
     """Write a student's checkpoint to `path`. Folders of this machine do not appear in it.
 
     Args:
-        checkpoint: described, see `mdistiller/engine/checkpoint/student.py`.
+        checkpoint: a checkpoint that describes itself, see `mdistiller/engine/checkpoint/student.py`.
         path: the file.
-        description: goes into the metadata too.
-        half: store float16; the loader computes in float32.
+        description: the description of the export, which goes into the metadata too.
+        half: whether to store float16; the loader computes in float32.
     """
     from safetensors.torch import save
 

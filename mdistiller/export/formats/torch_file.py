@@ -32,7 +32,7 @@ def write_torch(model: nn.Module, image: Tensor, path: Path, description: Descri
 
     Args:
         model, image, path, description: see `write_onnx`.
-        strict: read the bytecode of `forward`; otherwise run it and record what it does.
+        strict: whether to read the bytecode of `forward`; otherwise `forward` is run, and what it does is recorded.
 
     Raises:
         ExporterFailed: PyTorch cannot export the model.
@@ -98,7 +98,7 @@ class FreshProcess:
     """Runs a `.pt2` file in a new Python process that imports PyTorch and NumPy alone.
 
     Args:
-        path: an export of this library.
+        path: the path of an export of this library.
     """
 
     def __init__(self, path: Path) -> None:

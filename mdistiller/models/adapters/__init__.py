@@ -46,11 +46,11 @@ def build(
     """Build a model with fresh weights and the outputs of `ClassifierModel`.
 
     Args:
-        name: of a library or of the user.
-        num_classes: outputs of the classifier.
-        input_size: side of the images in pixels.
-        arguments: of the constructor.
-        features: names of modules; see `user_models.adapt`.
+        name: the name of a model of a library or of the user.
+        num_classes: the number of outputs of the classifier.
+        input_size: the side of the images in pixels.
+        arguments: the keyword arguments of the constructor.
+        features: the names of modules; see `user_models.adapt`.
         new_head: see `build_model`.
 
     Raises:

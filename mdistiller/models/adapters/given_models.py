@@ -26,7 +26,7 @@ def given_models(**models: nn.Module) -> Iterator[Dict[str, str]]:
     What is built is a copy, with the weights of the model at that time. The model itself does not change.
 
     Args:
-        models: by role, such as `student`.
+        models: the models by role, such as `student`.
     """
     names = {role: f"{PLACE}:{role}.{type(model).__name__}" for role, model in models.items()}
     token = _models.set({**_models.get({}), **{names[role]: model for role, model in models.items()}})

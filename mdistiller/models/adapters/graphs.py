@@ -40,7 +40,7 @@ class Choice(NamedTuple):
 
     Attributes:
         logits, pooled: the classifier's output and input.
-        classifier: name of the `nn.Linear`.
+        classifier: the name of the classifier, an `nn.Linear`.
         stages: the stage maps, stem first; the last one is the final map.
     """
 
@@ -92,11 +92,11 @@ def choose(
     """Find the classifier and the stage maps of a model.
 
     Args:
-        model: in evaluation mode.
-        graph: of the model.
-        image: `[B, 3, H, W]`, to read shapes from.
-        num_classes: `N`.
-        features: names of modules by the keys of `USER_FEATURES`, which replace what would be found.
+        model: the model, in evaluation mode.
+        graph: the graph of the model.
+        image: example images, `[B, 3, H, W]`, from which shapes are read.
+        num_classes: the number of classes, `N`.
+        features: the names of modules by the keys of `USER_FEATURES`, which replace what would be found.
 
     Raises:
         NotTraceable: there is no classifier, or no map before it.

@@ -80,11 +80,11 @@ def hook_outputs(
     """Add the outputs of `ClassifierModel` to a model in place, and return it.
 
     Args:
-        model: it returns logits alone.
-        name: its name, for messages.
-        num_classes: `N`.
-        input_size: side in pixels of the images to run it on.
-        features: names of modules by the keys of `USER_FEATURES`, which replace what would be found.
+        model: the model, which returns logits alone.
+        name: its name, given in error messages.
+        num_classes: the number of classes, `N`.
+        input_size: the side in pixels of the images to run it on.
+        features: the names of modules by the keys of `USER_FEATURES`, which replace what would be found.
 
     Raises:
         NotTraceable: there is no classifier, or no map before it. The model is unchanged.

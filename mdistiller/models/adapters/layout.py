@@ -18,8 +18,8 @@ class Layout(NamedTuple):
 
     Attributes:
         kind: `NCHW`, `NHWC`, or `tokens` for `[B, T, C]` with the tokens of the image row by row.
-        num_prefix: class and register tokens before those of the image.
-        side: of the square map, in positions.
+        num_prefix: the number of class and register tokens before those of the image.
+        side: the side of the square map, in positions.
     """
 
     kind: str
@@ -50,9 +50,9 @@ def tokens_to_map(x: Tensor, num_prefix: int, height: Optional[int] = None) -> T
     """Lay the tokens `[B, T, C]` out as a map `[B, C, H, W]`, without the first `num_prefix`.
 
     Args:
-        x: tokens, those of the image row by row.
-        num_prefix: class and register tokens before them.
-        height: `H`; `None` for a square map.
+        x: the tokens, those of the image row by row.
+        num_prefix: the number of class and register tokens before them.
+        height: the height of the map, `H`; `None` for a square map.
     """
     rows = height or math.isqrt(x.shape[1] - num_prefix)
     return x[:, num_prefix:].transpose(1, 2).unflatten(2, (rows, -1))
@@ -62,9 +62,9 @@ def find_layout(shape: Sequence[int], side: Optional[int]) -> Optional[Layout]:
     """Return the layout of a tensor that can be a square map, or `None`.
 
     Args:
-        shape: of the tensor.
-        side: of the map before it in the model, which tells how many tokens are not part of the map; `None` if there
-            is none.
+        shape: the shape of the tensor.
+        side: the side of the map before it in the model, which tells how many tokens are not part of the map; `None` if
+            there is none.
     """
     if len(shape) == 4:
         if shape[2] == shape[3]:

@@ -20,9 +20,9 @@ class InputSpec(NamedTuple):
     """The images that a model expects.
 
     Attributes:
-        size: side in pixels.
-        mean, std: per channel, of images scaled to [0, 1].
-        interpolation: one of `INTERPOLATIONS`.
+        size: the side in pixels.
+        mean, std: the channel statistics of images scaled to [0, 1].
+        interpolation: the kind of interpolation, one of `INTERPOLATIONS`.
     """
 
     size: int
@@ -71,7 +71,7 @@ def give_own_input(model: nn.Module, own: InputSpec, given: InputSpec) -> nn.Mod
     weights and their names do not change.
 
     Args:
-        model: in the contract of `ClassifierModel`, from the zoo or adapted.
+        model: a model that follows the contract of `ClassifierModel`, from the zoo or adapted.
         own: the images that it expects.
         given: the images that it gets.
     """

@@ -13,10 +13,10 @@ class Candidate(NamedTuple):
     """A map that may represent a stage.
 
     Attributes:
-        key: identifies the map: a node of a graph, or the name of a module.
-        layout: of the tensor.
-        depth: nested modules that contain both the end of this map's part of the model and the start of the next part;
-            0 at the end of a part of the outermost module.
+        key: the identity of the map: a node of a graph, or the name of a module.
+        layout: the layout of the tensor.
+        depth: the number of nested modules that contain both the end of this map's part of the model and the start of
+            the next part; 0 at the end of a part of the outermost module.
         in_stem: whether at most one layer with weights was applied before.
     """
 
@@ -33,7 +33,7 @@ def choose_stages(candidates: Sequence[Candidate]) -> List[Candidate]:
     last entry is the last candidate.
 
     Args:
-        candidates: in the order of computation, at least one.
+        candidates: the maps that may represent stages, in the order of computation, at least one.
     """
     by_side: Dict[int, List[Candidate]] = {}
     for candidate in candidates:

@@ -34,9 +34,9 @@ class TimmModel(AdaptedModel):
     """A model of timm: the maps of `forward_intermediates`, and the feature of `forward_head`.
 
     Attributes:
-        intermediates: arguments of `forward_intermediates`.
-        classifier_path: name of the classifier.
-        num_prefix: class and register tokens.
+        intermediates: the arguments of `forward_intermediates`.
+        classifier_path: the name of the classifier.
+        num_prefix: the number of class and register tokens.
         channels_last: whether its maps are `[B, H, W, C]`.
     """
 

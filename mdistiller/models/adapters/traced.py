@@ -21,11 +21,11 @@ class TracedModel(AdaptedModel):
     """A model whose `forward` is that of its traced graph, which also returns maps and the classifier's input.
 
     Attributes:
-        functions: `forward` in evaluation mode and in training mode.
+        functions: the functions that compute `forward` in evaluation mode and in training mode.
         tails: the functions from the final map to `(logits, pooled)` in both modes; empty if the final map does not
             decide the pooled feature.
-        layouts: of the stage maps.
-        norms: names of the BatchNorms before the stages' activations; `None` where there is none.
+        layouts: the layouts of the stage maps.
+        norms: the names of the BatchNorms before the stages' activations; `None` where there is none.
     """
 
     functions: Dict[bool, Callable[..., Any]]
@@ -59,10 +59,10 @@ def trace_outputs(
     """Add the outputs of `ClassifierModel` to a model in place, and return it.
 
     Args:
-        model: it returns logits alone.
-        name: its name, for messages.
-        num_classes: `N`.
-        input_size: side in pixels of the images to run it on.
+        model: the model, which returns logits alone.
+        name: its name, given in error messages.
+        num_classes: the number of classes, `N`.
+        input_size: the side in pixels of the images to run it on.
         features: see `graphs.choose`.
 
     Raises:

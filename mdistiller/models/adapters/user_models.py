@@ -167,10 +167,10 @@ def adapt(
 
     Args:
         model: the model.
-        name: its name, for messages.
-        num_classes: `N`.
-        input_size: side in pixels of the images to run it on.
-        features: names of modules by the keys of `USER_FEATURES`.
+        name: its name, given in error messages.
+        num_classes: the number of classes, `N`.
+        input_size: the side in pixels of the images to run it on.
+        features: the names of modules by the keys of `USER_FEATURES`.
 
     Raises:
         UserError: the model cannot run on these images, or returns something other than `OUTPUTS` describes.

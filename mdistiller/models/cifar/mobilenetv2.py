@@ -58,7 +58,7 @@ class MobileNetV2(ClassifierModel):
     follows the final map, so the pooled feature has more channels than the map.
 
     Args:
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
         expansion: hidden channels of a unit per input channel (`T` in the published code).
         width: factor on the channels of the stem and the bottlenecks.
     """

@@ -75,7 +75,7 @@ class FullMobileNetV2(ClassifierModel):
     are the same tensors.
 
     Args:
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
     """
 
     classifier_name = "conv2"

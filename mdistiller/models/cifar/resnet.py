@@ -43,7 +43,7 @@ class ResNet(ClassifierModel):
     Args:
         depth: number of layers, `6n + 2` for `n` blocks a stage.
         widths: channels of the stem and of the three stages.
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
     """
 
     def __init__(self, depth: int, widths: Sequence[int], num_classes: int = 100) -> None:

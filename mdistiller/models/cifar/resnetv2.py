@@ -74,7 +74,7 @@ class ResNet(ClassifierModel):
     Args:
         block: `BasicBlock` or `Bottleneck`.
         num_blocks: blocks of each of the four stages.
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
     """
 
     classifier_name = "linear"

@@ -53,7 +53,7 @@ class ShuffleNetV1(ClassifierModel):
     """A ShuffleNet with stages of 4, 8 and 4 units.
 
     Args:
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
         groups: groups of the 1x1 convolutions; the widths are the paper's for 3.
     """
 

@@ -101,7 +101,7 @@ class ShuffleNetV2(ClassifierModel):
     A 1x1 convolution follows the final map, so the pooled feature has more channels than the map.
 
     Args:
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
     """
 
     classifier_name = "linear"

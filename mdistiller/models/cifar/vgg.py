@@ -22,7 +22,7 @@ class VGG(ClassifierModel):
 
     Args:
         depths: convolutions of each block.
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
     """
 
     classifier_name = "classifier"

@@ -62,7 +62,7 @@ class WideResNet(ClassifierModel):
     Args:
         depth: number of layers, `6n + 4` for `n` units a stage.
         widen: factor on the channels (16, 32, 64) of the three stages.
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
     """
 
     def __init__(self, depth: int, widen: int, num_classes: int = 100) -> None:

@@ -43,7 +43,7 @@ class MobileNetV1(ClassifierModel):
 
     Args:
         pretrained: must be `False`; no weights are released.
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
     """
 
     def __init__(self, pretrained: bool = False, num_classes: int = 1000) -> None:

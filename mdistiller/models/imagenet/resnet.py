@@ -53,7 +53,7 @@ class ResNet(ClassifierModel):
     Args:
         block: `BasicBlock` or `Bottleneck`.
         num_blocks: blocks of each of the four stages.
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
     """
 
     def __init__(
