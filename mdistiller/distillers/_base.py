@@ -129,8 +129,8 @@ class Distiller(nn.Module):
         return []
 
     def get_extra_parameters(self) -> int:
-        """Return the number of parameters that the method adds to the student."""
-        return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
+        """Return the number of parameters that the method adds to student and teacher."""
+        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith(("student.", "teacher.")))
 
     def get_log_values(self) -> Dict[str, float]:
         """Return numbers by name that are logged once an epoch, beside the losses; by default none.
