@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class FastNetworks:
         about: Dict[str, Any] = {
             "name": re.sub(r"[^\w.-]+", "_", cfg.DISTILLER.TEACHER),
             "weights": weights_digest(teacher),
-            "outputs": distributed.run_on_main(partial(_fingerprint, [vectors[need] for need in widths])),
+            "outputs": distributed.run_on_main(partial(_fingerprint, vectors.values())),
             "images": loader.digest(),
             "input_size": info.input_size,
             "mean": list(info.mean),
@@ -164,9 +164,10 @@ class FastNetworks:
         return batches
 
 
-def _fingerprint(vectors: List[Tensor]) -> List[str]:
+def _fingerprint(vectors: Iterable[Optional[Tensor]]) -> List[str]:
     """Return some outputs of the teacher, to three digits. They change with its code, which its weights do not show."""
-    return [f"{value:.3g}" for vector in vectors for value in vector[:, :8].flatten().tolist()]
+    found = [vector[:, :8].flatten().tolist() for vector in vectors if vector is not None]
+    return [f"{value:.3g}" for values in found for value in values]
 
 
 def _why_as_built(distiller: Distiller) -> str:
