@@ -70,10 +70,6 @@ class Distiller(nn.Module):
         for name in ("soft_labels", "unlabeled"):
             if "forward_train" in vars(cls) and name not in vars(cls):
                 setattr(cls, name, False)
-        # plug-ins may define `config_errors` by its former name, `faults`; each class has the hook by both names
-        for name, other in (("faults", "config_errors"), ("config_errors", "faults")):
-            if name in vars(cls) and other not in vars(cls):
-                setattr(cls, other, vars(cls)[name])
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None) -> None:
         super().__init__()
@@ -93,8 +89,6 @@ class Distiller(nn.Module):
         """
         if knows(cls, "RANGES", options):
             yield from out_of_range(options, cls.RANGES, section)
-
-    faults = config_errors  # the former name; plug-ins call it through `super()`
 
     @classmethod
     def loss_names(cls, options: Any) -> Optional[Tuple[str, ...]]:
