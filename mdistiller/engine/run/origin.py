@@ -79,7 +79,7 @@ def short_origin(origin: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def is_origin(value: Any) -> bool:
-    """Return whether a value from a file has the form that `origin_of` returns,."""
+    """Return whether a value from a file has the form that `origin_of` returns."""
     if not isinstance(value, dict):
         return False
     classes = value.get("classes", [])
