@@ -7,23 +7,19 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
 from ..dataset import DatasetInfo, Splits, dataset_dict
-from ..dataset.augment.epoch_plan import derive_seed
 from ..dataset.folders.class_folders import check_same_classes, class_folders, find_images, is_folder
 from ..dataset.folders.layout import TRAIN, find_val
 from ..dataset.given import NAME
-from ..dataset.imagefolder import DEFAULT_SIZE, SAMPLE
+from ..dataset.imagefolder import DEFAULT_SIZE
 from ..dataset.images.decode import View
-from ..dataset.images.stats import measure
 from ..dataset.loading.dataset_split import DatasetSplit, split_of
-from ..dataset.loading.image_check import SplitReport, unusable_error
-from ..dataset.loading.in_memory import decode_all, decode_chunks
+from ..dataset.loading.in_memory import decode_all
 from ..dataset.loading.splits import ImageSplit
+from ..dataset.loading.statistics import measure_sample
 from ..dataset.options import Channels, Options, read_options
 from ..errors import UserError, did_you_mean
 from ..paths import user_path
@@ -189,13 +185,6 @@ def _threads(split: ImageSplit, options: Options) -> int:
 
 
 def _measured(train: ImageSplit, view: View, options: Options) -> Tuple[Channels, Channels]:
-    indices: Sequence[int] = range(len(train))
-    if len(train) > SAMPLE:
-        generator = torch.Generator().manual_seed(derive_seed("statistics"))
-        indices = torch.randperm(len(train), generator=generator)[:SAMPLE].sort().values.tolist()
-    findings = SplitReport()
-    mean, std = measure(map(np.asarray, decode_chunks(train, view, indices, _threads(train, options), findings)))
-    if findings.unusable and (options.corrupt != "skip" or len(findings.unusable) == len(indices)):
-        raise unusable_error(list(findings.unusable.values()), len(indices))
-    log.info("measured over %d training images: mean %s, std %s", len(indices), list(mean), list(std))
+    mean, std, number = measure_sample(train, view, _threads(train, options), options.corrupt)
+    log.info("measured over %d training images: mean %s, std %s", number, list(mean), list(std))
     return mean, std

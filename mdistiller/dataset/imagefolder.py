@@ -6,20 +6,18 @@ import logging
 from pathlib import Path
 from typing import Callable, Sequence, Tuple, Union
 
-import torch
 from yacs.config import CfgNode
 
 from .. import paths
 from ..errors import UserError
-from .augment.epoch_plan import derive_seed
 from .folders.class_folders import entries, is_folder
 from .folders.layout import TRAIN, find_parts
 from .images.decode import View
 from .images.stats import FolderCache, measure
 from .info import DatasetInfo
+from .loading import statistics
 from .loading.encoded import EncodedSplit
-from .loading.image_check import SplitReport, unusable_error
-from .loading.in_memory import decode_all, decode_chunks
+from .loading.in_memory import decode_all
 from .loading.splits import ImageSplit, Splits, dataset_dict
 from .options import Channels, Options, read_options
 
@@ -29,7 +27,6 @@ Find = Callable[[], EncodedSplit]
 
 LAYOUT = "expected <DATASET.ROOT>/train/<class>/<image> and <DATASET.ROOT>/val/<class>/<image>"
 DEFAULT_SIZE = 32  # px
-SAMPLE = 10_000  # images on which the statistics of a streamed set are measured
 
 
 @dataset_dict.register("imagefolder")
@@ -86,14 +83,13 @@ def _with_statistics(
 ) -> Tuple[ImageSplit, Channels, Channels]:
     """Return the training set, decoded if measuring has decoded it, and its mean and std."""
     view = View(options.input_size, margin=options.augment == "resized_crop")
-    everything = options.fits_in_memory(num_images) or len(train) <= SAMPLE
-    settings = f"{view}, upright, {'all images' if everything else f'{SAMPLE} images'}"
+    everything = options.fits_in_memory(num_images) or len(train) <= statistics.SAMPLE
+    settings = f"{view}, upright, {'all images' if everything else f'{statistics.SAMPLE} images'}"
     cache = FolderCache(folder, settings, train.stamped_paths())
     known = cache.load_statistics()
     if known is not None:
         return (train, *known)
     split: ImageSplit = train
-    findings = SplitReport()
     if options.fits_in_memory(num_images):
         decoded = decode_all(train, view, options.num_workers, options.corrupt, "training")
         mean, std = measure([decoded.images])
@@ -102,14 +98,7 @@ def _with_statistics(
         if options.train_fraction == 1 or len(decoded) == len(train):
             split = decoded
     else:
-        indices: Sequence[int] = range(len(train))
-        if not everything:
-            generator = torch.Generator().manual_seed(derive_seed("statistics"))
-            indices = torch.randperm(len(train), generator=generator)[:SAMPLE].sort().values.tolist()
-        mean, std = measure(decode_chunks(train, view, indices, options.num_workers, findings))
-        if findings.unusable and (options.corrupt != "skip" or len(findings.unusable) == len(indices)):
-            raise unusable_error(list(findings.unusable.values()), len(indices))
-        number = len(indices) - len(findings.unusable)
+        mean, std, number = statistics.measure_sample(train, view, options.num_workers, options.corrupt)
     cache.save(mean=mean, std=std)
     log.info("measured over %s training images: DATASET.MEAN %s DATASET.STD %s", number, list(mean), list(std))
     return split, mean, std

@@ -135,9 +135,8 @@ class CRD(Distiller):
 
     def get_extra_parameters(self) -> int:
         """Return the number of values in the embeddings and in the memory banks."""
-        parameters = [*self.embed_student.parameters(), *self.embed_teacher.parameters()]
         banks = [] if self.memory is None else self.memory.buffers()
-        return sum(p.numel() for p in (*parameters, *banks))
+        return super().get_extra_parameters() + sum(bank.numel() for bank in banks)
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         index = kwargs["index"]

@@ -80,9 +80,6 @@ class CTKD(Distiller):
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.temperature.parameters())
 
-    def get_extra_parameters(self) -> int:
-        return sum(p.numel() for p in self.temperature.parameters())
-
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)
         with torch.no_grad():

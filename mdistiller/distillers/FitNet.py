@@ -69,9 +69,6 @@ class FitNet(Distiller):
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.conv_reg.parameters())
 
-    def get_extra_parameters(self) -> int:
-        return sum(p.numel() for p in self.conv_reg.parameters())
-
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, feats_student = self.student(image)
         with torch.no_grad():

@@ -184,9 +184,6 @@ class KDSVD(Distiller):
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.translations)
 
-    def get_extra_parameters(self) -> int:
-        return sum(p.numel() for p in self.translations)
-
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, feats_student = self.student(image)
         with torch.no_grad():

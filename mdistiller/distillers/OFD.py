@@ -133,9 +133,6 @@ class OFD(Distiller):
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.connectors.parameters())
 
-    def get_extra_parameters(self) -> int:
-        return sum(p.numel() for p in self.connectors.parameters())
-
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, feats_student = self.student(image)
         with torch.no_grad():

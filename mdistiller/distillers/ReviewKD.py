@@ -156,9 +156,6 @@ class ReviewKD(Distiller):
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         return [*super().get_learnable_parameters(), *self.abfs.parameters()]
 
-    def get_extra_parameters(self) -> int:
-        return sum(p.numel() for p in self.abfs.parameters())
-
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits, feats_student = self.student(image)
         with torch.no_grad():

@@ -3,14 +3,16 @@
 Source: "Smooth the Signal, Distill the Essence: A Frequency-Aware Modulation Framework for Knowledge Distillation"
 (2025).
 
-Paper and published code differ in four points. The defaults follow the paper. The settings in brackets, which are those
+Paper and published code differ in five points. The defaults follow the paper. The settings in brackets, which are those
 of `configs/cifar100/sfakd_code/`, follow the code, which produced the published accuracies.
 
 - The paper aligns pooled features, the code aligns maps (`ALIGN: map`).
-- The code also averages the squared error over the channels. Here it is summed over them, so the code's loss has
-  `FEAT_WEIGHT: 1 / C_t`. The paper gives no weight; the default comes from a small measurement.
+- The code averages the squared error over the channels (`REDUCTION: mean`, `FEAT_WEIGHT: 1.0`). Here it is summed over
+  them. The paper gives no weight; the default comes from a small measurement.
 - The code's filter is initialized near zero (`FILTER_INIT: uniform`). The paper does not specify the initialization;
   the default is the identity.
+- If the student's final map is larger than the teacher's, the code pools it before the frequency branch. Here it is
+  pooled before the comparison, with `ALIGN: map`. No published pair has a larger one.
 - For a WRN the code uses the last block's raw output as the final map. Here it is always the activated map, which the
   classifier pools.
 
@@ -53,28 +55,31 @@ from .heads import HeadOutput, check_teacher_map, ends_in_relu, own_logits, spli
 from .KD import kd_loss
 
 
-def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor) -> Tensor:
+def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor, reduction: str = "sum") -> Tensor:
     """Return the scalar mean over images of `‖p − t‖²`.
-
-    The squared error is summed over channels. An average over channels would make its gradients `C_t` times smaller.
 
     Args:
         pooled_student: the student's pooled features `p`, `[B, C_t]`, floating point.
         pooled_teacher: the teacher's pooled features `t`, `[B, C_t]`, floating point.
+        reduction: how the squared error is reduced over channels, "sum" or "mean". A mean has `C_t` times smaller
+            gradients.
     """
-    return (pooled_student.float() - pooled_teacher.float()).square().sum(1).mean()
+    error = (pooled_student.float() - pooled_teacher.float()).square()
+    return error.mean() if reduction == "mean" else error.sum(1).mean()
 
 
-def map_alignment_loss(map_student: Tensor, map_teacher: Tensor) -> Tensor:
-    """Return the scalar squared error of two maps, summed over channels and averaged over images and positions.
+def map_alignment_loss(map_student: Tensor, map_teacher: Tensor, reduction: str = "sum") -> Tensor:
+    """Return the scalar squared error of two maps, averaged over images and positions.
 
     Args:
         map_student: the student's map, `[B, C_t, H_s, W_s]`, floating point.
         map_teacher: the teacher's map, `[B, C_t, H_t, W_t]`, floating point. The larger map is average-pooled to the
             size of the smaller.
+        reduction: how the squared error is reduced over channels, "sum" or "mean".
     """
     student, teacher = match_size(map_student.float(), map_teacher.float())
-    return (student - teacher).square().sum(1).mean()
+    error = (student - teacher).square()
+    return error.mean() if reduction == "mean" else error.sum(1).mean()
 
 
 @register("SFAKD")
@@ -103,6 +108,7 @@ class SFAKD(Distiller):
         "FUSION": "learned",  # "learned" | "fixed": the weights of the branches stay 0.5
         "PROJECTOR": "separable",  # "separable" (depthwise 3×3, pointwise) | "full" (one 3×3 convolution)
         "DECAY_FILTER": True,  # SOLVER.WEIGHT_DECAY applies to filter, learnable sigma and fusion weights as well
+        "REDUCTION": "sum",  # of the squared error over channels: "sum" | "mean", as in the authors' code
         "ALIGN": "pooled",  # what is aligned: "pooled" features, or the "map" before pooling
         "CLASSIFIER": "teacher",  # deployed classifier: "teacher", frozen and behind the head | "student", its own
         "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's feature can be negative
@@ -111,6 +117,7 @@ class SFAKD(Distiller):
         "MASK.TYPE": one_of("gaussian", "hard", "none"),
         "SIGMA": above(0, example=" (0.1 is the default)"),
         "FILTER_INIT": one_of("identity", "uniform"),
+        "REDUCTION": one_of("sum", "mean"),
         "ALIGN": one_of("pooled", "map"),
         "CLASSIFIER": one_of("teacher", "student"),
         "FUSION": one_of("learned", "fixed"),
@@ -134,6 +141,7 @@ class SFAKD(Distiller):
         self.temperature = options.TEMPERATURE
         self.decay_filter = options.DECAY_FILTER
         self.align = options.ALIGN
+        self.reduction = options.REDUCTION
         aligned = "maps" if self.align == "map" else "pooled"
         self.teacher_needs = ("logits", aligned) if self.kd_weight else (aligned,)
 
@@ -185,7 +193,8 @@ class SFAKD(Distiller):
         return (*probe, "loss_feat", *(name for name, weight in optional.items() if weight))
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
-        return super().get_learnable_parameters() + ([] if self.head is not None else self._aligner_parameters())
+        extra = [] if self.head is not None else [p for p in self.aligner.parameters() if p.requires_grad]
+        return super().get_learnable_parameters() + extra
 
     def get_no_decay_parameters(self) -> List[nn.Parameter]:
         if self.decay_filter:
@@ -195,11 +204,9 @@ class SFAKD(Distiller):
         return [*fusion.parameters(recurse=False), *filters]
 
     def get_extra_parameters(self) -> int:
-        return sum(p.numel() for p in (self.head.parameters() if self.head is not None else self._aligner_parameters()))
-
-    def _aligner_parameters(self) -> List[nn.Parameter]:
-        """Return the parameters of the dropped head, without its copy of the teacher's classifier."""
-        return [p for p in self.aligner.parameters() if p.requires_grad]
+        """Return their number, without the copy of the teacher's classifier in a head that is not deployed."""
+        unused = [] if self.head is not None else self.aligner.classifier.parameters()
+        return super().get_extra_parameters() - sum(p.numel() for p in unused)
 
     def get_log_values(self) -> Dict[str, float]:
         """Return the weights of the branches, and the mask's width in bins if it is trained."""
@@ -231,5 +238,5 @@ class SFAKD(Distiller):
 
     def _alignment_loss(self, output: HeadOutput, feats_teacher: Dict[str, Any]) -> Tensor:
         if self.align == "map":
-            return map_alignment_loss(output.projected, feats_teacher["final_map"])
-        return pooled_alignment_loss(output.pooled, feats_teacher["pooled_feat"])
+            return map_alignment_loss(output.projected, feats_teacher["final_map"], self.reduction)
+        return pooled_alignment_loss(output.pooled, feats_teacher["pooled_feat"], self.reduction)

@@ -70,10 +70,6 @@ class Distiller(nn.Module):
         for name in ("soft_labels", "unlabeled"):
             if "forward_train" in vars(cls) and name not in vars(cls):
                 setattr(cls, name, False)
-        # plug-ins may define `config_errors` by its former name, `faults`; each class has the hook by both names
-        for name, other in (("faults", "config_errors"), ("config_errors", "faults")):
-            if name in vars(cls) and other not in vars(cls):
-                setattr(cls, other, vars(cls)[name])
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None) -> None:
         super().__init__()
@@ -93,8 +89,6 @@ class Distiller(nn.Module):
         """
         if knows(cls, "RANGES", options):
             yield from out_of_range(options, cls.RANGES, section)
-
-    faults = config_errors  # the former name; plug-ins call it through `super()`
 
     @classmethod
     def loss_names(cls, options: Any) -> Optional[Tuple[str, ...]]:
@@ -129,8 +123,8 @@ class Distiller(nn.Module):
         return []
 
     def get_extra_parameters(self) -> int:
-        """Return the number of parameters that the method adds to the student."""
-        return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
+        """Return the number of parameters that the method adds to student and teacher."""
+        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith(("student.", "teacher.")))
 
     def get_log_values(self) -> Dict[str, float]:
         """Return numbers by name that are logged once an epoch, beside the losses; by default none.

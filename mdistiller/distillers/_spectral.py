@@ -166,8 +166,11 @@ class FrequencyBranch(nn.Module):
         self.mask = HighPass(height, width, sigma, learnable_sigma, mask)
         self.product = SpectralFilter(height, width)
 
+    def gain(self, weight: Union[float, Tensor] = 1.0) -> Tensor:
+        """Return the half spectrum of `weight · K ⊙ M`, complex `[C, H, W // 2 + 1]`."""
+        gain = self.filter()
+        return weight * self.mask()[:, : gain.shape[-1]] * gain
+
     def forward(self, feature: Tensor, weight: Union[float, Tensor] = 1.0) -> Tensor:
         """Return `weight · F_freq` of `feature [B, C, H, W]`, of the same shape, in the filter's precision."""
-        gain = self.filter()
-        product = self.product(feature, weight * self.mask()[:, : gain.shape[-1]] * gain)
-        return product.to(self.filter.weight.dtype)
+        return self.product(feature, self.gain(weight)).to(self.filter.weight.dtype)

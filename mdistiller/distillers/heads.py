@@ -100,8 +100,8 @@ def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: 
     """Return the shape `[C, H, W]` of the teacher's final map.
 
     Raises:
-        UserError: the input of the teacher's classifier is not the average of that map, for example because layers that
-            change the channels are between the two.
+        UserError: the input of the teacher's classifier is not the average of that map, for example because there are
+            layers between the two.
     """
     channels, height, width = probe(teacher, input_size)[1]["final_map"].shape[1:]
     in_features = teacher.get_classifier().in_features
@@ -110,7 +110,8 @@ def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: 
             f"{method} needs a teacher's final map with the {in_features} channels that its classifier consumes,"
             f" this teacher's has {channels}; {remedy}"
         )
-    if not averages_final_map(teacher):
+    changes_map = isinstance(teacher, ClassifierModel) and type(teacher).forward_map is not ClassifierModel.forward_map
+    if changes_map or not averages_final_map(teacher):
         raise UserError(
             f"{method} needs a teacher whose classifier consumes the average of the final map; the 'pooled_feat' of"
             f" this {type(teacher).__name__} is not that average; {remedy}"

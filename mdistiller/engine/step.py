@@ -101,7 +101,9 @@ class TrainStep:
         outputs = []
         for number, part in enumerate(parts, start=1):
             with self._part_in_use(part, is_last=number == len(parts)):
-                outputs.append((part, *self._add_gradients(part.batch, epoch, num_images)))
+                losses, logits = self._add_gradients(part.batch, epoch, num_images)
+                # the next part may overwrite the outputs of a CUDA graph
+                outputs.append((part, losses, logits if len(parts) == 1 else logits.clone()))
         self.update.step()
         if self.average is not None:
             self.average.update()

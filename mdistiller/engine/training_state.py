@@ -15,7 +15,7 @@ from .run.folder import RunFolder
 from .run.origin import check_origin
 from .run.progress import Progress
 from .run.random_state import get_random_state, set_random_state
-from .run.saved_state import check_state, random_states, saved_origin
+from .run.saved_state import check_state
 from .solver.data_parallel import own_statistics
 from .solver.ema import statistics_of_process
 from .step import TrainStep
@@ -97,7 +97,7 @@ class TrainingState:
             self._load_optimizer(state["optimizer"])
             if self.average is not None:
                 self.average.load_state_dict(state.get("ema", {}))
-            self._load_random_state(random_states(state))
+            self._load_random_state(state["random"])
         self.scaler.load_state_dict(state["scaler"])
         return [*self._precision_notes(state), *self._schedule_notes(state, folder)]
 
@@ -107,22 +107,22 @@ class TrainingState:
             set_random_state(saved_by[rank], self.device)
 
     def _check_same_run(self, state: Dict[str, Any], path: str) -> None:
-        saved, given = state.get("config"), to_dict(self.cfg)
+        saved, given = state["config"], to_dict(self.cfg)
         # Other images often have another mean and std. The difference in the images is the one to report.
         check_same_config(saved, given, path, leave_out=["DATASET.MEAN", "DATASET.STD"])
-        check_origin(saved_origin(state), self.origin, path)
+        check_origin(state["origin"], self.origin, path)
         check_same_config(saved, given, path)
-        if state.get("num_steps", self.num_steps) != self.num_steps:
+        if state["num_steps"] != self.num_steps:
             raise UserError(
                 f"--resume: {path} has epochs of {state['num_steps']} steps, with {distributed.get_world_size()}"
                 f" processes they have {self.num_steps}, because a short last batch is dropped; give the"
-                f" {len(random_states(state))} that it was started with"
+                f" {len(state['random'])} that it was started with"
             )
 
     def _load_weights(self, state: Dict[str, Any]) -> None:
         try:
             missing, unexpected = self.distiller.load_state_dict(state["distiller"], strict=False)
-            self.distiller.load_state_dict(statistics_of_process(state.get("statistics", [{}])), strict=False)
+            self.distiller.load_state_dict(statistics_of_process(state["statistics"]), strict=False)
         except RuntimeError as error:  # shapes differ, for example after an edit of a plug-in
             raise ValueError(one_line(error)) from None
         differing = [key for key in missing if not key.startswith("teacher.")] + unexpected
@@ -142,7 +142,7 @@ class TrainingState:
         self.optimizer.load_state_dict({**saved, "param_groups": merged})
 
     def _precision_notes(self, state: Dict[str, Any]) -> List[str]:
-        before = state.get("precision", self.precision)
+        before = state["precision"]
         if before == self.precision:
             return []
         return [
@@ -154,9 +154,7 @@ class TrainingState:
         if self.num_steps is None:
             return []
         progress, path = self.progress, folder.latest
-        notes = schedule_changes(
-            self.cfg, state.get("config"), progress.epoch, progress.step, self.num_steps, str(path)
-        )
+        notes = schedule_changes(self.cfg, state["config"], progress.epoch, progress.step, self.num_steps, str(path))
         if notes:  # otherwise a run that is killed before its next save would go back to the old schedule
             changed = {**state, "config": to_dict(self.cfg)}
             distributed.run_on_main(lambda: save(changed, path, folder.previous))

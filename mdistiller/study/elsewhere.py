@@ -17,7 +17,10 @@ from .results import Summary, changed_settings, parse
 
 log = logging.getLogger("mdistiller")
 SUMMARIES = "summaries.jsonl"  # of a study's folder
-TRAIN_ONLY = ("TRAIN_FRACTION", "FRACTION_SEED", "MIXUP", "CUTMIX")  # keys of DATASET that change no validation image
+TRAIN_ONLY = (  # keys of DATASET that change no validation image
+    *("TRAIN_FRACTION", "FRACTION_SEED", "FLIP", "PADDING", "ROTATION", "POLICY", "POLICY_OPS", "POLICY_MAGNITUDE"),
+    *("ERASING", "MIXUP", "CUTMIX", "VIEWS", "VIEWS_SEED", "UNLABELED", "UNLABELED_RATIO"),
+)
 
 
 def finished_elsewhere(study: Study, output: Path, finished_here: Iterable[str]) -> Dict[str, Summary]:

@@ -17,6 +17,7 @@ from torchvision.transforms import functional as F
 
 from mdistiller.dataset import StreamLoader, get_dataset, get_val_loader, imagefolder
 from mdistiller.dataset.images import stats
+from mdistiller.dataset.loading import statistics
 from mdistiller.errors import UserError
 
 Make = Callable[..., Any]
@@ -43,7 +44,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
         results.append(real(chunks))
         return results[-1]
 
-    monkeypatch.setattr(imagefolder, "measure", measure)
+    for module in (imagefolder, statistics):
+        monkeypatch.setattr(module, "measure", measure)
     return results
 
 
@@ -184,7 +186,7 @@ def test_statistics_of_a_sample(
 ) -> None:
     caplog.set_level(logging.INFO, "mdistiller")
     whole = load(IN_MEMORY="no")[0].info
-    monkeypatch.setattr(imagefolder, "SAMPLE", 6)
+    monkeypatch.setattr(statistics, "SAMPLE", 6)
     part = load(IN_MEMORY="no")[0].info
     lines = [record.getMessage() for record in caplog.records if "measured over" in record.getMessage()]
     assert [line.split()[2] for line in lines] == ["12", "6"]

@@ -182,7 +182,7 @@ def test_a_shard_that_cannot_be_read(load: Make, shards: Path, monkeypatch: pyte
     def refused(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("mdistiller.dataset.shards.split.file_checksum", refused)
+    monkeypatch.setattr("mdistiller.dataset.shards.split.sha256_of", refused)
     with pytest.raises(UserError, match=r"-00000\d.tar cannot be read \(Permission denied\)"):
         load(shards)
 
@@ -216,7 +216,7 @@ def test_a_damaged_shard(
 
 def test_checksums_are_compared_once(load: Make, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(shards)
-    monkeypatch.setattr("mdistiller.dataset.shards.split.file_checksum", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("mdistiller.dataset.shards.split.sha256_of", lambda path: pytest.fail("read again"))
     load(shards)
 
 

@@ -156,6 +156,17 @@ def test_pooled_loss_literal_value_and_gradient():
     loss.backward()
     torch.testing.assert_close(student.grad, student.detach() - teacher)  # 2 (p − t) / B with B = 2
     assert pooled_alignment_loss(teacher, teacher) == 0
+    assert pooled_alignment_loss(student, teacher, "mean").item() == pytest.approx(16 / 6)
+
+
+def test_the_reduction_is_an_option():
+    image, target = batch()
+    for align in ("pooled", "map"):
+        summed, averaged = (
+            build("SFAKD.ALIGN", align, "SFAKD.REDUCTION", kind)(image=image, target=target)[1]["loss_feat"]
+            for kind in ("sum", "mean")
+        )
+        torch.testing.assert_close(averaged * 64, summed)  # the teacher has 64 channels
 
 
 def test_map_loss_pools_the_larger_map():

@@ -7,8 +7,10 @@ from one_step import batch, build, check_gradients
 from torch import nn
 
 from mdistiller.distillers import DeployedStudent, head_dict
+from mdistiller.distillers.heads import check_teacher_map
 from mdistiller.distillers.SimKD import Projector, SimKDHead, simkd_loss
 from mdistiller.errors import UserError
+from mdistiller.models import build_model
 
 PAIRS = [("resnet14", "resnet8"), ("wrn_16_1", "MobileNetV2"), ("vgg8", "resnet8"), ("ShuffleV1", "wrn_16_1")]
 
@@ -118,6 +120,19 @@ def test_the_deployed_student_is_built_again_from_what_is_saved():
 def test_a_teacher_whose_map_is_not_what_its_classifier_reads_is_refused(teacher, channels):
     with pytest.raises(UserError, match=f"SIMKD needs.*{channels}; use SFAKD"):
         build("SIMKD", teacher=teacher)
+
+
+def test_layers_that_keep_the_channels_are_noticed():
+    teacher = build_model("resnet14", 7)
+    assert check_teacher_map("SIMKD", teacher, 32, "use KD") == (64, 8, 8)
+
+    class Gated(type(teacher)):
+        def forward_map(self, final_map):
+            return final_map * final_map.sigmoid()
+
+    teacher.__class__ = Gated
+    with pytest.raises(UserError, match="the 'pooled_feat' of this Gated is not that average; use KD"):
+        check_teacher_map("SIMKD", teacher, 32, "use KD")
 
 
 @pytest.mark.parametrize(("factor", "expected"), [("0", "1 or more"), ("65", "1 to 64")])

@@ -71,7 +71,7 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
 
         class Louder(KD):
             @classmethod
-            def faults(cls, options, section):
+            def config_errors(cls, options, section):
                 yield f"{section}.VOLUME is {options.VOLUME}; expected less"
             DEFAULTS = {"VOLUME": 11}
         """,
@@ -90,37 +90,3 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
         assert config_errors(cfg) == faults
     student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
     assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor reads KD's section
-
-
-def test_a_plug_in_may_define_config_errors_by_its_former_name(settings):
-    """`faults` of a plug-in runs, may call its parent, and may be called by a class that uses the new name."""
-    write(
-        settings,
-        mine="""
-        from .SFAKD import SFAKD
-
-        class Old(SFAKD):
-            DEFAULTS = {**SFAKD.DEFAULTS, "VOLUME": 11}
-
-            @classmethod
-            def faults(cls, options, section):
-                yield from super().faults(options, section)
-                yield f"{section}.VOLUME is {options.VOLUME}; expected less"
-
-        class New(Old):
-            @classmethod
-            def config_errors(cls, options, section):
-                yield from super().config_errors(options, section)
-                yield f"{section}.VOLUME is {options.VOLUME}; expected 1"
-        """,
-    )
-    cfg = load_cfg("base.yaml", ["PLUGINS", "mine.py", "SOLVER.TRAINER", "base", "NEW.SIGMA", "-1", "OLD.SIGMA", "-1"])
-    for name, num_own in (("OLD", 1), ("NEW", 2)):
-        cfg.DISTILLER.TYPE = name
-        cfg[name].FREQUENCY_BRANCH = cfg[name].SPATIAL_BRANCH = False
-        assert config_errors(cfg) == [
-            f"{name}.SIGMA is -1.0; expected a number above 0 (0.1 is the default)",
-            f"{name}.FREQUENCY_BRANCH and {name}.SPATIAL_BRANCH are both off; switch at least one on",
-            *(f"{name}.VOLUME is 11; expected {expected}" for expected in ("less", "1")[:num_own]),
-        ]
-        assert config_errors(cfg) == list(distiller_dict[name].faults(cfg[name], name))

@@ -11,7 +11,6 @@ the places.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tarfile
@@ -22,6 +21,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from ...atomic_files import replace_text
+from ...download import sha256_of
 from ...errors import UserError, one_line
 from ..images.file_names import picture_suffixes
 
@@ -30,7 +30,6 @@ FORMAT = {"format": "mdistiller.shards", "version": 1}
 LABEL = "cls"  # the field of the label
 MAX_LABEL_LENGTH = 20  # characters
 REMEDY = "make it anew with tools/make_shards.py"
-BLOCK = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,6 @@ class Shard:
 
 
 Shards = Dict[str, List[Shard]]  # by part, "train" or "val"
-
-
-def file_checksum(path: Path) -> str:
-    """Return the SHA-256 checksum of a file, hexadecimal."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while True:
-            block = file.read(BLOCK)
-            if not block:
-                return state.hexdigest()
-            state.update(block)
 
 
 def scan_shard(path: Path, num_classes: int) -> Shard:
@@ -105,7 +93,7 @@ def scan_shard(path: Path, num_classes: int) -> Shard:
     if not rows:
         raise UserError(f"the shard {path} holds no samples; remove it")
     names, offsets, sizes, in_order = zip(*rows)
-    return Shard(path.name, path.stat().st_size, file_checksum(path), names, in_order, offsets, sizes)
+    return Shard(path.name, path.stat().st_size, sha256_of(path), names, in_order, offsets, sizes)
 
 
 def _label(text: bytes, num_classes: int, where: str) -> int:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...download import sha256_of
 from ...errors import UserError
 from ..images.stats import FolderCache
 from ..loading.encoded import EncodedSplit, as_names
-from .index import Shard, file_checksum
+from .index import Shard
 
 log = logging.getLogger("mdistiller")
 
@@ -143,9 +144,11 @@ def _damaged(folder: Path, shards: Sequence[Shard], num_workers: int) -> List[st
             size = path.stat().st_size
             if size != shard.bytes:
                 return f"{path} has {size} bytes instead of {shard.bytes}"
-            return "" if file_checksum(path) == shard.sha256 else f"{path} has another checksum"
+            return "" if sha256_of(path) == shard.sha256 else f"{path} has another checksum"
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
+        except UserError as error:
+            return str(error)
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         faults = pool.map(fault, shards)

@@ -93,8 +93,8 @@ _C.DISTILLER.TEACHER_FEATURES = None
 _C.DISTILLER.STUDENT_FEATURES = None  # the same for the student
 # The images that the teacher sees, as `{size: 224, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], interpolation:
 # bicubic}`; entries that are left out are the student's. `same`: as the student. `pretrained`: those of its library's
-# weights. `None`: those that its checkpoint records, with `TEACHER_WEIGHTS pretrained` those of its library, else as
-# the student.
+# weights. `None`: those that its checkpoint records, with `TEACHER_WEIGHTS pretrained` those of its library, for
+# released teachers those of CIFAR-100 or ImageNet, else as the student.
 _C.DISTILLER.TEACHER_INPUT = None
 # Names of the teacher's outputs, if it has other classes than the data set: a text file with one name a line, or
 # `imagenet` for the 1000 classes of ImageNet-1k. The outputs for the data set's classes are then selected by class

@@ -12,8 +12,8 @@ from ...distillers import distiller_dict
 from .config import CFG
 from .values import leaves, to_dict
 
-# Keys that do not change a result. The data and the teacher's weights, after the choice of its outputs, are compared by
-# their content; see `run.origin`.
+# Keys that change a result by rounding at most. The data and the teacher's weights, after the choice of its outputs,
+# are compared by their content; see `run.origin`.
 FREE = (
     *("LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
     *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),

@@ -9,6 +9,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 from torch import nn
 from yacs.config import CfgNode
 
+from ...dataset import cifar100, imagenet
 from ...dataset.info import DatasetInfo
 from ...errors import UserError
 from ...models import (
@@ -27,6 +28,10 @@ from ..checkpoint import constructor_of, is_described, load_checkpoint, read_che
 from .teacher_outputs import check_num_outputs, find_outputs, keep_outputs
 
 OF_ANY_SIZE = ("imagefolder", "webdataset", "huggingface")  # values of DATASET.TYPE: sets without a size of their own
+RELEASED_INPUT = {  # what released teachers of the zoo were trained on, by data set
+    "cifar100": InputSpec(32, cifar100.MEAN, cifar100.STD),
+    "imagenet": InputSpec(224, imagenet.MEAN, imagenet.STD, "bilinear"),
+}
 SAME = "same"  # value of TEACHER_INPUT: as the student
 INPUT_EXAMPLE = "{size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], interpolation: bicubic}"
 
@@ -77,7 +82,7 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
         checkpoint: the teacher's checkpoint, if it describes itself; otherwise empty.
 
     Raises:
-        UserError: the library's input is asked for, and there is none.
+        UserError: the input of pretrained weights is asked for, and there are none.
     """
     arch, given = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_INPUT
     student = InputSpec(info.input_size, tuple(info.mean), tuple(info.std))
@@ -86,11 +91,17 @@ def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]
     if isinstance(given, dict):
         entries: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         return student._replace(**entries)
-    own = library_input(arch) if PRETRAINED in (given, cfg.DISTILLER.TEACHER_WEIGHTS) else None
+    weights = cfg.DISTILLER.TEACHER_WEIGHTS
+    own = library_input(arch) if PRETRAINED in (given, weights) else None
+    if not library_of(arch) and weights in ("", PRETRAINED):
+        own = RELEASED_INPUT.get(info.name)
     if own is not None:
         return own
     if given == PRETRAINED:
-        raise UserError(f"DISTILLER.TEACHER_INPUT pretrained needs a model of a library, given {arch}; give a mapping")
+        raise UserError(
+            f"DISTILLER.TEACHER_INPUT pretrained needs a model of a library or released weights, given {arch}; give a"
+            " mapping"
+        )
     return _recorded_input(checkpoint) if checkpoint else student
 
 

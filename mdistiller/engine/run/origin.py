@@ -79,7 +79,7 @@ def short_origin(origin: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def is_origin(value: Any) -> bool:
-    """Return whether a value from a file has the form that `origin_of` returns, in this version or another."""
+    """Return whether a value from a file has the form that `origin_of` returns."""
     if not isinstance(value, dict):
         return False
     classes = value.get("classes", [])
@@ -91,8 +91,7 @@ def check_origin(saved: Dict[str, Any], now: Dict[str, Any], path: str) -> None:
     """Raise a UserError if data or teacher are not those that the run was started with.
 
     Args:
-        saved: what `origin_of` returned for the run whose state is at `path`. Keys that it lacks are not compared;
-            earlier versions saved fewer.
+        saved: what `origin_of` returned for the run whose state is at `path`. Keys that it lacks are not compared.
         now: what `origin_of` returns for the present run.
 
     Raises:

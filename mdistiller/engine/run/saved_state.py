@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import torch
 
@@ -79,9 +79,11 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def _are_random_states(value: Any) -> bool:
-    # Files from before several processes could train hold the state of one process, not a list.
-    states = value if isinstance(value, list) else [value]
-    return bool(states) and all(isinstance(state, dict) and set(RANDOM_KEYS) <= set(state) for state in states)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(state, dict) and set(RANDOM_KEYS) <= set(state) for state in value)
+    )
 
 
 def _are_statistics(value: Any) -> bool:
@@ -93,20 +95,17 @@ def _are_statistics(value: Any) -> bool:
     )
 
 
-# Keys of a training state besides those of `Progress`. Files of earlier versions lack the optional ones.
+# Keys of a training state besides those of `Progress`.
 REQUIRED: Dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("distiller", "scaler", "meter"), _is_dict),
+    **dict.fromkeys(("distiller", "scaler", "meter", "config"), _is_dict),
     "optimizer": _is_optimizer,
     "random": _are_random_states,
-}
-OPTIONAL: Dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("num_images", "num_steps"), _is_optional_count),
-    "config": _is_dict,
-    "origin": is_origin,
     "statistics": _are_statistics,
-    "ema": _is_dict,
+    "origin": is_origin,
+    "num_steps": _is_optional_count,
     "precision": lambda value: isinstance(value, str),
 }
+OPTIONAL: Dict[str, Callable[[Any], bool]] = {"ema": _is_dict}
 
 
 def check_state(state: Dict[str, Any]) -> None:
@@ -120,14 +119,3 @@ def check_state(state: Dict[str, Any]) -> None:
             raise ValueError(f"its {key} is missing")
         if key in state and not is_valid(state[key]):
             raise ValueError(f"its {key} is {state[key]!r:.60}")
-
-
-def saved_origin(state: Dict[str, Any]) -> Dict[str, Any]:
-    """Return what a state records about data and teacher; early versions recorded only the number of images."""
-    known = {"train_images": state.get("num_images"), **state.get("origin", {})}
-    return {key: value for key, value in known.items() if value is not None}
-
-
-def random_states(state: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """Return the random state of each process that saved the state."""
-    return state["random"] if isinstance(state["random"], list) else [state["random"]]

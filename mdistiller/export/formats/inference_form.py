@@ -56,11 +56,9 @@ class Sum(nn.ModuleList):
 def circular_convolution(branch: FrequencyBranch, weight: float = 1.0) -> CircularConvolution:
     """Return the convolution that equals `weight` times a frequency branch; computed in float64."""
     dtype = branch.filter.weight.dtype
-    wide = copy.deepcopy(branch).double()
-    gain, mask = wide.filter(), wide.mask()
-    gain = weight * mask[:, : gain.shape[-1]] * gain
+    gain = copy.deepcopy(branch).double().gain(weight)
     # the half spectrum is that of the Hermitian part, whose inverse transform is the real part that the branch keeps
-    return CircularConvolution(torch.fft.irfft2(gain, s=mask.shape).detach().to(dtype))
+    return CircularConvolution(torch.fft.irfft2(gain, s=branch.mask.fixed.shape).detach().to(dtype))
 
 
 def real_fusion(fusion: Fusion) -> nn.Module:

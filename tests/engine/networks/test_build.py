@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,6 +105,16 @@ def test_what_the_teacher_sees(settings, overrides, expected):
     described = {"input_size": 24, "mean": list(OWN.mean), "std": list(OWN.std)}
     if cfg.DISTILLER.TEACHER_INPUT is None and cfg.DISTILLER.TEACHER_WEIGHTS != "pretrained":
         assert teacher_input(cfg, info, described) == OWN._replace(interpolation="bilinear")
+
+
+@pytest.mark.parametrize("weights", ["", "pretrained"])
+def test_a_released_teacher_sees_its_own_normalization(settings, weights):
+    """Also where the student's weights, or the user, give another one."""
+    cfg, info = settings("DISTILLER.TEACHER", "resnet56", "DISTILLER.TEACHER_WEIGHTS", weights)
+    for name, size, mean in (("cifar100", 32, 0.5071), ("imagenet", 224, 0.485)):
+        seen = teacher_input(cfg, replace(info, name=name), {})
+        assert (seen.size, seen.mean[0]) == (size, mean)
+    assert teacher_input(cfg, info, {}) == GIVEN  # nothing is released for this data set
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import sys
 
 import pytest
 import torch
@@ -162,6 +163,21 @@ def opened(settings, *overrides, method="KD"):
     return lines[-1], networks, trainer
 
 
+TEACHER = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, num_classes)
+
+    def forward(self, image):
+        return self.fc(torch.{}(self.conv(image)).mean((2, 3)))
+"""
+
+
 def fill(networks, trainer, epoch=1):
     """Go through one epoch, as training does."""
     trainer.train_loader.set_epoch(epoch)
@@ -192,7 +208,20 @@ def test_a_folder_serves_later_runs_until_something_is_another(settings, image_f
     torch.manual_seed(2)
     torch.save({"model": build_model("resnet14", 3, "imagefolder", 16).state_dict()}, "teacher.pth")
     line, _, _ = opened(settings, *folder, "DATASET.MEAN", "[0.5, 0.5, 0.5]", "DATASET.STD", "[0.2, 0.2, 0.2]")
-    assert "of other weights, not used" in line
+    assert "of other outputs, weights, not used" in line
+
+
+def test_a_folder_is_not_used_after_a_change_of_the_teachers_code(settings, tmp_path, monkeypatch):
+    """Its weights do not show such a change."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a second source of the same time and size is read again
+    own = ["TEACHER_CACHE", "./folder", "DISTILLER.TEACHER", "own.py:Net", "DISTILLER.TEACHER_WEIGHTS", ""]
+    for activation, expected in (("relu", "new, 0.0"), ("tanh", "of other outputs, not used"), ("tanh", "found, ")):
+        (tmp_path / "own.py").write_text(TEACHER.format(activation))
+        for name in [name for name in sys.modules if name.startswith("mdistiller_user_own_")]:
+            del sys.modules[name]  # as in a new process
+        line, networks, trainer = opened(settings, *own)
+        assert expected in line
+        fill(networks, trainer)
 
 
 @pytest.mark.parametrize("name", [FileTable.VECTORS, FileTable.CHECKSUMS, "about.json"])
