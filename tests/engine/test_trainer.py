@@ -356,7 +356,7 @@ def test_opening_lines_give_the_size(image_folder):
     trainer = build_trainer(settings(image_folder, epochs=3))
     trainer.train()
     log = trainer.folder.worklog.read_text()
-    assert "10 to 12 images per class, 5 steps per epoch, 3 epochs × 34 images = 102 views" in log
+    assert "10 to 12 images per class, 5 steps per epoch, 3 epochs × 34 images = 102 images shown" in log
     note = "note: 10 images in a class and 15 steps in all are few; docs/recipe.md lists starting points by the size"
     assert note in log
 
@@ -366,4 +366,4 @@ def test_a_set_of_a_common_size_needs_no_note():
     sized = type("Sized", (SimpleNamespace,), {"__len__": lambda self: 32})
     loader = sized(info=info, targets=torch.arange(2000) % 2, num_images=2000, unlabeled=None)
     lines = list(size_lines(load_cfg(None, ["SOLVER.EPOCHS", "100"]), loader))
-    assert lines == ["1000 images per class, 32 steps per epoch, 100 epochs × 2,000 images = 200,000 views"]
+    assert lines == ["1000 images per class, 32 steps per epoch, 100 epochs × 2,000 images = 200,000 images shown"]
