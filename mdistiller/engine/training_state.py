@@ -142,7 +142,7 @@ class TrainingState:
         self.optimizer.load_state_dict({**saved, "param_groups": merged})
 
     def _precision_notes(self, state: Dict[str, Any]) -> List[str]:
-        before = state["precision"]
+        before = state.get("precision", self.precision)
         if before == self.precision:
             return []
         return [

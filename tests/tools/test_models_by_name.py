@@ -125,7 +125,10 @@ BAD = [
     (("SOLVER.PROBE_EPOCHS", "-1"), "SOLVER.PROBE_EPOCHS is -1; expected a number of passes from 0"),
     (("SOLVER.BACKBONE_LR_FACTOR", "0"), "SOLVER.BACKBONE_LR_FACTOR is 0.0; expected a number above 0 and up to 1"),
     (("DISTILLER.TEACHER", "mine.py:ten_classes"), "gives logits [2, 10] for two images; expected [2, 3]"),
-    (("DISTILLER.TEACHER_INPUT", "pretrained"), "DISTILLER.TEACHER_INPUT pretrained needs a model of a library, given"),
+    (
+        ("DISTILLER.TEACHER_INPUT", "pretrained"),
+        "DISTILLER.TEACHER_INPUT pretrained needs a model of a library or released weights, given",
+    ),
     (("DISTILLER.TEACHER_CLASSES", "gone.txt"), "DISTILLER.TEACHER_CLASSES: no file at gone.txt"),
     (("DISTILLER.TEACHER_WEIGHTS", "mine.py"), "mine.py"),
     (("DISTILLER.STUDENT_FEATURES", "{stem: stem}"), "have stem: 'stem'; expected {classifier: NAME, final_map: NAME,"),

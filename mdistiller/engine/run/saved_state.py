@@ -103,9 +103,8 @@ REQUIRED: Dict[str, Callable[[Any], bool]] = {
     "statistics": _are_statistics,
     "origin": is_origin,
     "num_steps": _is_optional_count,
-    "precision": lambda value: isinstance(value, str),
 }
-OPTIONAL: Dict[str, Callable[[Any], bool]] = {"ema": _is_dict}
+OPTIONAL: Dict[str, Callable[[Any], bool]] = {"ema": _is_dict, "precision": lambda value: isinstance(value, str)}
 
 
 def check_state(state: Dict[str, Any]) -> None:
