@@ -95,7 +95,8 @@ def _are_statistics(value: Any) -> bool:
     )
 
 
-# Keys of a training state besides those of `Progress`.
+# Keys of a training state besides those of `Progress`. `ema` is there with SOLVER.EMA only; the earliest states lack
+# `precision`.
 REQUIRED: Dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("distiller", "scaler", "meter", "config"), _is_dict),
     "optimizer": _is_optimizer,

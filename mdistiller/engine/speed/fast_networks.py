@@ -165,7 +165,7 @@ class FastNetworks:
 
 
 def _fingerprint(vectors: Iterable[Optional[Tensor]]) -> List[str]:
-    """Return some outputs of the teacher, to three digits. They change with its code, which its weights do not show."""
+    """Return some outputs of the teacher, to three digits. They differ if its code has changed but not its weights."""
     found = [vector[:, :8].flatten().tolist() for vector in vectors if vector is not None]
     return [f"{value:.3g}" for values in found for value in values]
 
