@@ -36,7 +36,7 @@ class BuildWithShippedFiles(build_py):
 
 # the newest versions for Python 3.8 are onnx 1.17 and onnxruntime 1.19
 EXPORT = ["onnx>=1.15", "onnxruntime>=1.17", "onnxscript>=0.1; python_version >= '3.9'"]
-STUDY = ["scipy>=1.7", "matplotlib>=3.5"]  # Student's t, and plots
+STUDY = ["scipy>=1.7", "matplotlib>=3.6"]  # Student's t, and plots
 REPORT = ["matplotlib>=3.6", "Jinja2>=3.0"]
 
 setup(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from itertools import count
@@ -11,12 +10,11 @@ from typing import Any, Dict, List, Sequence
 
 from ..engine.checkpoint import STUDENT_FILES
 from ..engine.run.folder import RunFolder
+from ..engine.run.records import Row, read_metrics, read_summary
 from ..errors import UserError
 from ..export.source import Source, read_source
-from ..paths import read_text, user_path
+from ..paths import user_path
 from .blocks import plain
-
-Row = Dict[str, Any]
 
 MAX_LABEL = 40  # characters
 
@@ -87,7 +85,7 @@ def read_runs(
                 label,
                 read_source(folder, overrides, own_code=own_code),
                 read_metrics(files.metrics),
-                _read_summary(files.summary),
+                read_summary(files.summary) if files.summary.exists() else {},
             )
         )
     for run in runs[1:]:
@@ -126,49 +124,6 @@ def _run_folder(path: str | os.PathLike[str]) -> Path:
             " complete; continue it with --resume"
         )
     return folder
-
-
-def read_metrics(path: Path) -> List[Row]:
-    """Return the rows of a metrics.jsonl; a last line that a killed process has cut off is left out.
-
-    Raises:
-        UserError: the file is missing, or a line is not a row.
-    """
-    try:
-        lines = read_text(path).splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"the metrics {path} cannot be read ({reason}); get the file again") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n") and number == len(lines):
-            continue
-        try:
-            row = json.loads(line, parse_int=_number)
-        except (ValueError, RecursionError):
-            row = None
-        if not (isinstance(row, dict) and type(row.get("epoch")) is int):
-            raise UserError(f"line {number} of {path} is not a row of a run ({line.strip()[:60]!r}); fix or remove it")
-        rows.append(row)
-    return rows
-
-
-def _number(digits: str) -> float:
-    return int(digits) if len(digits) < 16 else float(digits)  # drawings need floating point
-
-
-def _read_summary(path: Path) -> Dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        summary = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        summary, reason = None, getattr(error, "strerror", None) or str(error)
-    else:
-        reason = f"it holds a {type(summary).__name__}"
-    if not isinstance(summary, dict):
-        raise UserError(f"{path} is damaged ({reason}); get it again, or remove it: the run then counts as unfinished")
-    return summary
 
 
 def _check_same_data(first: Run, other: Run) -> None:

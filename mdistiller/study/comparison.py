@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from ..engine.run.origin import other_images
 from .grid import Cell, Row, Study
 from .results import Summary
 
@@ -54,19 +55,26 @@ class Conditions(NamedTuple):
     Attributes:
         precision: the precision of the training.
         processes: the number of processes.
+        train_images: the number of training images.
         val_labels, val_content: digests of the validation images.
         teacher: the digest of the teacher's weights, or `None`.
     """
 
     precision: str
     processes: int
+    train_images: int
     val_labels: Optional[str]
     val_content: Optional[str]
     teacher: Optional[str]
 
     def comparable(self, other: Conditions) -> bool:
-        """Whether results may be compared; each pair of runs must have the same teacher, too."""
-        return self[:-1] == other[:-1]
+        """Whether results may be compared, if their training images and teachers are the same."""
+        same = (self.precision, self.processes) == (other.precision, other.processes)
+        return same and self.same_validation(other)
+
+    def same_validation(self, other: Conditions) -> bool:
+        """Whether the runs were evaluated on the same images, as far as their digests can tell."""
+        return self.val_labels == other.val_labels and not other_images(self.val_content, other.val_content)
 
 
 class Group(NamedTuple):
@@ -103,8 +111,12 @@ def spread(values: Sequence[float]) -> Spread:
 def conditions_of(summary: Summary) -> Conditions:
     """Return what must be equal for two results to be averaged, beside their settings."""
     origin = summary["origin"]
-    images = (origin.get("val_labels"), origin.get("val_content"))
-    return Conditions(summary["precision"], summary.get("processes", 1), *images, origin.get("teacher"))
+    return Conditions(
+        summary["precision"],
+        summary.get("processes", 1),
+        summary["train_images"],
+        *(origin.get(key) for key in ("val_labels", "val_content", "teacher")),
+    )
 
 
 def groups(study: Study, summaries: Dict[str, Summary]) -> List[Group]:
@@ -137,8 +149,9 @@ def difference(group: Group, other: Group) -> Optional[Difference]:
     for seed in sorted(group.summaries.keys() & other.summaries.keys()):
         one, two = group.summaries[seed], other.summaries[seed]
         teachers = {run["origin"].get("teacher") for run in (one, two)} - {None}
-        images = {(run["origin"].get("train_labels"), run["origin"].get("train_content")) for run in (one, two)}
-        if len(teachers) < 2 and len(images) == 1:
+        labels = {run["origin"].get("train_labels") for run in (one, two)}
+        content = (run["origin"].get("train_content") for run in (one, two))
+        if len(teachers) < 2 and len(labels) == 1 and not other_images(*content):
             values.append(one["last"]["deployed_top1"] - two["last"]["deployed_top1"])
     return paired(other.row.method, values) if values else None
 
@@ -187,7 +200,9 @@ def _label(group: Group, block: Sequence[Group]) -> str:
     parts = [mine.precision] if len({each.precision for each in others}) > 1 else []
     if len({each.processes for each in others}) > 1:
         parts.append(f"{mine.processes} processes" if mine.processes > 1 else "1 process")
-    if len({each[2:4] for each in others}) > 1:
+    if len({each.train_images for each in others}) > 1:
+        parts.append(f"{mine.train_images:,} training images")
+    if not all(mine.same_validation(each) for each in others):
         parts.append(f"validation images {_digest(mine.val_content)}")
     if mine.teacher and len({each.teacher for each in others} - {None}) > 1:
         parts.append(f"teacher {_digest(mine.teacher)}")

@@ -17,6 +17,8 @@ from ..benchmark.hardware import synchronize_device
 from ..benchmark.synthetic import save_random_teacher
 from ..distillers import distiller_dict
 from ..engine.build import build_trainer
+from ..engine.run.environment import describe_hardware
+from ..engine.speed.precision import pick_device
 from .grid import Cell, Row, Study
 from .results import Summary
 
@@ -32,7 +34,7 @@ def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, 
 
     Args:
         cells: the unfinished runs of the study.
-        summaries: the summaries of the finished runs, by name.
+        summaries: the summaries of finished runs on this kind of hardware, by name.
 
     Raises:
         UserError: data are missing, or the parts of a run do not fit each other.
@@ -82,6 +84,17 @@ def _measured(cell: Cell) -> float:
             trainer.distiller.forward_eval(batch["image"])
         synchronize_device(trainer.device)
         return num_steps * step_seconds + len(trainer.val_loader) * (time.perf_counter() - started)
+
+
+def on_this_hardware(summaries: Dict[str, Summary], threads: int) -> Dict[str, Summary]:
+    """Return the summaries of runs on this machine's kind of hardware with so many CPU threads, by name."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        here = describe_hardware(pick_device())
+    finally:
+        torch.set_num_threads(before)
+    return {name: summary for name, summary in summaries.items() if summary["hardware"] == here}
 
 
 def total_seconds(seconds: Dict[str, float], jobs: int) -> Tuple[float, float]:

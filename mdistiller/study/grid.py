@@ -12,12 +12,14 @@ from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from yacs.config import CfgNode
 
-from ..engine.cfg import cfg_from
-from ..engine.cfg.yaml_files import merged, read_file
+from ..engine.cfg import CFG, cfg_from
+from ..engine.cfg.yaml_files import base_file, merged, read_file
 from ..engine.validate import config_errors
 from ..errors import UserError, did_you_mean, refuse
 from ..paths import find_config
 from .study_file import ALONE, Content, read_content
+
+DECIDERS = "PAIRS, TEACHER, METHODS, SEEDS and --output"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def read_study(path: str, overrides: Sequence[str] = ()) -> Study:
     """
     file = find_config(path)
     content = read_content(file)
-    teachers, cells = _build(content, str(file), overrides)
+    teachers, cells = _build(content, file, overrides)
     methods = [ALONE, *content["METHODS"]]
     compare_to = content.get("COMPARE_TO", [name for name in (ALONE, "KD") if name in methods])
     for name in compare_to:
@@ -123,13 +125,13 @@ def read_study(path: str, overrides: Sequence[str] = ()) -> Study:
     )
 
 
-def _build(content: Content, source: str, overrides: Sequence[str]) -> Tuple[Tuple[Cell, ...], Tuple[Cell, ...]]:
+def _build(content: Content, file: Path, overrides: Sequence[str]) -> Tuple[Tuple[Cell, ...], Tuple[Cell, ...]]:
     """Return the teachers' cells and the others.
 
     Raises:
         UserError: a configuration is invalid; one line for each error, whatever the number of runs that have it.
     """
-    builder = _Builder(source, content["SETTINGS"], overrides)
+    builder = _Builder(file, content["SETTINGS"], overrides)
     teachers: Dict[str, Cell] = {}
     for models in content["PAIRS"].values() if "TEACHER" in content else ():
         name = models["TEACHER"]
@@ -164,11 +166,11 @@ def _build(content: Content, source: str, overrides: Sequence[str]) -> Tuple[Tup
 class _Builder:
     """Builds cells, and collects the errors in their configurations."""
 
-    def __init__(self, source: str, settings: Dict[str, Any], overrides: Sequence[str]) -> None:
-        self.source = source
+    def __init__(self, file: Path, settings: Dict[str, Any], overrides: Sequence[str]) -> None:
+        self.file = file
         self.settings = settings
         self.overrides = overrides
-        self.rows: Dict[str, Row] = {}  # by folder
+        self.rows: Dict[str, Row] = {}  # by folder in lower case, as file systems may not tell KD from kd
         self.errors: Dict[str, List[str]] = defaultdict(list)  # names of cells by message
 
     def cell(
@@ -183,17 +185,19 @@ class _Builder:
     ) -> Cell:
         """Return a cell; `known` are settings that follow from its place in the grid, and that nothing else may set."""
         folder = "/".join(re.sub(r"[^\w.+-]+", "_", part) for part in (row.pair, row.variant, row.method) if part)
-        if self.rows.setdefault(folder, row) != row:
-            raise UserError(f"{self.source}: two rows would have the folder {folder}; rename one")
+        if self.rows.setdefault(folder.lower(), row) != row:
+            raise UserError(f"{self.file}: two rows would have the folder {folder}; rename one")
         name = f"{folder}/seed{seed}"
         placeholders = {"pair": row.pair, "teacher": models["TEACHER"], "student": models["STUDENT"]}
         base = re.sub(r"\{(\w+)\}", lambda found: placeholders.get(found[1], found[0]), str(own.get("_BASE_", "")))
         own = {key: value for key, value in own.items() if key not in ("_BASE_", "SEEDS")}
-        known = merged(known, {"EXPERIMENT": {"NAME": name, "SEED": seed}})
-        start = merged(read_file(find_config(base)) if base else {}, {"LOG": {"WANDB": False}})
+        known = merged(known, {"EXPERIMENT": {"NAME": name, "SEED": seed}, "LOG": {"PREFIX": CFG.LOG.PREFIX}})
+        if teacher:
+            known = merged(known, {"DISTILLER": {"TEACHER_WEIGHTS": ""}})
+        start = merged(read_file(base_file(self.file, base)) if base else {}, {"LOG": {"WANDB": False}})
         given = merged(self.settings, own, variant)
         try:
-            cfg = cfg_from(merged(start, given, known), self.source, self.overrides)
+            cfg = cfg_from(merged(start, given, known), str(self.file), self.overrides)
         except UserError as error:
             for line in error.faults:
                 self.errors[line].append(name)
@@ -217,4 +221,4 @@ def _replaced(known: Dict[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
         for key, value in settings.items():
             other = (given.get(section) or {}).get(key, value)
             if other != value:
-                yield f"{section}.{key} is {other}, but in a study PAIRS, METHODS and SEEDS decide it; leave it out"
+                yield f"{section}.{key} is {other}, but in a study {DECIDERS} decide it; leave it out"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple
+
+from ..engine.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Job:
     Attributes:
         name: the name of the cell.
         arguments: the arguments of `tools/train.py`.
-        run: the folder of the run; a run that is there is continued.
+        run: the folder of the run. A run that has saved a state is continued, another one starts again.
         log: the file that the output of the run is appended to.
         folder: the working directory of the process.
         environment: the environment variables to set.
@@ -25,19 +28,21 @@ class Job:
 
     name: str
     arguments: Tuple[str, ...]
-    run: Path
+    run: RunFolder
     log: Path
     folder: Path
     environment: Dict[str, str]
 
     def words(self) -> Tuple[str, ...]:
         """Return the words behind `tools/train.py`. A cluster may start the same job twice."""
-        return (*self.arguments, "--resume") if self.run.exists() else self.arguments
+        if self.run.continues(resume=True, overwrite=False):
+            return (*self.arguments, "--resume")
+        return (*self.arguments, "--overwrite") if self.run.path.exists() else self.arguments
 
     def shell(self) -> str:
         """Return the command that starts the run by hand."""
-        variables = [f"{name}={value}" for name, value in self.environment.items()]
-        return " ".join([*variables, "python3 tools/train.py", *self.words()])
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(["python3", "tools/train.py", *self.words()])])
 
 
 def run_job(

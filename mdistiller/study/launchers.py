@@ -15,8 +15,6 @@ import torch
 from ..errors import UserError, one_line
 from .job import Job, run_job
 
-CLUSTERS = ("slurm", "local", "debug")  # of submitit; the last two run on this machine, to try things out
-
 
 class Handle(Protocol):
     """A started run: a `concurrent.futures.Future` or a submitit job."""
@@ -114,7 +112,7 @@ class ClusterLauncher:
     """Submits jobs by submitit.
 
     Args:
-        cluster: `slurm`, `local` or `debug`.
+        cluster: `slurm`, or `local` or `debug`, which run the jobs on this machine.
         folder: the folder for submitit's files, shared by all machines of the cluster.
         parameters: arguments of `submitit.AutoExecutor.update_parameters`, such as `timeout_min` or `slurm_partition`.
         jobs: the number of jobs in the queue at the same time.
@@ -127,7 +125,7 @@ class ClusterLauncher:
         try:
             import submitit
         except ImportError:
-            raise UserError("--cluster needs submitit; install it with `pip install mdistiller[cluster]`") from None
+            raise UserError("--cluster needs submitit; run: pip install 'mdistiller[cluster]'") from None
         self.limit = jobs
         self._jobs: List[Any] = []
         try:
@@ -150,7 +148,7 @@ def make_launcher(cluster: Optional[str], folder: Path, parameters: Dict[str, An
     """Return the launcher for the options of the command line.
 
     Args:
-        cluster: one of `CLUSTERS`; `None` for processes on this machine.
+        cluster: `slurm`, `local` or `debug`; `None` for processes on this machine.
         folder: the folder of the study.
         parameters: the parameters of the cluster, see `ClusterLauncher`.
         jobs: the number of runs at the same time; by default one process, or all jobs of a cluster.

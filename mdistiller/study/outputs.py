@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 
 from ..atomic_files import replace_text
 from ..errors import UserError
@@ -21,11 +21,11 @@ def check_libraries() -> None:
     """Raise a UserError if a library that the results need is missing."""
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"a study needs {' and '.join(missing)}; install them with `pip install mdistiller[study]`")
+        raise UserError(f"a study needs {' and '.join(missing)}; install them with: pip install 'mdistiller[study]'")
 
 
-def write_results(study: Study, summaries: Dict[str, Summary], failed: Dict[str, str], output: Path) -> List[Path]:
-    """Write the results of the finished runs; return the paths.
+def write_results(study: Study, summaries: Dict[str, Summary], failed: Dict[str, str], output: Path) -> None:
+    """Write the results of the finished runs.
 
     Args:
         summaries: the summaries of the finished runs, by name of the cell.
@@ -41,4 +41,3 @@ def write_results(study: Study, summaries: Dict[str, Summary], failed: Dict[str,
         replace_text(output / name, text)
     save_summaries(output / "summaries.jsonl", study.all_cells(), summaries)
     save_plot(output / "results.png", found)
-    return [output / name for name in (*texts, "summaries.jsonl", "results.png")]

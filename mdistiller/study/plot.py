@@ -20,6 +20,7 @@ def save_plot(path: Path, found: Sequence[Group]) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,15 +32,16 @@ def save_plot(path: Path, found: Sequence[Group]) -> None:
         return
     most, width = max(map(len, blocks.values())), min(len(blocks), PANELS_IN_A_ROW)
     height = -(-len(blocks) // width)
-    figure = Figure(figsize=(5.5 * width, 0.4 + (1.2 + 0.36 * most) * height), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle("Points are seeds, bars their means", fontsize=10)
-    panels = list(figure.subplots(height, width, squeeze=False).flat)
-    for panel, (block, groups) in zip(panels, blocks.items()):
-        _draw(panel, block, groups)
-    for panel in panels[len(blocks) :]:
-        panel.set_visible(False)
-    replace(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    with rc_context({"text.parse_math": False}):  # names may hold dollar signs
+        figure = Figure(figsize=(5.5 * width, 0.4 + (1.2 + 0.36 * most) * height), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle("Points are seeds, bars their means", fontsize=10)
+        panels = list(figure.subplots(height, width, squeeze=False).flat)
+        for panel, (block, groups) in zip(panels, blocks.items()):
+            _draw(panel, block, groups)
+        for panel in panels[len(blocks) :]:
+            panel.set_visible(False)
+        replace(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def _draw(axes: Any, block: str, groups: Sequence[Group]) -> None:

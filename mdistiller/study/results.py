@@ -13,12 +13,15 @@ from ..atomic_files import replace_text
 from ..engine.cfg import FROM_DATA, leaves, setting_changes, settings_of
 from ..engine.cfg.yaml_files import read_file
 from ..engine.run.folder import RunFolder
+from ..engine.run.records import read_metrics, read_summary
 from ..errors import UserError, refuse
-from ..paths import read_text
 from .grid import Cell
 
 Summary = Dict[str, Any]  # the content of a run's summary.json
-NEEDED = ("name", "last", "best", "epochs", "seconds", "settings", "origin", "deployed", "precision", "hardware")
+NEEDED = (  # the keys that the tables use
+    *("name", "last", "best", "epochs", "seconds", "images_per_second", "settings", "origin", "deployed"),
+    *("num_classes", "train_images", "val_images", "teacher", "teacher_accuracy", "precision", "hardware", "versions"),
+)
 
 
 def run_folder(runs: Path, cell: Cell) -> RunFolder:
@@ -39,7 +42,7 @@ def finished(runs: Path, cells: Iterable[Cell]) -> Dict[str, Summary]:
         folder = run_folder(runs, cell)
         settings: Dict[str, Any] = {}
         if folder.summary.is_file():
-            summary = parse(read_text(folder.summary), str(folder.summary))
+            summary = check_summary(read_summary(folder.summary), str(folder.summary))
             settings = summary["settings"]
             found[cell.name] = {**summary, "epoch_seconds": _epoch_seconds(folder.metrics)}
         elif folder.config.is_file() and folder.latest.is_file():
@@ -57,8 +60,8 @@ def finished(runs: Path, cells: Iterable[Cell]) -> Dict[str, Summary]:
 def _epoch_seconds(metrics: Path) -> Optional[float]:
     if not metrics.is_file():
         return None
-    rows = [json.loads(line) for line in read_text(metrics).splitlines()]
-    return round(statistics.median(row["seconds"] for row in rows), 2)
+    seconds = [row["seconds"] for row in read_metrics(metrics) if "seconds" in row]
+    return round(statistics.median(seconds), 2) if seconds else None
 
 
 def save_summaries(path: Path, cells: Sequence[Cell], summaries: Dict[str, Summary]) -> None:
@@ -73,22 +76,19 @@ def completed_epochs(runs: Path, cell: Cell) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
-def parse(text: str, source: str) -> Summary:
-    """Return the content of a run's summary.json.
+def check_summary(summary: Any, source: str) -> Summary:
+    """Return the content of a run's summary.json if it has what the tables need.
 
     Raises:
         UserError: it is something else; `source` names the place.
     """
-    try:
-        summary = json.loads(text)
-        missing = [key for key in NEEDED if key not in summary]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source} is not the summary of a run ({error}); remove it") from None
+    if not isinstance(summary, dict):
+        raise UserError(f"{source} is not the summary of a run, but a {type(summary).__name__}; remove it")
+    missing = [key for key in NEEDED if key not in summary]
+    missing += [f"{part}.deployed_top1" for part in ("last", "best") if "deployed_top1" not in summary.get(part, ())]
     if missing:
-        raise UserError(
-            f"{source} has no {', '.join(missing)}; an earlier version wrote it: give another --output, or remove it"
-        )
-    return dict(summary)
+        raise UserError(f"{source} is not the summary of a run: it has no {', '.join(missing)}; remove it")
+    return summary
 
 
 def changed_settings(before: Dict[str, Any], cfg: CfgNode) -> List[str]:

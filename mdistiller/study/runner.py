@@ -15,37 +15,48 @@ from ..distillers import distiller_dict
 from ..engine.cfg import dump
 from ..engine.log.run_text import duration
 from ..engine.run.lock import check_free, locked
+from ..engine.run.records import read_summary
 from ..errors import UserError, did_you_mean, one_line, refuse
-from ..paths import read_text
 from .elsewhere import finished_elsewhere
-from .estimate import seconds_per_epoch, total_seconds
+from .estimate import on_this_hardware, seconds_per_epoch, total_seconds
 from .grid import Cell, Study
 from .job import Job
 from .launchers import Handle, Launcher
 from .outputs import write_results
-from .results import Summary, changed_settings, completed_epochs, finished, parse, run_folder
+from .results import Summary, changed_settings, check_summary, completed_epochs, finished, run_folder
+from .validation_images import ValidationImages
 
 POLL_SECONDS = 1.0  # between two looks at the runs
 PATIENCE = 60.0  # seconds for a run of a killed study to save its state and end
 
 
 class StudyFolder:
-    """`output/studies/<name>/`: the runs, their logs and configurations, the shared teacher cache, and the results."""
+    """`output/studies/<name>/`: the runs, their logs and configurations, the shared teacher cache, and the results.
+
+    Attributes:
+        images: the validation images on this machine.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.runs = path / "runs"
         self.logs = path / "logs"
         self.configs = path / "configs"
+        self.images = ValidationImages()
 
     def weights(self, teacher: Cell, study: Study) -> Optional[Path]:
-        """Return the weights of a trained teacher, of this study or of one that it shares; `None` without them."""
+        """Return the weights of a trained teacher, of this study or of one that it shares; `None` without them.
+
+        They are those of the last epoch; the best epoch was chosen by the validation images.
+        """
         for runs in [self.runs, *(self.path.parent / name / "runs" for name in study.share)]:
-            summary, weights = run_folder(runs, teacher).summary, self._weights(runs, teacher)
-            if summary.is_file() and weights.is_file():
-                settings = parse(read_text(summary), str(summary))["settings"]
-                if not changed_settings(settings, teacher.cfg):
-                    return weights
+            folder = run_folder(runs, teacher)
+            if folder.summary.is_file() and folder.student_latest.is_file():
+                summary = check_summary(read_summary(folder.summary), str(folder.summary))
+                if not (
+                    changed_settings(summary["settings"], teacher.cfg) or self.images.changes(teacher.cfg, summary)
+                ):
+                    return folder.student_latest
         return None
 
     def _teacher_cache(self, study: Study) -> Path:
@@ -53,18 +64,13 @@ class StudyFolder:
         shared = [self.path.parent / name / "teacher_cache" for name in study.share]
         return next(filter(Path.is_dir, shared), self.path / "teacher_cache")
 
-    @staticmethod
-    def _weights(runs: Path, teacher: Cell) -> Path:
-        # the last epoch's weights; the best epoch was chosen by the validation images
-        return run_folder(runs, teacher).student_latest
-
     def job(self, cell: Cell, study: Study) -> Job:
         """Write the configuration of a cell; return the job that starts it, or continues it."""
         cfg = cell.cfg.clone()
         cfg.LOG.PREFIX = str(self.runs)
         if cell.teacher:
             teacher = next(each for each in study.teachers if each.name == cell.teacher)
-            cfg.DISTILLER.TEACHER_WEIGHTS = str(self.weights(teacher, study) or self._weights(self.runs, teacher))
+            cfg.DISTILLER.TEACHER_WEIGHTS = str(self.weights(teacher, study))
         needs_teacher = distiller_dict[cfg.DISTILLER.TYPE].needs_teacher
         if study.teacher_cache and needs_teacher and cfg.TEACHER_CACHE == "off":
             cfg.TEACHER_CACHE = str(self._teacher_cache(study))
@@ -75,7 +81,7 @@ class StudyFolder:
         return Job(
             cell.name,
             ("--cfg", str(path)),
-            run_folder(self.runs, cell).path,
+            run_folder(self.runs, cell),
             self.logs / f"{cell.name}.txt",
             Path.cwd(),
             {"OMP_NUM_THREADS": str(study.threads)},
@@ -96,7 +102,8 @@ def run_study(study: Study, output: Path, launcher: Launcher, only: Sequence[str
     """
     folder = StudyFolder(output)
     with locked(output, remedy="wait for it, or give another --output"):
-        summaries = _finished(study, folder)
+        here = finished_here(study, folder)
+        summaries = {**finished_elsewhere(study, output, folder.images), **here}
         runner = _Runner(study, folder, launcher, summaries, only)
         write_results(study, summaries, {}, output)
         try:
@@ -117,15 +124,17 @@ def dry_run(study: Study, output: Path, jobs: int, only: Sequence[str] = ()) -> 
         only: see `run_study`.
 
     Raises:
-        UserError: see `results.finished`.
+        UserError: see `finished_here`.
     """
     folder = StudyFolder(output)
-    summaries = _finished(study, folder)
+    here = finished_here(study, folder)
+    elsewhere = finished_elsewhere(study, output, folder.images)
+    summaries = {**elsewhere, **here}
     left = cells_to_run(study, folder, summaries, only)
     done = {cell.name: completed_epochs(folder.runs, cell) for cell in left}
     lines, times, unknown = [], {}, ""
     try:
-        pace = seconds_per_epoch(study, left, summaries)
+        pace = seconds_per_epoch(study, left, {**on_this_hardware(elsewhere, study.threads), **here})
         times = {cell.name: pace[cell.row] * max(cell.cfg.SOLVER.EPOCHS - done[cell.name], 0) for cell in left}
     except UserError as error:
         unknown = error.faults[0]
@@ -143,9 +152,23 @@ def dry_run(study: Study, output: Path, jobs: int, only: Sequence[str] = ()) -> 
     return "\n".join([*lines, text])
 
 
-def _finished(study: Study, folder: StudyFolder) -> Dict[str, Summary]:
+def finished_here(study: Study, folder: StudyFolder) -> Dict[str, Summary]:
+    """Return the summaries of the runs that are finished in a study's folder, by name.
+
+    Raises:
+        UserError: one line for each run with other settings, or for each that was evaluated on other images.
+    """
     here = finished(folder.runs, study.all_cells())
-    return {**finished_elsewhere(study, folder.path, here), **here}
+    changed = {
+        cell.name: folder.images.changes(cell.cfg, here[cell.name]) for cell in study.all_cells() if cell.name in here
+    }
+    refuse(
+        f"{folder.runs / name} was run on other data ({'; '.join(changes)}); give another --output, or remove that"
+        " folder"
+        for name, changes in changed.items()
+        if changes
+    )
+    return here
 
 
 def cells_to_run(

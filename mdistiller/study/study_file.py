@@ -110,6 +110,8 @@ def _value_errors(content: Content) -> Iterator[str]:
         for name in content[key]:
             if not isinstance(name, str):
                 yield f"{key} has {name!r:.80}; expected {what}"
+    if "SEEDS" in content.get("TEACHER", ()):
+        yield "TEACHER has SEEDS, but teachers are trained with seed 0; leave it out"
     if ALONE in content["METHODS"]:
         yield f"METHODS has {ALONE!r}, which is a row of every study; describe it in ALONE"
     sections = {"": content, "ALONE: ": content["ALONE"]}

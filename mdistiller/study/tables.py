@@ -37,7 +37,7 @@ MACHINE_COLUMNS = (
 def csv_table(study: Study, summaries: Dict[str, Summary], failed: Dict[str, str]) -> str:
     """Return a table with a row for each run of the study, finished or not; accuracies in percent."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for cell in study.all_cells():
         row = {"pair": cell.row.pair, "variant": cell.row.variant, "method": cell.row.method or "teacher"}

@@ -45,11 +45,12 @@ class InThisProcess:
         parser = OneLineParser()
         parser.add_argument("--cfg")
         parser.add_argument("--resume", action="store_true")
+        parser.add_argument("--overwrite", action="store_true")
         args = parser.parse_args(job.words())
         future = Future()
         try:
             cfg = load_valid_cfg(args.cfg, [], args.resume)
-            build_trainer(cfg, validate=False).train(resume=args.resume)
+            build_trainer(cfg, validate=False).train(args.resume, args.overwrite)
             future.set_result("")
         except UserError as error:
             future.set_result(f"{error} (status 2)")

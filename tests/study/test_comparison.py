@@ -16,15 +16,17 @@ from mdistiller.study.comparison import (
     spread,
 )
 from mdistiller.study.grid import Row, Study
+from mdistiller.study.plot import save_plot
 from mdistiller.study.tables import markdown_tables, show_difference, show_spread
 
 
-def summary(top1, teacher="t1", precision="float32", images="i1"):
+def summary(top1, teacher="t1", precision="float32", images="i1", train_images=9):
     return {
         "last": {"deployed_top1": top1, "deployed_top5": top1},
         "best": {"deployed_top1": top1 + 1, "deployed_top5": top1, "epoch": 3},
         "origin": {"teacher": teacher, "val_labels": "v", "val_content": "c", "train_content": images},
         "precision": precision,
+        "train_images": train_images,
         "epoch_seconds": 10.0,
     }
 
@@ -75,6 +77,12 @@ def test_only_runs_with_the_same_teacher_are_paired():
     assert difference(ours, group("KD", [40.0, 40.0], images="i2")) is None
 
 
+def test_digests_of_different_kinds_do_not_hinder_a_comparison():
+    ours = group("SFAKD", [50.0, 60.0], images="pixels: 1")
+    assert difference(ours, group("KD", [40.0, 40.0], images="names and sizes: 2")).n == 2
+    assert difference(ours, group("KD", [40.0, 40.0], images="pixels: 2")) is None
+
+
 class Cell:
     def __init__(self, method, seed):
         self.row, self.seed, self.name = Row("p", "", method), seed, f"p/{method}/{seed}"
@@ -96,6 +104,19 @@ def test_other_conditions_are_not_averaged():
     assert groups(study, summaries)[1:] == [Group(Row("p", "", "KD"), None, {}, (0, 1))]
 
 
+def test_other_numbers_of_training_images_are_not_averaged():
+    cells = tuple(Cell("KD", seed) for seed in (0, 1))
+    study = Study("s", (), cells, (), 1, True, (), ())
+    found = groups(study, {cell.name: summary(50.0, train_images=9 + cell.seed) for cell in cells})
+    assert [list(each.summaries) for each in found] == [[0], [1]]
+
+
+def test_names_with_dollar_signs(tmp_path):
+    runs = {0: {**summary(50.0), "teacher_accuracy": {}}}
+    save_plot(tmp_path / "x.png", [Group(Row("$a_$", "", "from $1 to $\\x$"), conditions_of(runs[0]), runs, ())])
+    assert (tmp_path / "x.png").is_file()
+
+
 def test_other_teachers_are_not_averaged():
     cells = tuple(Cell(method, seed) for seed in (0, 1) for method in ("student alone", "KD"))
     study = Study("s", (), cells, ("student alone",), 1, True, (), ())
@@ -109,7 +130,7 @@ def test_other_teachers_are_not_averaged():
 def test_a_table_of_several_teachers_and_odd_names():
     cells = tuple(Cell(method, seed) for seed in (0, 1) for method in ("student alone", "K|D"))
     study = Study("s", (), cells, ("K|D",), 1, True, (), ())
-    more = {"deployed": {"parameters": 10**6, "macs": 10**6}, "num_classes": 3, "val_images": 9, "train_images": 9}
+    more = {"deployed": {"parameters": 10**6, "macs": 10**6}, "num_classes": 3, "val_images": 9}
     more.update(epochs=1, teacher_accuracy={}, hardware="h", versions={"torch": "2"})
     summaries = {f"p/student alone/{seed}": {**summary(50.0, teacher=None), **more} for seed in (0, 1)}
     summaries.update({f"p/K|D/{seed}": {**summary(51.0 + seed, teacher=f"t{seed}"), **more} for seed in (0, 1)})
@@ -122,9 +143,11 @@ def test_a_table_of_several_teachers_and_odd_names():
 
 def test_labels_name_what_differs():
     row = Row("p", "", "KD")
-    one = Conditions("float32", 1, "v", "pixels: 123456789", "t")
+    one = Conditions("float32", 1, 9, "v", "pixels: 123456789", "t")
     for change, names in (
         ({"processes": 2}, ["KD (1 process)", "KD (2 processes)"]),
+        ({"val_content": "names and sizes: abcdefghi"}, ["KD", "KD"]),  # images in memory and streamed ones
+        ({"train_images": 1000}, ["KD (9 training images)", "KD (1,000 training images)"]),
         ({"val_content": "pixels: abcdefghi"}, ["KD (validation images 123456)", "KD (validation images abcdef)"]),
         ({"precision": "bfloat16", "teacher": "u"}, ["KD (float32, teacher t)", "KD (bfloat16, teacher u)"]),
     ):

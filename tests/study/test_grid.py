@@ -53,6 +53,8 @@ def test_models_and_teachers_are_those_of_the_pair(study):
         ("EXPERIMENT.NAME", "run"),
         ("DISTILLER.TEACHER", "wrn_16_2"),
         ("DISTILLER.STUDENT", "resnet8"),
+        ("DISTILLER.TEACHER_WEIGHTS", "other.pth"),
+        ("LOG.PREFIX", "elsewhere"),
     ],
 )
 @pytest.mark.parametrize("place", ["overrides", "SETTINGS", "VARIANTS", "METHODS"])
@@ -67,7 +69,9 @@ def test_what_the_grid_decides_is_given_nowhere_else(study, place, key, value):
     }[place]
     with pytest.raises(UserError) as caught:
         study(**given)
-    assert f"{key} is {value}, but in a study PAIRS, METHODS and SEEDS decide it; leave it out" in str(caught.value)
+    assert f"{key} is {value}, but in a study PAIRS, TEACHER, METHODS, SEEDS and --output decide it" in str(
+        caught.value
+    )
 
 
 def test_the_student_alone_is_trained_alone(study):
@@ -97,6 +101,15 @@ def test_folders_have_plain_names(study):
     assert made.cells[1].name == "a/a_b_50_/seed0"
     with pytest.raises(UserError, match=r"two rows would have the folder a/x_y; rename one"):
         study(METHODS={"x y": {}, "x_y": {}})
+    with pytest.raises(UserError, match=r"two rows would have the folder a/kd; rename one"):  # of some file systems
+        study(METHODS={"KD": {}, "kd": {}})
+
+
+def test_a_base_beside_the_study(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/hot.yaml").write_text("_BASE_: cifar100/kd/vgg13_vgg8\nKD: {TEMPERATURE: 9.0}\n")
+    (tmp_path / "mine/s.yaml").write_text(yaml.safe_dump({**TWO, "METHODS": {"hot": {"_BASE_": "hot.yaml"}}}))
+    assert read_study("mine/s.yaml").cells[1].cfg.KD.TEMPERATURE == 9.0
 
 
 def test_an_error_is_told_once(study):
@@ -121,6 +134,7 @@ def test_an_error_is_told_once(study):
         ({"SEEDS": [True]}, "SEEDS is [True]; expected"),
         ({"METHODS": {"KD": 3}}, "METHODS: KD is 3; expected settings"),
         ({"METHODS": {"KD": {"SEEDS": ["a"]}}}, "METHODS: KD: SEEDS is ['a']; expected"),
+        ({"TEACHER": {"SEEDS": [1]}}, "TEACHER has SEEDS, but teachers are trained with seed 0"),
         ({"METHODS": {3: {}}}, "METHODS: the name 3 is not text"),
         ({"METHODS": {"student alone": {}}}, "METHODS has 'student alone', which is a row of every study"),
         ({"METHODS": {"KD": {"_BASE_": "cifar100/kd/{paar}"}}}, "cifar100/kd/{paar}"),

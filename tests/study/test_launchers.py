@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mdistiller.engine.run.folder import RunFolder
 from mdistiller.errors import UserError
 from mdistiller.study.grid import read_study
 from mdistiller.study.job import Job
@@ -141,10 +142,15 @@ def test_a_process_that_starts_while_the_study_ends(monkeypatch):
 
 def test_a_job_that_a_cluster_ends_is_queued_again():
     submitit = pytest.importorskip("submitit")
-    run, job = ClusterJob(), Job("name", ("--cfg", "x"), Path("run"), Path("log"), Path(), {})
+    run, job = ClusterJob(), Job("name", ("--cfg", "x"), RunFolder("runs", "run"), Path("log"), Path(), {})
     again = run.checkpoint(job)
     assert isinstance(again, submitit.helpers.DelayedSubmission)
     assert (again.function, again.args) == (run, (job,))
+
+
+def test_the_command_of_a_run_in_a_folder_with_a_space():
+    job = Job("name", ("--cfg", "my study/x.yaml"), RunFolder("my study", "run"), Path("log"), Path(), {"A": "b c"})
+    assert job.shell() == "A='b c' python3 tools/train.py --cfg 'my study/x.yaml'"
 
 
 def test_a_study_in_use(one_method):
@@ -158,7 +164,5 @@ def test_a_study_in_use(one_method):
 
 def test_without_submitit(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(
-        UserError, match=r"--cluster needs submitit; install it with `pip install mdistiller\[cluster\]`"
-    ):
+    with pytest.raises(UserError, match=r"--cluster needs submitit; run: pip install 'mdistiller\[cluster\]'"):
         ClusterLauncher("slurm", tmp_path, {}, 1)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shutil
 from concurrent.futures import Future
 from dataclasses import replace
@@ -12,11 +11,9 @@ import pytest
 
 from mdistiller.engine.run.lock import locked
 from mdistiller.errors import UserError
-from mdistiller.study import elsewhere
 from mdistiller.study.grid import read_study
 from mdistiller.study.runner import dry_run, run_study
 from mdistiller.study.tables import MACHINE_COLUMNS
-from tests.conftest import make_image_folder
 
 OUT = Path("out")
 
@@ -122,24 +119,11 @@ def test_other_settings_are_refused(place, launcher):
     with pytest.raises(UserError, match=r"was run with other settings \(SOLVER.LR was 0.05, now 0.1\); give another"):
         run_study(read_study("small.yaml", ["SOLVER.LR", "0.1"]), OUT, launcher)
     (OUT / "runs/small/KD/seed0/summary.json").write_text("{}")
-    with pytest.raises(UserError, match=r"summary.json has no name, last, .*; an earlier version wrote it"):
+    with pytest.raises(UserError, match=r"summary.json is not the summary of a run: it has no name, last, .*; remove"):
         run_study(read_study("small.yaml"), OUT, launcher)
     (OUT / "runs/small/KD/seed0/summary.json").write_text("{")
-    with pytest.raises(UserError, match=r"summary.json is not the summary of a run"):
+    with pytest.raises(UserError, match=r"summary.json is damaged \(.*\); get it again, or remove it"):
         run_study(read_study("small.yaml"), OUT, launcher)
-
-
-def test_results_with_other_settings_are_not_used(place, launcher, caplog):
-    run_study(read_study("small.yaml"), OUT, launcher)
-    with (place / "small.yaml").open("a") as file:
-        file.write(f"SUMMARIES: [{OUT}/summaries.jsonl]\n")
-    launcher.jobs.clear()
-    with caplog.at_level("INFO", "mdistiller"):
-        run_study(read_study("small.yaml", ["KD.TEMPERATURE", "2.0"]), Path("other"), launcher)
-    assert [job.name for job in launcher.jobs] == ["resnet14/seed0", "small/KD/seed0", "small/KD/seed1"]
-    assert (
-        "small/KD/seed0 under other conditions (KD.TEMPERATURE was 4.0, now 2.0), and 1 more; not used" in caplog.text
-    )
 
 
 def test_an_unfinished_run_with_other_settings_is_refused(place, launcher):
@@ -157,57 +141,23 @@ def replace_cell(study, name, **solver):
     return study
 
 
-def test_results_of_other_images_or_teachers_are_not_used(place, launcher, caplog):
-    run_study(read_study("small.yaml"), OUT, launcher)
-    with (place / "small.yaml").open("a") as file:
-        file.write(f"SUMMARIES: [{OUT}/summaries.jsonl]\n")
-    make_image_folder(place / "others", size=24)
+def test_metrics_that_a_killed_machine_has_lost(place, launcher):
+    run_study(read_study("small.yaml"), OUT, launcher, ["small/student_alone/*"])
+    for seed, left in ((0, ""), (1, '{"epoch": 1, "sec')):
+        (OUT / f"runs/small/student_alone/seed{seed}/metrics.jsonl").write_text(left)
+    run_study(read_study("small.yaml"), OUT, launcher, ["small/student_alone/*"])
+    assert [row["state"] for row in rows() if row["method"] == "student alone"] == ["finished"] * 2
+
+
+def test_a_run_that_failed_before_it_saved_a_state_starts_again(place, launcher):
+    bad = ["SOLVER.LR", "1e18", "SOLVER.EPOCHS", "2"]
+    with pytest.raises(UserError, match="loss"):
+        run_study(read_study("small.yaml", bad), OUT, launcher, ["small/student_alone/seed0"])
+    assert (OUT / "runs/small/student_alone/seed0/nonfinite.pth").is_file()
+    assert not (OUT / "runs/small/student_alone/seed0/latest.pth").exists()
     launcher.jobs.clear()
-    study = read_study("small.yaml", ["DATASET.ROOT", "others"])
-    with caplog.at_level("INFO", "mdistiller"):
-        assert "7 of 7 runs to do" in dry_run(study, Path("other"), 1)
-        assert "the pixels of the validation images were" in caplog.text
-        caplog.clear()
-        # without the images there is nothing to compare
-        assert "0 of 7 runs to do" in dry_run(read_study("small.yaml", ["DATASET.ROOT", "gone"]), Path("other"), 1)
-        assert "are used without a look at the data (" in caplog.text
-    # another teacher: its students are not used, and the student alone is
-    (place / "small.yaml").write_text(
-        (place / "small.yaml").read_text().replace("TEACHER: {}", "TEACHER: {SOLVER: {LR: 0.02}}")
-    )
-    text = dry_run(read_study("small.yaml"), Path("other"), 1)
-    assert "5 of 7 runs to do" in text
-    assert re.findall(r"small/(\w+)/seed\d +finished", text) == ["student_alone", "student_alone"]
-
-
-def test_validation_images_are_read_once_for_all_variants(place, launcher, monkeypatch):
-    parts = "VARIANTS:\n  half: {DATASET: {TRAIN_FRACTION: 0.5, FRACTION_SEED: 0}}\n  all: {}\n"
-    with (place / "small.yaml").open("a") as file:
-        file.write(parts)
-    run_study(read_study("small.yaml"), OUT, launcher, ["small/*/student_alone/seed0"])
-    with (place / "small.yaml").open("a") as file:
-        file.write(f"SUMMARIES: [{OUT}/summaries.jsonl]\n")
-    read, loader = [], elsewhere.get_val_loader
-    monkeypatch.setattr(elsewhere, "get_val_loader", lambda *given: read.append(given) or loader(*given))
-    found = elsewhere.finished_elsewhere(read_study("small.yaml"), Path("other"), ())
-    assert sorted(found) == ["small/all/student_alone/seed0", "small/half/student_alone/seed0"] and len(read) == 1
-
-
-def test_a_study_shares_the_teacher_and_the_runs_of_another(place, launcher):
-    run_study(read_study("small.yaml"), Path("studies/small"), launcher, ["small/KD/seed0"])
-    assert [job.name for job in launcher.jobs] == ["resnet14/seed0", "small/KD/seed0"]
-    launcher.jobs.clear()
-    (place / "second.yaml").write_text((place / "small.yaml").read_text() + "SHARE: [small, gone]\n")
-    run_study(read_study("second.yaml"), Path("studies/second"), launcher, ["small/*/seed0"])
-    assert [job.name for job in launcher.jobs] == ["small/student_alone/seed0", "small/SFAKD/seed0"]
-    assert states(Path("studies/second"))["KD 0"] == "finished"
-    with pytest.raises(UserError, match="--only is 'small/KD/seed9', which fits no run of the study; did you mean"):
-        run_study(read_study("second.yaml"), Path("studies/second"), launcher, ["small/KD/seed9"])
-    launcher.jobs.clear()
-    fresh = replace(read_study("second.yaml"), share=())
-    run_study(fresh, Path("studies/third"), launcher, ["small/KD/seed0"])
-    assert [job.name for job in launcher.jobs] == ["resnet14/seed0", "small/KD/seed0"]
-    assert rows(Path("studies/third"))[2] == rows(Path("studies/second"))[2]
+    run_study(read_study("small.yaml", ["SOLVER.EPOCHS", "2"]), OUT, launcher, ["small/student_alone/seed0"])
+    assert states()["student alone 0"] == "finished"
 
 
 def test_a_lost_job_does_not_stop_the_others(place, launcher):

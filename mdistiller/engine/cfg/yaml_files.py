@@ -88,10 +88,10 @@ def read_file(path: Path, seen: Tuple[Path, ...] = ()) -> Dict[str, Any]:
     base = content.pop("_BASE_", None)
     if base is None:
         return content
-    return merged(read_file(_base_file(path, str(base)), (*seen, real)), content)
+    return merged(read_file(base_file(path, str(base)), (*seen, real)), content)
 
 
-def _base_file(path: Path, base: str) -> Path:
+def base_file(path: Path, base: str) -> Path:
     """Return the file that `_BASE_` in `path` names, relative to `path` or among the shipped configurations."""
     named = expanded(base)
     beside = user_path(path.parent / named)

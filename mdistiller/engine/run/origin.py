@@ -78,6 +78,15 @@ def short_origin(origin: Dict[str, Any]) -> Dict[str, Any]:
     return {key: short(value) if isinstance(value, str) else value for key, value in origin.items() if key != "classes"}
 
 
+def other_images(content: Optional[str], other: Optional[str]) -> bool:
+    """Return whether two values of `train_content` or `val_content` are digests of different images.
+
+    Digests of different kinds, such as those of images in memory and of streamed files, cannot be compared.
+    """
+    (kind, _, digest), (other_kind, _, other_digest) = (str(value).rpartition(": ") for value in (content, other))
+    return kind == other_kind and digest != other_digest
+
+
 def is_origin(value: Any) -> bool:
     """Return whether a value from a file has the form that `origin_of` returns."""
     if not isinstance(value, dict):
@@ -122,8 +131,8 @@ def _difference(key: str, before: Any, now: Any) -> str:
         return f"class {label} was {before[label]!r}, now {now[label]!r}"
     what, before, now = WORDS[key], str(before), str(now)
     if key.endswith("content"):
-        (kind, _, before), (other, _, now) = before.partition(": "), now.partition(": ")
-        if kind != other:  # images in memory and streamed images have different kinds of digests
+        if not other_images(before, now):
             return ""
+        (kind, _, before), (_, _, now) = before.partition(": "), now.partition(": ")
         what += f" {kind}"
     return f"{what} was {before[:DIGEST_LENGTH]}, now {now[:DIGEST_LENGTH]}"
