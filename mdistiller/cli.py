@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import sys
-from typing import Callable, NoReturn
+from pathlib import Path
+from typing import Callable, NoReturn, Optional
 
 from .errors import UserError, dead_worker, memory_shortage
 from .paths import user_path
@@ -30,10 +31,13 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change, as SOLVER.LR 0.1")
 
 
-def check_new_file(parser: argparse.ArgumentParser, option: str, path: str) -> None:
-    """Exit with an error if no file can be written to `path`, before a long measurement. An empty path is accepted."""
+def new_file(parser: argparse.ArgumentParser, option: str, path: str) -> Optional[Path]:
+    """Return the path of a file to write, `None` for an empty one; exit with an error if it cannot be written.
+
+    Called before a long measurement.
+    """
     if not path:
-        return
+        return None
     try:
         place = user_path(path)
     except UserError as error:
@@ -42,6 +46,7 @@ def check_new_file(parser: argparse.ArgumentParser, option: str, path: str) -> N
         parser.error(f"{option} {path} is a folder; give the name of a file")
     if not place.absolute().parent.is_dir():
         parser.error(f"{option} {path}: there is no such folder")
+    return place
 
 
 def run(main: Callable[[], None], interrupted: str = "continue with --resume from the last saved state") -> NoReturn:

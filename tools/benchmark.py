@@ -14,7 +14,7 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from mdistiller.cli import OneLineParser, add_overrides, check_new_file, run
+from mdistiller.cli import OneLineParser, add_overrides, new_file, run
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"--{name} is {value}; give a number above 0")
-    check_new_file(parser, "--json", args.json)
+    json_file = new_file(parser, "--json", args.json)
     for first, second in (("pair", "cfg"), ("seconds", "steps")):
         if getattr(args, first) and getattr(args, second):
             parser.error(f"--{first} and --{second} exclude each other; give one of them")
@@ -68,9 +68,9 @@ def main() -> None:
         budget = TurnBudget(steps=args.steps) if args.steps else TurnBudget(seconds=args.seconds or 10.0)
         rows, conditions = throughput.benchmark(cases, args.baseline, args.rounds, budget)
     print(throughput.show(rows, conditions))
-    if args.json:
+    if json_file:
         content = {"command": sys.argv, "conditions": conditions, "rows": rows}
-        Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,31 +6,28 @@
 
 import json
 import sys
-from pathlib import Path
 
-from mdistiller.cli import OneLineParser, add_overrides, check_new_file, run
+from mdistiller.cli import OneLineParser, add_overrides, new_file, run
 
 
 def main() -> None:
     parser = OneLineParser(prog="tools/compare_methods.py", description="Compare the methods in one Markdown table.")
     parser.add_argument("what", choices=("table", "train"), help="costs, or accuracy after a few epochs")
     parser.add_argument("--methods", default="", help="names, separated by commas; default all")
-    parser.add_argument(
-        "--pair", default="res32x4_res8x4", help="table: a pair in configs/cifar100/sfakd/; default %(default)s"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="table: number of interleaved rounds; default %(default)s"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=4, help="table: steps of each method in a round; default %(default)s"
-    )
-    parser.add_argument("--epochs", type=int, default=3, help="train: epochs of each method; default %(default)s")
+    parser.add_argument("--pair", help="table: a pair in configs/cifar100/sfakd/; default res32x4_res8x4")
+    parser.add_argument("--rounds", type=int, help="table: number of interleaved rounds; default 7")
+    parser.add_argument("--steps", type=int, help="table: steps of each method in a round; default 4")
+    parser.add_argument("--epochs", type=int, help="train: epochs of each method; default 3")
     parser.add_argument("--json", metavar="FILE", help="also write the results to a file")
     add_overrides(parser)
     args = parser.parse_intermixed_args()
-    if min(args.rounds, args.steps, args.epochs) < 1:
-        parser.error("--rounds, --steps and --epochs must be at least 1")
-    check_new_file(parser, "--json", args.json)
+    for name, what in (("pair", "table"), ("rounds", "table"), ("steps", "table"), ("epochs", "train")):
+        value = getattr(args, name)
+        if value is not None and args.what != what:
+            parser.error(f"--{name} is an option of {what}; leave it out")
+        if type(value) is int and value < 1:
+            parser.error(f"--{name} is {value}; expected at least 1")
+    json_file = new_file(parser, "--json", args.json)
 
     from mdistiller.benchmark import methods
     from mdistiller.engine.cfg import load_cfg
@@ -38,14 +35,16 @@ def main() -> None:
     load_cfg(None, args.overrides)  # loads PLUGINS, so that --methods can name their methods
     chosen = methods.choose([name for name in args.methods.split(",") if name])
     if args.what == "table":
-        rows, conditions = methods.cost_table(args.pair, chosen, args.overrides, args.rounds, args.steps)
+        rows, conditions = methods.cost_table(
+            args.pair or "res32x4_res8x4", chosen, args.overrides, args.rounds or 7, args.steps or 4
+        )
         print(methods.show_costs(rows, conditions))
     else:
-        rows, conditions = methods.train_each(chosen, args.epochs, args.overrides)
+        rows, conditions = methods.train_each(chosen, args.epochs or 3, args.overrides)
         print(methods.show_learning(rows, conditions))
-    if args.json:
+    if json_file:
         content = {"command": sys.argv, "conditions": conditions, "rows": rows}
-        Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

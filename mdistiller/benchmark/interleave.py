@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import statistics
 import sys
 import time
 from contextlib import redirect_stdout
@@ -202,3 +203,9 @@ def _host_mib() -> float:
         except psutil.Error:  # the child has just ended, or may not be read
             continue
     return total
+
+
+def spread(values: Sequence[float]) -> Dict[str, float]:
+    """Return the median, quartiles and range."""
+    low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else [*values] * 3
+    return {"median": median, "q1": low, "q3": high, "min": min(values), "max": max(values)}

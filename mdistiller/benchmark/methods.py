@@ -32,6 +32,7 @@ from ..errors import UserError, did_you_mean
 from ..models import build_model
 from ..paths import find_file
 from .hardware import synchronize_device
+from .interleave import spread
 from .teacher_usage import used_outputs
 
 Row = Dict[str, Any]
@@ -170,13 +171,13 @@ def cost_table(
     times = _interleaved_times(trainers, batches, rounds)
     for index, row in enumerate(rows):
         ratios = [round_times[index] / round_times[0] for round_times in times]
-        row["step_time"] = statistics.median(ratios)
-        row["spread"] = [min(ratios), max(ratios)] if rounds < 4 else statistics.quantiles(ratios, n=4)[::2]
+        found = spread(ratios)
+        row["step_time"], row["spread"] = found["median"], [found["q1"], found["q3"]]
     milliseconds = 1000 * statistics.median(round_times[0] for round_times in times) / len(batches)
     conditions = (
         f"{models[0]} → {models[1]}, {info.name} ({num_data} images), batch {train_loader.batch_size},"
         f" {trainers[0][0].precision}, {describe_hardware(device)}; {rounds} interleaved rounds of {len(batches)}"
-        f" steps, median ({'range' if rounds < 4 else 'quartiles'}); KD's step took {milliseconds:.0f} ms"
+        f" steps, median (quartiles); KD's step took {milliseconds:.0f} ms"
     )
     return rows[1:], conditions
 
@@ -198,7 +199,8 @@ def _interleaved_times(
         seconds(*pair)  # the first steps tune kernels and fill caches
     times = []
     for number in range(rounds):
-        times.append([seconds(*pair) for pair in trainers])
+        order = list(enumerate(trainers))[:: -1 if number % 2 else 1]  # so that none always comes first
+        times.append([took for _, took in sorted((place, seconds(*pair)) for place, pair in order)])
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return times
 

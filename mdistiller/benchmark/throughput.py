@@ -22,7 +22,7 @@ from ..engine.run.environment import describe_hardware
 from ..engine.speed.precision import pick_device, pick_precision
 from .baseline import BaselineLoop
 from .hardware import measure_peak
-from .interleave import BatchGate, LoopProcess, TurnBudget, TurnResult, run_interleaved
+from .interleave import BatchGate, LoopProcess, TurnBudget, TurnResult, run_interleaved, spread
 from .methods import Method, Row, choose, describe, markdown, pair_config
 from .roofline import Cost, step_cost
 from .synthetic import save_random_teacher
@@ -137,12 +137,6 @@ def _step_cost(case: Case) -> Cost:
     distiller = trainer.distiller
     teacher_cached = cached and case.warm and distiller.teacher is not None and "maps" not in distiller.teacher_needs
     return step_cost(distiller, batch, precision.dtype or torch.float32, teacher_cached)
-
-
-def spread(values: Sequence[float]) -> Dict[str, float]:
-    """Return the median, quartiles and range."""
-    low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else [*values] * 3
-    return {"median": median, "q1": low, "q3": high, "min": min(values), "max": max(values)}
 
 
 def measure(case: Case, cost: Cost, baseline: bool, rounds: int, budget: TurnBudget) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from ..cli import OneLineParser, add_overrides, check_new_file, run
+from ..cli import OneLineParser, add_overrides, new_file, run
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--no-speed", action="store_true", help="do not measure images per second")
     add_overrides(parser)
     args = parser.parse_intermixed_args()
-    check_new_file(parser, "--per-class", args.per_class)
+    per_class = new_file(parser, "--per-class", args.per_class)
 
     from ..engine.evaluation.eval_checkpoint import eval_checkpoint
 
@@ -37,7 +37,7 @@ def main() -> None:
         args.overrides += ["DATASET.TYPE", args.dataset]
     if args.batch_size is not None:
         args.overrides += ["DATASET.TEST.BATCH_SIZE", str(args.batch_size)]
-    print(eval_checkpoint(args.model, args.ckpt, args.overrides, args.split, args.per_class, not args.no_speed))
+    print(eval_checkpoint(args.model, args.ckpt, args.overrides, args.split, per_class, not args.no_speed))
 
 
 def command() -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Dict, NoReturn
+from typing import NoReturn, Optional
 
 from .. import paths
 from ..cli import OneLineParser, run
@@ -13,7 +13,6 @@ from ..download import BadArchive, download, sha256_of, unpack
 from ..errors import UserError
 
 RELEASE = "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
-KNOWN_SHA256: Dict[str, str] = {}  # by archive name; none is published yet
 
 
 def main() -> None:
@@ -55,14 +54,14 @@ def _all_released_present() -> bool:
     return all(os.path.isfile(teacher) for _, teacher in cifar_model_dict.values() if teacher is not None)
 
 
-def _check_sum(archive: Path, given: str) -> None:
-    expected = given or KNOWN_SHA256.get(archive.name)
+def _check_sum(archive: Path, given: Optional[str]) -> None:
     found = sha256_of(archive)
-    if expected and found != expected.lower():
+    if given and found != given.lower():
         raise BadArchive(
-            f"SHA-256 of {archive} is {found}, expected {expected.lower()}; download it again, or from another place"
+            f"SHA-256 of {archive} is {found}, expected {given.lower()}; download it again, or from another place"
         )
-    print(f"SHA-256 {found} ({'as expected' if expected else 'not known here; --sha256 compares it with yours'})")
+    compared = "as expected" if given else "not compared; --sha256 SUM compares it with one that you trust"
+    print(f"SHA-256 {found} ({compared})")
 
 
 def command() -> NoReturn:

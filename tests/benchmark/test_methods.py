@@ -58,6 +58,8 @@ def test_costs(command, tmp_path):
     assert "4 interleaved rounds of 1 steps, median (quartiles)" in out
     status, _, err = command("compare_methods", "table", "--rounds", "0")
     assert (status, err.count("\n")) == (2, 1)
+    status, _, err = command("compare_methods", "table", "--epochs", "5")
+    assert (status, err.partition(";")[0]) == (2, "error: --epochs is an option of train")
     status, _, err = command("compare_methods", "table", "--pair", "res56_res21")
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("error: unknown pair 'res56_res21'; did you mean res56_res20 or ")

@@ -7,7 +7,7 @@ import torch
 
 from mdistiller.benchmark import synthetic, throughput
 from mdistiller.benchmark.hardware import Peak
-from mdistiller.benchmark.interleave import TurnBudget, TurnResult
+from mdistiller.benchmark.interleave import TurnBudget, TurnResult, spread
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.engine.trainer import Trainer
@@ -37,7 +37,7 @@ def test_ratios_are_those_of_the_rounds():
     assert row["baseline"]["median"] == 50.0
     assert (row["host_mib"], row["device_mib"]) == (120.0, 9.0)
     assert set(throughput.summarize(ours, None)) == {"images_per_second", "host_mib", "device_mib"}
-    assert throughput.spread([2.0]) == dict.fromkeys(("median", "q1", "q3", "min", "max"), 2.0)
+    assert spread([2.0]) == dict.fromkeys(("median", "q1", "q3", "min", "max"), 2.0)
 
 
 def test_a_row_for_each_pair_method_and_setting():

@@ -1,5 +1,6 @@
 """Results of other studies and machines: which are used, and which are not."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,18 @@ def test_damaged_summaries(place, content, line):
     with pytest.raises(UserError) as caught:
         dry_run(read_study("small.yaml"), OUT, 1)
     assert line in str(caught.value) and "damaged.jsonl" in str(caught.value)
+
+
+def test_an_estimate_does_not_take_the_pace_of_other_machines(place, launcher, capfd):
+    run_study(read_study("small.yaml"), OUT, launcher, ["small/student_alone/seed0"])
+    for hardware, measured in ((None, 0), ("another machine", 1)):
+        summary = json.loads((OUT / "summaries.jsonl").read_text())
+        summary["hardware"] = hardware or summary["hardware"]
+        (place / "elsewhere.jsonl").write_text(json.dumps(summary))
+        (place / "again.yaml").write_text((place / "small.yaml").read_text() + "SUMMARIES: [elsewhere.jsonl]\n")
+        text = dry_run(read_study("again.yaml"), Path("again"), 1, ["small/student_alone/*"])
+        assert re.search(r"seed0 +finished\n.*small/student_alone/seed1 +epoch 0 of 1, about", text, re.DOTALL)
+        assert capfd.readouterr().err.count("measuring small/student_alone/seed1") == measured
 
 
 def test_validation_images_are_read_once_for_all_variants(place, launcher, monkeypatch):

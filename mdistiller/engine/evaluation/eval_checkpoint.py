@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from yacs.config import CfgNode
 
 from ...dataset import VAL, get_val_loader
 from ...errors import UserError
-from ...paths import find_file, user_path
+from ...paths import find_file
 from ..cfg import CFG, merge_known, merge_overrides
 from ..checkpoint import check_known, choose_arch, find_checkpoint, is_described, load_student, read_checkpoint
 from ..checkpoint.foreign_weights import weights_of
@@ -32,7 +33,7 @@ def eval_checkpoint(
     path: Optional[str],
     overrides: Sequence[str] = (),
     split: str = VAL,
-    per_class: str = "",
+    per_class: Optional[Path] = None,
     speed: bool = True,
 ) -> str:
     """Evaluate a model on the validation set; return a report of several lines.
@@ -42,7 +43,7 @@ def eval_checkpoint(
         path: the checkpoint or the run folder; `None` for the released teacher of the name `model`.
         overrides: `KEY VALUE …`; they change the data set that the checkpoint describes, or the defaults.
         split: the images to evaluate on: `val`, or another folder beside `train/` and `val/` in an image folder.
-        per_class: the CSV file for the accuracy of each class and the confusion matrix; empty for none.
+        per_class: the CSV file for the accuracy of each class and the confusion matrix; `None` for none.
         speed: whether to measure images per second.
 
     Raises:
@@ -77,7 +78,7 @@ def eval_checkpoint(
     confusion = Confusion(info.num_classes)
     accuracy = evaluate(student.forward_eval, loader, observe=confusion.add)
     if per_class:
-        confusion.write(user_path(per_class), info.classes)
+        confusion.write(per_class, info.classes)
 
     head = student.head
     parts = f"backbone {_millions(student.backbone)}" + (f", {head.kind} head {_millions(head)}" if head else "")
