@@ -8,7 +8,7 @@ from typing import Iterator
 
 import torch.distributed as dist
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 REPORT_SECONDS = 3  # how long the processes wait for each other to compare their errors
 
@@ -34,7 +34,8 @@ def reported_once(store: dist.Store, rank: int, world_size: int) -> Iterator[Non
         if not _is_lost_connection(error):
             raise
         raise UserError(
-            f"process {rank} of {world_size} lost the connection to the others; see the first error among them"
+            f"process {rank} of {world_size} lost the connection to the others ({one_line(error)}); see the first error"
+            " among them"
         ) from None
 
 

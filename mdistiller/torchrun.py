@@ -19,7 +19,7 @@ def in_group() -> bool:
     size = os.environ.get("WORLD_SIZE", "1")
     if not size.isdigit():
         raise UserError(f"WORLD_SIZE is {size!r}; expected the number of processes, as torchrun sets it")
-    if int(size) <= 1 or "LOCAL_RANK" not in os.environ:
+    if int(size) <= 1 or not {"RANK", "LOCAL_RANK"} & set(os.environ):  # a scheduler may set WORLD_SIZE alone
         return False
     missing = [name for name in GROUP_VARIABLES if name not in os.environ]
     if missing:

@@ -66,16 +66,24 @@ class Head(nn.Module):
         return head
 
     def copy_classifier(self, classifier: nn.Linear) -> None:
-        """Copy the weights of the teacher's classifier."""
-        # from parameters, because a classifier may have another shape in its state dict
-        self.classifier.load_state_dict(dict(classifier.named_parameters()))
+        """Copy the weights of the teacher's classifier, which may be parametrized (weight norm, for example)."""
+        with torch.no_grad():
+            self.classifier.weight.copy_(classifier.weight)
+            if classifier.bias is not None:
+                self.classifier.bias.copy_(classifier.bias)
 
     def forward(self, final_map: Tensor) -> HeadOutput:
         """Classify the student's final map `[B, C_s, H, W]`."""
         projected = self.projector(final_map)
         # in the weights' type, because autocast's would round the input of the loss
         pooled = projected.mean((2, 3), dtype=self.classifier.weight.dtype)
-        return HeadOutput(self.classifier(pooled), pooled, projected)
+        return HeadOutput(classify(self.classifier, pooled), pooled, projected)
+
+
+def classify(classifier: nn.Linear, pooled: Tensor) -> Tensor:
+    """Return the logits `[B, N]` of a pooled feature `[B, C]` in the type of the weights, also under autocast."""
+    with torch.autocast(pooled.device.type, enabled=False):
+        return classifier(pooled.to(classifier.weight.dtype))
 
 
 def ends_in_relu(choice: Optional[bool], teacher: nn.Module, input_size: InputSize, key: str) -> bool:
@@ -143,7 +151,7 @@ def own_logits(student: Any, final_map: Tensor, pooled: Optional[Tensor]) -> Ten
     """
     if pooled is None:
         return student.forward_tail(final_map.detach())[0]
-    return student.get_classifier()(pooled.detach())
+    return classify(student.get_classifier(), pooled.detach())
 
 
 def deployed_logits(student: nn.Module, head: Optional[Head], image: Tensor) -> Tensor:

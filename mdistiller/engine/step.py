@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import Any, Dict, Iterator, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..dataset import Batch
 from ..distillers import Distiller
-from .solver.data_parallel import in_parallel
+from .run.nonfinite import NonFiniteLoss
+from .solver.data_parallel import in_parallel, unsynchronized
 from .solver.ema import StudentAverage
 from .solver.gradients import Part, join_outputs, split_batch
 from .solver.optim import learning_rate, set_learning_rate
@@ -74,13 +75,16 @@ class TrainStep:
         if names is not None:
             self.update.check(names)
 
-    def start_parallel(self) -> None:
-        """In a process group, average gradients over the processes from now on."""
+    def start_parallel(self, say: Callable[[str], None]) -> None:
+        """In a process group, average gradients over the processes from now on; `say` receives lines for the user."""
         self.distiller.train()
         if distributed.get_world_size() > 1:
             self._parallel = in_parallel(self.distiller, self.cfg.SOLVER.SYNC_BN)
             if self.average is not None:
                 self.average.start_parallel(self.cfg.SOLVER.SYNC_BN)
+            left = unsynchronized(self.distiller) if self.cfg.SOLVER.SYNC_BN else []
+            if left:
+                say(f"note: SOLVER.SYNC_BN does not change {', '.join(left)}: they see the images of one process")
 
     def __call__(
         self, batch: Batch, epoch: int, global_step: int, steps_per_epoch: int
@@ -98,16 +102,25 @@ class TrainStep:
         num_images = len(batch["target"]) if world_size == 1 else self.train_loader.images_in(step)
         parts = split_batch(batch, self.cfg.SOLVER.ACCUMULATE, num_images)
         self.update.zero_grad()
+        if self.networks is not None:
+            self.networks.begin_step()
         outputs = []
         for number, part in enumerate(parts, start=1):
             with self._part_in_use(part, is_last=number == len(parts)):
-                losses, logits = self._add_gradients(part.batch, epoch, num_images)
-                # the next part may overwrite the outputs of a CUDA graph
-                outputs.append((part, losses, logits if len(parts) == 1 else logits.clone()))
+                outputs.append((part, *self._add_gradients(part.batch, epoch, num_images)))
         self.update.step()
         if self.average is not None:
             self.average.update()
         return join_outputs(outputs)
+
+    def check_scale(self, epoch: int, step: int) -> None:
+        """Raise NonFiniteLoss if float16's gradients have been infinite in so many steps that none train any more."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved in each such step, from 65,536
+            raise NonFiniteLoss(
+                f"the gradients are not finite in float16 at epoch {epoch}, step {step}, however small the losses are"
+                " scaled; training stopped: set SOLVER.AMP off or bf16, and start again with --overwrite",
+                {"epoch": epoch, "step": step, "losses": {}},
+            )
 
     def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:
         """Compute the gradients of a part of a step; return its losses and logits. The step has `num_images`."""

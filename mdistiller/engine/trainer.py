@@ -171,7 +171,7 @@ class Trainer:
 
     def prepare(self) -> None:
         """Make the networks ready for `train_epoch`: gradient averaging, fast inference form, teacher cache."""
-        self.step.start_parallel()
+        self.step.start_parallel(self.logger.say)
         self.step.networks = FastNetworks(self.distiller, self.train_loader, self.cfg, self.precision, self.logger.say)
 
     def _announce(self, resumed: bool) -> None:
@@ -232,6 +232,7 @@ class Trainer:
                 self.progress.step = step
                 if step % SYNC_STEPS == 0 or step == num_steps:
                     self._log_steps(meter.sync(), first_step)
+                    self.step.check_scale(epoch, step)
                     bar.update(meter.images - bar.n)
                     bar.set_postfix(loss=f"{meter.averages()['loss']:.3f}")
                 if self.save_interval.due(first_step + step):

@@ -17,7 +17,8 @@ from .solver.optim import SCHEDULES, check_optimizer
 from .speed.precision import pick_device, pick_precision
 
 MAX_EPOCHS_OR_IMAGES = 10**6  # epochs, or images in a batch
-COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
+COMPILE_MODES = ("off", "default", *CUDA_GRAPHS)
 
 
 def solver_errors(cfg: CfgNode) -> Iterator[str]:
@@ -156,10 +157,16 @@ def _device_errors(solver: CfgNode) -> Iterator[str]:
     """Yield a line for each setting that this machine cannot run."""
     yield from unmet(solver, (solver.COMPILE in COMPILE_MODES, "SOLVER.COMPILE", f"one of {', '.join(COMPILE_MODES)}"))
     yield from error_of(pick_precision, solver.AMP, pick_device())
-    if solver.COMPILE != "off" and pick_device().type == "cpu":
-        compilers = (os.environ.get("CXX") or "g++", "clang++")
-        if not any(map(shutil.which, compilers)):
-            yield f"SOLVER.COMPILE {solver.COMPILE} needs a C++ compiler on a CPU; install g++, or set it to off"
+    if solver.COMPILE in CUDA_GRAPHS and solver.ACCUMULATE > 1:  # a part would overwrite the gradients of the last
+        yield f"SOLVER.COMPILE is {solver.COMPILE} with SOLVER.ACCUMULATE {solver.ACCUMULATE}; expected default or off"
+    if solver.COMPILE != "off":
+        compilers = {
+            "cpu": ("C++", "g++", os.environ.get("CXX") or "g++", "clang++"),
+            "cuda": ("C", "gcc", os.environ.get("CC") or "gcc", "clang"),
+        }
+        language, usual, *names = compilers[pick_device().type]
+        if not any(map(shutil.which, names)):
+            yield f"SOLVER.COMPILE {solver.COMPILE} needs a {language} compiler; install {usual}, or set it to off"
 
 
 def _is_interval(text: str) -> bool:

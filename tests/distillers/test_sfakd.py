@@ -356,3 +356,21 @@ def test_a_head_in_half_precision(size, dtype):
         logits = head.to(dtype)(feature.to(dtype)).logits
     assert logits.dtype == dtype
     torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.02)
+
+
+def test_logits_are_not_rounded_under_autocast():
+    torch.manual_seed(0)
+    head, feature = SFAKDHead(6, 4, 4, 5, 3).eval(), torch.rand(2, 6, 4, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = head(feature)
+    assert output.logits.dtype == torch.float32
+    assert torch.equal(
+        output.logits, torch.nn.functional.linear(output.pooled, head.classifier.weight, head.classifier.bias)
+    )
+
+
+def test_a_teacher_with_a_parametrized_classifier():
+    classifier = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 3))
+    head = SFAKDHead.with_classifier(classifier, in_channels=6, height=4, width=4)
+    assert torch.equal(head.classifier.weight, classifier.weight) and torch.equal(head.classifier.bias, classifier.bias)
+    assert not head.classifier.weight.requires_grad

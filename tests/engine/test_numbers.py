@@ -9,6 +9,7 @@ from mdistiller.engine.evaluation.evaluate import count_correct, evaluate
 from mdistiller.engine.log.run_text import duration, epoch_line, final_line, final_table, read_references
 from mdistiller.engine.meter import EpochMeter, NonFiniteLoss
 from mdistiller.engine.speed import precision
+from mdistiller.engine.step import TrainStep
 from mdistiller.errors import UserError
 
 LOGITS = torch.tensor(
@@ -48,6 +49,25 @@ def test_meter_weights_batches_by_their_size():
     assert meter.sync() == {1: {"loss_a": 1.0, "loss_b": 2.0}, 2: {"loss_a": 5.0, "loss_b": 2.0}}
     assert meter.sync() == {}
     assert meter.averages() == {"loss": 4.0, "loss_a": 2.0, "loss_b": 2.0, "train_top1": 50.0, "train_top5": 75.0}
+
+
+def test_float16_whose_gradients_stay_infinite():
+    step = TrainStep.__new__(TrainStep)
+    step.scaler = torch.amp.GradScaler("cpu")
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([weight], 0.1)
+    for number in range(17):
+        step.check_scale(2, number)
+        step.scaler.scale(weight * float("inf")).backward()
+        step.scaler.step(optimizer)
+        step.scaler.update()
+    with pytest.raises(
+        NonFiniteLoss, match="not finite in float16 at epoch 2, step 17, .*: set SOLVER.AMP off or bf16"
+    ):
+        step.check_scale(2, 17)
+    assert float(weight.detach()) == 1.0  # no step was taken
+    step.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    step.check_scale(2, 18)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -69,7 +69,7 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
             networks._teacher.double()
         if trainer.step.average is not None:
             trainer.step.average.averaged.double()
-    trainer.step.start_parallel()
+    trainer.step.start_parallel(print)
 
     def as_needed(batch: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
         return {**trainer.in_memory_format(batch), "image": batch["image"].double() if double else batch["image"]}
@@ -89,7 +89,7 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
         losses.append({**trainer.meter.sync(), "averages": trainer.meter.averages()})
     state = {key: value.clone() for key, value in trainer.distiller.state_dict().items()}
     if trainer.step.average is not None:
-        averages = trainer.step.average.averaged.module.state_dict()
+        averages = trainer.step.average.averaged.state_dict()
         state.update({f"average.{key}": value.clone() for key, value in averages.items()})
     accuracy = trainer.validate()
     return {

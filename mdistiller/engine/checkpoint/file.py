@@ -5,6 +5,7 @@ The checksums are those of the zip archive that `torch.save` writes, so any zip 
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import warnings
@@ -84,8 +85,22 @@ def _reason(error: Exception) -> str:
 
 
 def save(content: Dict[str, Any], path: Path, previous: Optional[Path] = None) -> None:
-    """Write `content` to `path` atomically; see `atomic_files.replace`."""
-    replace(path, partial(_save, content), previous)
+    """Write `content` to `path` atomically, with tensors on the CPU, so that any machine can load it.
+
+    See `atomic_files.replace`.
+    """
+    replace(path, partial(_save, on_cpu(content)), previous)
+
+
+def on_cpu(content: Any) -> Any:
+    """Return nested dictionaries, lists and tuples with their tensors on the CPU."""
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        moved = copy.copy(content)  # with the attributes of a module's state dict
+        moved.update((key, on_cpu(value)) for key, value in content.items())
+        return moved
+    return type(content)(map(on_cpu, content)) if type(content) in (list, tuple) else content
 
 
 def _save(content: Dict[str, Any], file: IO[bytes]) -> None:

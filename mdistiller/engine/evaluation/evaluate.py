@@ -25,8 +25,9 @@ def evaluate(
 ) -> Dict[str, float]:
     """Return `{name}_top1` and `{name}_top5` in percent, to two decimals, for each of the named logits.
 
-    Runs in float32 whatever the precision of the training, so that the saved weights are evaluated. In a process group
-    each process counts its own batches; all return the same totals.
+    Runs without autocast whatever the precision of the training, so that the saved weights are evaluated: in float32,
+    on a GPU with convolutions in TF32. In a process group each process counts its own batches; all return the same
+    totals.
 
     Args:
         forward: a function that takes images `[B, 3, H, W]` to logits `[B, N]` by name.

@@ -30,10 +30,10 @@ def save_evidence(error: NonFiniteLoss, state: Dict[str, Any], path: Path) -> No
     The file holds the keys of latest.pth and `nonfinite`, a dict with these keys:
 
     - `epoch`, `step`: where the first non-finite loss occurred;
-    - `losses`: the losses of that step by name;
-    - `index`, `target`, `variant`: the batch of that step;
-    - `history`: the losses of each step since the last `sync`, by step;
-    - `saved_after_step`: the last step that has updated the saved weights;
+    - `losses`: the losses of that step by name; empty if only the gradients were not finite, in float16;
+    - `index`, `target`, `variant`: the batch of that step, if a loss was not finite;
+    - `history`: the losses of each step since the last `sync`, by step, if a loss was not finite;
+    - `saved_after_step`: the last step that has updated the saved weights, if a loss was not finite;
     - `tensors`: the names of the saved tensors that are not finite.
 
     To reproduce the step, resume from latest.pth: the epoch repeats exactly.

@@ -6,7 +6,7 @@ Shapes: `C` channels.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Dict, Tuple, Type
+from typing import Any, Dict, Iterator, List, Tuple, Type
 
 import torch
 import torch.distributed as dist
@@ -89,6 +89,7 @@ SYNCED: Dict[str, Dict[Type[nn.Module], Type[nn.Module]]] = {
     "cpu": {nn.BatchNorm1d: _CpuBatchNorm1d, nn.BatchNorm2d: _CpuBatchNorm2d},
     "cuda": {nn.BatchNorm1d: _CudaBatchNorm1d, nn.BatchNorm2d: _CudaBatchNorm2d},
 }
+ALL_SYNCED = tuple(kind for kinds in SYNCED.values() for kind in kinds.values())
 
 
 def convert_sync_bn(model: nn.Module, device_type: str) -> None:
@@ -100,6 +101,11 @@ def convert_sync_bn(model: nn.Module, device_type: str) -> None:
             module.__class__ = kinds[type(module)]
 
 
+def unsynchronized(model: nn.Module) -> List[str]:
+    """Return the types of the trained BatchNorms that `convert_sync_bn` has left as they were."""
+    return sorted({type(module).__name__ for _, module in _own_batchnorms(model)})
+
+
 def own_statistics(model: nn.Module) -> Dict[str, Tensor]:
     """Return the running means and variances that depend on the images of this process only, by their state_dict keys.
 
@@ -107,14 +113,20 @@ def own_statistics(model: nn.Module) -> Dict[str, Tensor]:
     """
     if distributed.get_world_size() == 1:
         return {}
-    synced = tuple(kind for kinds in SYNCED.values() for kind in kinds.values())
     return {
         f"{name}.{key}": getattr(module, key)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and not isinstance(module, synced)
+        for name, module in _own_batchnorms(model)
         for key in ("running_mean", "running_var")
         if getattr(module, key) is not None
     }
+
+
+def _own_batchnorms(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
+    """Yield the BatchNorms in training mode that see only the images of this process, with their names."""
+    for name, module in model.named_modules():
+        is_batchnorm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_batchnorm and module.training and not isinstance(module, ALL_SYNCED):
+            yield name, module
 
 
 @torch.no_grad()

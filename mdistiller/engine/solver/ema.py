@@ -9,12 +9,14 @@ Source: "Acceleration of Stochastic Approximation by Averaging" (1992); the ramp
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Union
+from itertools import chain
+from typing import Any, Dict, Iterator, List
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ... import distributed
 from ...distillers import DeployedStudent, Distiller
@@ -48,26 +50,28 @@ class StudentAverage:
         self._distiller = distiller
         self._decay = decay
         try:
-            self.averaged = AveragedModel(self._trained(), multi_avg_fn=self._average, use_buffers=True).train()
+            self.averaged = copy.deepcopy(self._trained()).requires_grad_(False).train()
         except (TypeError, RuntimeError) as error:  # of a user's own model
             reason = one_line(error)
             raise UserError(f"SOLVER.EMA needs a copy of the student, which fails ({reason}); set it to 0") from None
-        self.averaged.requires_grad_(False)
+        self._steps = 0
 
     def _trained(self) -> DeployedStudent:
         return DeployedStudent(self._distiller.student, self._distiller.head)
 
-    def _average(self, averages: Any, current: Any, num_averaged: Union[Tensor, int]) -> None:
-        if not averages[0].is_floating_point():  # a counter, such as BatchNorm's
-            for average, value in zip(averages, current):
-                average.copy_(value)
-            return
-        decay = decay_of(int(self.averaged.n_averaged), self._decay)  # on the CPU, unlike `num_averaged`
-        get_ema_multi_avg_fn(decay)(averages, current, num_averaged)
-
+    @torch.no_grad()
     def update(self) -> None:
-        """Add the present weights to the average; called after each step."""
-        self.averaged.update_parameters(self._trained())
+        """Add the present weights to the average; called after each step.
+
+        PyTorch's `AveragedModel` would wait for the GPU in each call.
+        """
+        pairs = list(zip(_tensors(self.averaged), _tensors(self._trained())))
+        averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
+        get_ema_multi_avg_fn(decay_of(self._steps, self._decay))(averages, values, self._steps)
+        for average, value in pairs:
+            if not average.is_floating_point():  # a counter, such as BatchNorm's
+                average.copy_(value)
+        self._steps += 1
 
     def start_parallel(self, sync_bn: bool) -> None:
         """Prepare for a process group as `in_parallel` prepares the student."""
@@ -78,7 +82,7 @@ class StudentAverage:
     def in_place(self) -> Iterator[None]:
         """Use the average as the distiller's student and head within a `with` block."""
         distiller: Any = self._distiller
-        model: Any = self.averaged.module
+        model: Any = self.averaged
         trained = distiller.student, distiller.head
         distiller.student, distiller.head = model.backbone, model.head
         try:
@@ -90,7 +94,11 @@ class StudentAverage:
     def state_dict(self) -> Dict[str, Any]:
         """Return the averages, and the statistics of each process. All processes of a group call it together."""
         statistics = {key: value.cpu() for key, value in own_statistics(self.averaged).items()}
-        return {"averages": self.averaged.state_dict(), "statistics": distributed.all_gather(statistics)}
+        return {
+            "averages": self.averaged.state_dict(),
+            "steps": self._steps,
+            "statistics": distributed.all_gather(statistics),
+        }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Continue from what `state_dict` returned.
@@ -102,8 +110,13 @@ class StudentAverage:
             self.averaged.load_state_dict(state["averages"])
             statistics = statistics_of_process(state["statistics"])
             self.averaged.load_state_dict(statistics, strict=False)
-        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            self._steps = int(state["steps"])
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(f"its average is of another student ({one_line(error)})") from None
+
+
+def _tensors(model: nn.Module) -> List[Tensor]:
+    return [tensor.detach() for tensor in chain(model.parameters(), model.buffers())]
 
 
 def statistics_of_process(of_processes: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:

@@ -28,7 +28,7 @@ from ..speed.precision import Precision
 # enlarged to 96 px, top-1 for 0.01, 0.03 and 0.1: with 5,000 images 40.6, 41.9 and 42.4 %, with 10,000 images 45.0,
 # 46.1 and 45.8 %.)
 DECAY = 0.03
-COPIES = 3  # of the features in memory: the parts, the whole, and the scaled ones
+COPIES = 3  # in memory: of the features the parts, the whole and the scaled ones; logits, probabilities and gradient
 
 
 def check_probe(student: Any, num_images: int) -> None:
@@ -47,12 +47,18 @@ def check_probe(student: Any, num_images: int) -> None:
             "SOLVER.PROBE_EPOCHS needs a plain nn.Linear as the classifier of the student, and this one is parametrized"
             " (weight norm, for example); set it to 0"
         )
-    needed, free = COPIES * 4 * num_images * classifier.in_features, available_memory(torch.device("cpu"))
-    if needed > free:
-        raise UserError(
-            f"SOLVER.PROBE_EPOCHS needs {gib(needed)} of memory for {num_images} features of {classifier.in_features}"
-            f" channels, {gib(free)} are free; set it to 0, or lower DATASET.TRAIN_FRACTION"
-        )
+    copies = 4 * COPIES * num_images  # bytes for each channel or class
+    of_features, of_logits = copies * classifier.in_features, copies * classifier.out_features
+    for device, needed in (
+        (torch.device("cpu"), distributed.get_local_world_size() * of_features),  # each process has all features
+        (classifier.weight.device, of_features + of_logits),  # where the main process fits
+    ):
+        if needed > available_memory(device):
+            raise UserError(
+                f"SOLVER.PROBE_EPOCHS needs {gib(needed)} of memory ({device.type}) for {num_images} features of"
+                f" {classifier.in_features} channels and {classifier.out_features} classes,"
+                f" {gib(available_memory(device))} are free; set it to 0, or lower DATASET.TRAIN_FRACTION"
+            )
 
 
 def train_classifier(

@@ -153,6 +153,7 @@ class DistillationOriented(UpdateRule):
         for key, given, neutral in (
             ("TYPE", solver.TYPE, "SGD"),
             ("ACCUMULATE", solver.ACCUMULATE, 1),
+            ("COMPILE", solver.COMPILE, "off"),  # compiled code frees its buffers in the first of two backward passes
             ("CLIP_GRAD_NORM", solver.CLIP_GRAD_NORM, 0.0),
             ("LAYER_DECAY", solver.LAYER_DECAY, 1.0),
             ("BACKBONE_LR_FACTOR", solver.BACKBONE_LR_FACTOR, 1.0),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ...dataset.loading.loader import Batch, Loader
 from ...distillers import Distiller
 from ...errors import one_line
 from ...models import ClassifierModel, own_input_of
+from ...models.adapters.hooked import HookedModel
 from .fold_batchnorm import fold_batchnorm
 from .precision import Precision
 from .small_maps import faster_convolutions
@@ -48,17 +50,21 @@ class FastNetworks:
         self._cache: Optional[CachedTeacher] = None
         self._faster: List[Tuple[nn.Module, str, Any]] = []  # module, method name, function in its place
         mode = None if cfg.SOLVER.COMPILE == "off" else cfg.SOLVER.COMPILE
-        self._marks_steps = mode is not None and loader.device.type != "cpu"
-        if self._marks_steps:  # on the CPU, compiling slows BatchNorm's gradient: students by a quarter
-            self._faster = [
-                (module, name, torch.compile(getattr(module, name), mode=mode, dynamic=False))
-                for module, name in trained_parts(distiller)
-            ]
+        # on the CPU, compiling slows BatchNorm's gradient: students by a quarter
+        self._compiles_student = mode is not None and loader.device.type != "cpu"
+        compiled = trained_parts(distiller) if self._compiles_student else []
         if distiller.teacher is not None and self._fold_teacher(cfg, precision, say):
-            if mode:
-                self._teacher.compile(mode=mode)
             if cfg.TEACHER_CACHE != "off":
                 self._cache = self._open_cache(cfg, precision, say)
+            if mode and self._cache is None:
+                compiled.append((self._teacher, "forward"))
+        for module, name in compiled:
+            if isinstance(module, HookedModel):
+                say(f"note: {module.adapted_name} is not compiled: its outputs are taken by hooks")
+            else:
+                self._faster.append((module, name, torch.compile(getattr(module, name), mode=mode, dynamic=False)))
+        if mode and not compiled:
+            say("note: SOLVER.COMPILE has no effect: on a CPU only a teacher that runs in each step is compiled")
         if distiller.channels_last:
             parts = [distiller, self._teacher] if self._teacher is not None else [distiller]
             self._faster += faster_convolutions(parts, precision)
@@ -97,8 +103,7 @@ class FastNetworks:
         info = loader.info
         noise = torch.randn(2, 3, info.input_size, info.input_size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            logits, feats = teacher(noise.to(loader.device))
-        vectors = {"logits": logits, "pooled": feats.get("pooled_feat")}
+            vectors = _vectors(teacher, noise.to(loader.device))
         widths = {need: vector.shape[1] for need, vector in vectors.items() if need in needs}
         top = None
         if 0 < cfg.TEACHER_TOP_LOGITS < widths.get("logits", 0):
@@ -112,7 +117,7 @@ class FastNetworks:
         about: Dict[str, Any] = {
             "name": re.sub(r"[^\w.-]+", "_", cfg.DISTILLER.TEACHER),
             "weights": weights_digest(teacher),
-            "outputs": distributed.run_on_main(partial(_fingerprint, vectors.values())),
+            "outputs": distributed.run_on_main(partial(_fingerprint, teacher, noise)),
             "images": loader.digest(),
             "input_size": info.input_size,
             "mean": list(info.mean),
@@ -146,6 +151,11 @@ class FastNetworks:
             for module, name, _ in self._faster:
                 delattr(module, name)
 
+    def begin_step(self) -> None:
+        """Let CUDA graphs overwrite the outputs and gradients of the step before; call it without gradients in use."""
+        if self._compiles_student:
+            torch.compiler.cudagraph_mark_step_begin()
+
     def part_in_use(self, part: Batch, rows: slice) -> ContextManager[None]:
         """Look up the teacher's outputs for a part of the batch in use, within a `with` block.
 
@@ -153,8 +163,6 @@ class FastNetworks:
             part: the entries of some images of the batch.
             rows: the positions of these images in the batch.
         """
-        if self._marks_steps:
-            torch.compiler.cudagraph_mark_step_begin()  # allows CUDA graphs to overwrite the outputs of the part before
         return nullcontext() if self._cache is None else self._cache.part_in_use(part["image"], rows)
 
     def serve(self, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
@@ -164,10 +172,20 @@ class FastNetworks:
         return batches
 
 
-def _fingerprint(vectors: Iterable[Optional[Tensor]]) -> List[str]:
-    """Return some outputs of the teacher, to three digits. They differ if its code has changed but not its weights."""
-    found = [vector[:, :8].flatten().tolist() for vector in vectors if vector is not None]
-    return [f"{value:.3g}" for values in found for value in values]
+@torch.no_grad()
+def _fingerprint(teacher: nn.Module, image: Tensor) -> List[float]:
+    """Return some outputs of the teacher, in hundredths of the largest, to tell code that has changed.
+
+    They are computed on the CPU, because a GPU chooses its algorithms by their speed.
+    """
+    vectors = _vectors(copy.deepcopy(teacher).cpu(), image).values()
+    relative = [vector / vector.abs().max().clamp_min(1e-12) for vector in vectors if vector is not None]
+    return [round(value, 2) for vector in relative for value in vector[:, :8].flatten().tolist()]
+
+
+def _vectors(teacher: nn.Module, image: Tensor) -> Dict[str, Any]:
+    logits, feats = teacher(image)
+    return {"logits": logits, "pooled": feats.get("pooled_feat")}
 
 
 def _why_as_built(distiller: Distiller) -> str:

@@ -249,3 +249,15 @@ def test_ctrl_c_during_a_save_is_not_hidden(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ck.save({"a": torch.ones(2)}, tmp_path / "c.pth")
     assert (tmp_path / "c.pth").read_bytes() == before
+
+
+def test_tensors_are_saved_on_the_cpu(tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append(self) or self + 1)
+    state = torch.nn.BatchNorm1d(1).state_dict()
+    ck.save({"model": state, "list": [(state["weight"], 2)], "name": "x"}, tmp_path / "x.pth")
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert len(moved) == len(state) + 1
+    assert float(content["model"]["weight"]) == float(content["list"][0][0]) == 2.0
+    assert content["model"]._metadata == state._metadata and content["name"] == "x" and content["list"][0][1] == 2
+    assert float(state["weight"]) == 1.0

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mdistiller import distributed
+from mdistiller import distributed, torchrun
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.log.logger import RunLogger
 from mdistiller.engine.run.folder import RunFolder
@@ -44,6 +44,14 @@ def test_yaml_without_an_end(tmp_path):
     (tmp_path / "deep.yaml").write_text("A: " + "[" * 5000)
     with pytest.raises(UserError, match="is not valid YAML"):
         load_cfg(str(tmp_path / "deep.yaml"))
+
+
+def test_a_scheduler_that_sets_a_part_of_the_variables(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert not torchrun.in_group()  # as some schedulers do for a single process
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(UserError, match="WORLD_SIZE is set but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT; start"):
+        torchrun.in_group()
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("MASTER_PORT", "abc"), ("RANK", "x")])

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mdistiller import distributed
-from mdistiller.engine.solver.data_parallel import convert_sync_bn, own_statistics
+from mdistiller.engine.solver.data_parallel import convert_sync_bn, own_statistics, unsynchronized
 from tests.processes import run_python
 
 
@@ -76,6 +76,7 @@ def test_statistics_of_ones_own_are_those_of_what_is_not_synchronized(monkeypatc
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     convert_sync_bn(model, "cpu")
     assert sorted(own_statistics(model)) == ["1.running_mean", "1.running_var"]
+    assert unsynchronized(model) == ["Norm"]
 
 
 # With PyTorch 2.4, `destroy_process_group` alone hangs in one of some hundred groups.

@@ -31,7 +31,7 @@ def test_the_average_by_hand() -> None:
         nn.init.constant_(student.running_mean, 10 * value)
         student.num_batches_tracked.fill_(count)
         average.update()
-    found = average.averaged.module.backbone
+    found = average.averaged.backbone
     # the first step is copied; then the decays are 1/10 and 2/11: (8/10 + 18·9/10) = 17, 17·2/11
     torch.testing.assert_close(found.weight.detach(), torch.tensor([17 * 2 / 11]))
     torch.testing.assert_close(found.running_mean, torch.tensor([170 * 2 / 11]))
@@ -44,7 +44,7 @@ def test_in_place_of_the_student() -> None:
     student = distiller.student
     average = StudentAverage(distiller, 0.9)
     with pytest.raises(KeyError), average.in_place():
-        assert distiller.student is average.averaged.module.backbone
+        assert distiller.student is average.averaged.backbone
         distiller.eval()
         raise KeyError
     assert distiller.student is student
@@ -74,7 +74,7 @@ def test_the_average_is_deployed_and_training_does_not_change(image_folder, teac
     assert "without the average" in run.folder.worklog.read_text()
 
     assert run.step.average is not None
-    averages = run.step.average.averaged.module.backbone.state_dict()
+    averages = run.step.average.averaged.backbone.state_dict()
     student = checkpoint.read_checkpoint(run.folder.student_latest)
     assert all(torch.equal(student["model"][key], value) for key, value in averages.items())
     assert not torch.equal(student["model"]["conv1.weight"], run.distiller.student.conv1.weight)
@@ -88,7 +88,7 @@ def test_precise_statistics_are_those_of_the_average(image_folder) -> None:  # t
     run = build_trainer(settings(image_folder, "SOLVER.EMA", "0.8", "SOLVER.PRECISE_BN", "2", epochs=1))
     run.train()
     assert run.step.average is not None
-    own = run.step.average.averaged.module.backbone
+    own = run.step.average.averaged.backbone
     saved = checkpoint.read_checkpoint(run.folder.student_latest)["model"]
     assert torch.equal(saved["conv1.weight"], own.conv1.weight)
     assert not torch.equal(saved["bn1.running_mean"], own.bn1.running_mean)
@@ -99,6 +99,19 @@ def test_precise_statistics_are_those_of_the_average(image_folder) -> None:  # t
         for batch in batches:
             total += own.conv1(batch["image"]).mean((0, 2, 3))
     torch.testing.assert_close(saved["bn1.running_mean"], total / len(batches), rtol=1e-4, atol=1e-5)
+
+
+def test_the_average_continues_where_it_was_saved() -> None:
+    student = nn.BatchNorm1d(1)
+    whole, continued = (StudentAverage(Distiller(student), 0.5) for _ in range(2))
+    for step, value in enumerate((8.0, 18.0, 4.0, 5.0)):
+        if step == 2:
+            continued.load_state_dict(whole.state_dict())
+        nn.init.constant_(student.weight, value)
+        for average in (whole, continued) if step >= 2 else (whole,):
+            average.update()
+    assert float(whole.averaged.backbone.weight.detach()) != 5.0
+    assert torch.equal(whole.averaged.backbone.weight, continued.averaged.backbone.weight)
 
 
 def test_an_average_of_another_student_is_refused() -> None:

@@ -129,9 +129,15 @@ def test_features_of_two_processes(loader: Any, monkeypatch: pytest.MonkeyPatch)
 def test_a_model_without_a_classifier_and_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     student = build_model("resnet8", 3)
     check_probe(student, 10)
-    monkeypatch.setattr("mdistiller.engine.solver.linear_probe.available_memory", lambda device: 2**20)
-    with pytest.raises(UserError, match=r"PROBE_EPOCHS needs 0\.72 GiB of memory for 1000000 features of 64 channels"):
+    free = 2**20
+    monkeypatch.setattr("mdistiller.engine.solver.linear_probe.available_memory", lambda device: free)
+    with pytest.raises(
+        UserError, match=r"PROBE_EPOCHS needs 0\.72 GiB of memory \(cpu\) for 1000000 features of 64 ch"
+    ):
         check_probe(student, 1_000_000)
+    free = 2**33
+    with pytest.raises(UserError, match=r"needs 11\.89 GiB of memory \(cpu\) for 1000000 features of .* 1000 classes"):
+        check_probe(build_model("resnet8", 1000), 1_000_000)  # the logits need the most
     torch.nn.utils.parametrizations.weight_norm(student.fc)
     with pytest.raises(UserError, match="this one is parametrized"):
         check_probe(student, 10)

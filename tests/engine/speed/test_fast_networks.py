@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from mdistiller.engine import validate_solver
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.speed import small_maps
-from mdistiller.engine.speed.fast_networks import FastNetworks, trained_parts
+from mdistiller.engine.speed.fast_networks import FastNetworks, _fingerprint, trained_parts
+from mdistiller.engine.validate import config_errors
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
+from mdistiller.models.adapters.hooked import hook_outputs
 
 
 @pytest.fixture
@@ -94,14 +97,60 @@ def test_a_compiled_teacher_has_the_same_outputs(built):
     with torch.no_grad():
         expected = trainer.distiller.teacher(image)[0]
         with networks.in_place():
-            assert trainer.distiller.teacher._compiled_call_impl is not None
+            assert hasattr(vars(trainer.distiller.teacher)["forward"], "_torchdynamo_orig_callable")
             torch.testing.assert_close(trainer.distiller.teacher(image)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # from the compiler's own imports
+def test_what_is_not_compiled_is_noted(built):
+    assert built("NONE", "SOLVER.COMPILE", "default")[2] == [
+        "note: SOLVER.COMPILE has no effect: on a CPU only a teacher that runs in each step is compiled"
+    ]
+    cached, networks, lines = built("KD", "SOLVER.COMPILE", "default", "TEACHER_CACHE", "memory")
+    with networks.in_place():
+        assert "forward" not in vars(cached.distiller.teacher)
+    assert lines[-1].startswith("note: SOLVER.COMPILE has no effect")
+
+
+def test_hooked_models_are_not_compiled(built):
+    trainer, _, _ = built("KD")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    trainer.distiller.teacher = hook_outputs(model, "mine", 3, 16).eval()
+    cfg, lines = trainer.cfg.clone(), []
+    cfg.defrost()
+    cfg.SOLVER.COMPILE = "default"
+    networks = FastNetworks(trainer.distiller, trainer.train_loader, cfg, trainer.precision, lines.append)
+    with networks.in_place():
+        assert "forward" not in vars(trainer.distiller.teacher)
+    assert "note: mine is not compiled: its outputs are taken by hooks" in lines
+
+
+def test_the_identity_of_a_cache_does_not_depend_on_rounding():
+    model = build_model("resnet8", 3).eval()
+    image = torch.randn(2, 3, 16, 16)
+    found = _fingerprint(model, image)
+    assert len(found) == 2 * 3 + 2 * 8 and all(abs(value) <= 1 for value in found)
+    with torch.no_grad():
+        model.fc.weight.mul_(1 + 1e-6)
+        assert _fingerprint(model, image) == found
+        model.fc.weight.neg_()
+        assert _fingerprint(model, image) != found
+        model.fc.weight.zero_()
+        model.fc.bias.zero_()
+    assert _fingerprint(model, image)[:6] == [0.0] * 6
 
 
 def test_a_missing_compiler_is_reported_before_anything_is_built(built, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"SOLVER.COMPILE default needs a C\+\+ compiler"):
         built("KD", "SOLVER.COMPILE", "default")
+
+
+def test_a_gpu_needs_a_c_compiler(monkeypatch):
+    monkeypatch.setattr(validate_solver, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(shutil, "which", lambda name: {"g++": "/usr/bin/g++"}.get(name))
+    errors = list(config_errors(load_cfg(None, ["SOLVER.COMPILE", "default", "SOLVER.AMP", "off"])))
+    assert errors == ["SOLVER.COMPILE default needs a C compiler; install gcc, or set it to off"]
 
 
 def test_student_and_head_are_compiled_where_a_gpu_runs_them(built):
