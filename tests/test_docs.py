@@ -10,10 +10,10 @@ import torch
 from mdistiller.distillers import distiller_dict
 from mdistiller.distillers._plugins import build_distiller
 from mdistiller.engine.cfg import CFG, leaves, load_cfg
-from mdistiller.engine.cfg.reference import configuration_page, library_keys, method_sections
 from mdistiller.models import FAMILIES, build_model
 from mdistiller.paths import find_config
 from tests.conftest import REPO
+from tools.make_config_docs import configuration_page, library_keys, method_sections
 
 PAGES = {
     path.relative_to(REPO).as_posix(): path.read_text(encoding="utf-8")
