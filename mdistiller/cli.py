@@ -32,7 +32,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def new_file(parser: argparse.ArgumentParser, option: str, path: str) -> Optional[Path]:
-    """Return the path of a file to write, `None` for an empty one; exit with an error if it cannot be written.
+    """Return the path of a file to write, `None` for an empty path; exit with an error if it cannot be written.
 
     Called before a long measurement.
     """

@@ -71,7 +71,7 @@ def build_trainer(cfg: CfgNode, validate: bool = True) -> Trainer:
         if model is not None:
             _check_input_size(name, model, info.input_size)
     if cfg.SOLVER.PROBE_EPOCHS:
-        check_probe(student, num_data)
+        check_probe(student, num_data, train_loader.device)
     if cfg.SOLVER.FREEZE_BN:
         freeze_statistics(student)
     distiller = build_distiller(cfg.DISTILLER.TYPE, student, teacher, cfg, num_data)

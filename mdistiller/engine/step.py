@@ -114,12 +114,12 @@ class TrainStep:
         return join_outputs(outputs)
 
     def check_scale(self, epoch: int, step: int) -> None:
-        """Raise NonFiniteLoss if float16's gradients have been infinite in so many steps that none train any more."""
+        """Raise NonFiniteLoss if float16's gradients were infinite so often that the scale of the loss is below 1."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved in each such step, from 65,536
             raise NonFiniteLoss(
                 f"the gradients are not finite in float16 at epoch {epoch}, step {step}, however small the losses are"
                 " scaled; training stopped: set SOLVER.AMP off or bf16, and start again with --overwrite",
-                {"epoch": epoch, "step": step, "losses": {}},
+                {"epoch": epoch, "step": step},
             )
 
     def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:

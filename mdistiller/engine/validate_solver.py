@@ -157,7 +157,8 @@ def _device_errors(solver: CfgNode) -> Iterator[str]:
     """Yield a line for each setting that this machine cannot run."""
     yield from unmet(solver, (solver.COMPILE in COMPILE_MODES, "SOLVER.COMPILE", f"one of {', '.join(COMPILE_MODES)}"))
     yield from error_of(pick_precision, solver.AMP, pick_device())
-    if solver.COMPILE in CUDA_GRAPHS and solver.ACCUMULATE > 1:  # a part would overwrite the gradients of the last
+    on_gpu = pick_device().type == "cuda"
+    if on_gpu and solver.COMPILE in CUDA_GRAPHS and solver.ACCUMULATE > 1:  # the parts overwrite each other's gradients
         yield f"SOLVER.COMPILE is {solver.COMPILE} with SOLVER.ACCUMULATE {solver.ACCUMULATE}; expected default or off"
     if solver.COMPILE != "off":
         compilers = {

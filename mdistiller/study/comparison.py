@@ -67,6 +67,11 @@ class Conditions(NamedTuple):
     val_content: Optional[str]
     teacher: Optional[str]
 
+    def averaged_with(self, other: Conditions) -> bool:
+        """Whether results may be averaged."""
+        rest = [(each.train_images, each.teacher) for each in (self, other)]
+        return self.comparable(other) and rest[0] == rest[1]
+
     def comparable(self, other: Conditions) -> bool:
         """Whether results may be compared, if their training images and teachers are the same."""
         same = (self.precision, self.processes) == (other.precision, other.processes)
@@ -133,7 +138,9 @@ def groups(study: Study, summaries: Dict[str, Summary]) -> List[Group]:
         for cell in cells[row]:
             if cell.name in summaries:
                 summary = summaries[cell.name]
-                by_conditions.setdefault(conditions_of(summary), {})[cell.seed] = summary
+                own = conditions_of(summary)
+                same = next((each for each in by_conditions if each is not None and own.averaged_with(each)), own)
+                by_conditions.setdefault(same, {})[cell.seed] = summary
         unfinished = tuple(cell.seed for cell in cells[row] if cell.name not in summaries)
         for conditions, by_seed in (by_conditions or {None: {}}).items():
             found.append(Group(row, conditions, dict(sorted(by_seed.items())), unfinished))

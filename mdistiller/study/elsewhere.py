@@ -66,13 +66,16 @@ def _usable(path: Path, study: Study, images: ValidationImages) -> Dict[str, Sum
 
 def _read(path: Path) -> Dict[str, Summary]:
     """Return the summaries of a file by name; the last of a name counts."""
-    summaries = {}
     try:
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
-            summary = check_summary(json.loads(line), f"{path}, line {number},")
-            summaries[summary["name"]] = summary
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} does not hold summaries of runs, a line each ({error}); get it again") from None
+        lines = read_text(path).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get it again") from None
+    summaries = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}, is not JSON ({error}); get the file again") from None
+        summary = check_summary(content, f"{path}, line {number},")
+        summaries[summary["name"]] = summary
     return summaries

@@ -34,7 +34,7 @@ def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, 
 
     Args:
         cells: the unfinished runs of the study.
-        summaries: the summaries of finished runs on this kind of hardware, by name.
+        summaries: the summaries of finished runs in the study's folder, or on this kind of hardware, by name.
 
     Raises:
         UserError: data are missing, or the parts of a run do not fit each other.

@@ -18,10 +18,15 @@ from ..errors import UserError, refuse
 from .grid import Cell
 
 Summary = Dict[str, Any]  # the content of a run's summary.json
-NEEDED = (  # the keys that the tables use
-    *("name", "last", "best", "epochs", "seconds", "images_per_second", "settings", "origin", "deployed"),
-    *("num_classes", "train_images", "val_images", "teacher", "teacher_accuracy", "precision", "hardware", "versions"),
-)
+NEEDED: Dict[str, Sequence[str]] = {  # the keys that the tables use, and those of the values that are dictionaries
+    **dict.fromkeys(("name", "epochs", "seconds", "images_per_second"), ()),
+    **dict.fromkeys(("num_classes", "train_images", "val_images", "teacher", "teacher_accuracy"), ()),
+    **dict.fromkeys(("precision", "hardware", "settings", "origin"), ()),
+    "last": ("deployed_top1", "deployed_top5"),
+    "best": ("deployed_top1", "epoch"),
+    "deployed": ("parameters", "macs"),
+    "versions": ("torch",),
+}
 
 
 def run_folder(runs: Path, cell: Cell) -> RunFolder:
@@ -84,10 +89,17 @@ def check_summary(summary: Any, source: str) -> Summary:
     """
     if not isinstance(summary, dict):
         raise UserError(f"{source} is not the summary of a run, but a {type(summary).__name__}; remove it")
-    missing = [key for key in NEEDED if key not in summary]
-    missing += [f"{part}.deployed_top1" for part in ("last", "best") if "deployed_top1" not in summary.get(part, ())]
+    missing = []
+    for key, parts in NEEDED.items():
+        if key not in summary or (parts and not isinstance(summary[key], dict)):
+            missing.append(key)
+        else:
+            missing += [f"{key}.{part}" for part in parts if part not in summary[key]]
     if missing:
-        raise UserError(f"{source} is not the summary of a run: it has no {', '.join(missing)}; remove it")
+        raise UserError(
+            f"{source} is not the summary of a run of this version: it has no {', '.join(missing)}; give another"
+            " --output, or remove it"
+        )
     return summary
 
 

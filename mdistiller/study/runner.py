@@ -70,7 +70,9 @@ class StudyFolder:
         cfg.LOG.PREFIX = str(self.runs)
         if cell.teacher:
             teacher = next(each for each in study.teachers if each.name == cell.teacher)
-            cfg.DISTILLER.TEACHER_WEIGHTS = str(self.weights(teacher, study))
+            weights = self.weights(teacher, study)
+            assert weights is not None, "a student starts after its teacher"
+            cfg.DISTILLER.TEACHER_WEIGHTS = str(weights)
         needs_teacher = distiller_dict[cfg.DISTILLER.TYPE].needs_teacher
         if study.teacher_cache and needs_teacher and cfg.TEACHER_CACHE == "off":
             cfg.TEACHER_CACHE = str(self._teacher_cache(study))
@@ -97,8 +99,8 @@ def run_study(study: Study, output: Path, launcher: Launcher, only: Sequence[str
         only: the patterns of the names of cells to run; other cells are not run, except teachers of those that are.
 
     Raises:
-        UserError: the folder is in use or holds runs with other settings; or, after all runs have ended, one line for
-            each run that failed.
+        UserError: the folder is in use, or holds runs with other settings or on other data; or, after all runs have
+            ended, one line for each run that failed.
     """
     folder = StudyFolder(output)
     with locked(output, remedy="wait for it, or give another --output"):

@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 
 from ..dataset import get_val_loader
 from ..engine.cfg import to_dict
+from ..engine.networks.build import with_student_input
 from ..engine.run.origin import origin_of_val, other_images, short_origin
 from ..errors import UserError
 from .results import Summary
@@ -35,19 +36,22 @@ class ValidationImages:
     def changes(self, cfg: CfgNode, summary: Summary) -> List[str]:
         """Return in what the validation images of a result differ from those that `cfg` names."""
         data = {name: value for name, value in to_dict(cfg.DATASET).items() if name not in TRAIN_ONLY}
-        key = json.dumps(data, sort_keys=True)
+        models = cfg.DISTILLER
+        student = (models.STUDENT, models.STUDENT_WEIGHTS) if models.STUDENT_WEIGHTS else None  # may set the image size
+        key = json.dumps([data, student], sort_keys=True)
         if key not in self._known:
             try:
-                self._known[key] = short_origin(origin_of_val(get_val_loader(cfg, "cpu")))
+                self._known[key] = short_origin(origin_of_val(get_val_loader(with_student_input(cfg), "cpu")))
             except UserError as error:
                 self._known[key], self.missing = {}, error.faults[0]
         now, before = self._known[key], summary["origin"]
         if not now:
             return []
         changes = []
-        if before.get("val_labels") != now["val_labels"]:
-            was = before.get("val_labels")
-            changes.append(f"the labels of the validation images were {was}, now {now['val_labels']}")
+        if before.get("val_labels", now["val_labels"]) != now["val_labels"]:
+            changes.append(f"the digest of the validation labels was {before['val_labels']}, now {now['val_labels']}")
         if other_images(before.get("val_content"), now["val_content"]):
-            changes.append(f"the validation images' {before['val_content']}, now {now['val_content']}")
+            kind, _, was = before["val_content"].rpartition(": ")
+            found = now["val_content"].rpartition(": ")[2]
+            changes.append(f"the digest of the validation images' {kind} was {was}, now {found}")
         return changes

@@ -210,6 +210,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_state(image_folde
     assert not trainer.folder.nonfinite.exists()
 
 
+def test_gradients_that_are_not_finite_in_float16_stop_the_run(image_folder, monkeypatch):
+    trainer = build_trainer(settings(image_folder, "LOG.WANDB", "False"))
+    monkeypatch.setattr(trainer.step.scaler, "is_enabled", lambda: trainer.progress.epoch == 1)
+    monkeypatch.setattr(trainer.step.scaler, "get_scale", lambda: 0.5)
+    with pytest.raises(NonFiniteLoss, match=r"not finite in float16 at epoch 2, step 5, .* is in output/run/nonfinite"):
+        trainer.train()
+    kept = checkpoint.read_checkpoint(trainer.folder.nonfinite)["nonfinite"]
+    assert kept == {"epoch": 2, "step": 5, "tensors": []}
+
+
 def test_the_line_on_the_loss_comes_also_where_nothing_can_be_written(image_folder, monkeypatch):
     trainer = exploding(image_folder)
     save = checkpoint.save

@@ -104,6 +104,15 @@ def test_other_conditions_are_not_averaged():
     assert groups(study, summaries)[1:] == [Group(Row("p", "", "KD"), None, {}, (0, 1))]
 
 
+def test_images_in_memory_and_streamed_ones_are_averaged():
+    cells = tuple(Cell("KD", seed) for seed in (0, 1, 2))
+    study = Study("s", (), cells, (), 1, True, (), ())
+    summaries = {cell.name: summary(50.0 + cell.seed) for cell in cells}
+    for seed, content in enumerate(("pixels: 1", "names and sizes: 2", "pixels: 3")):
+        summaries[f"p/KD/{seed}"]["origin"]["val_content"] = content
+    assert [list(each.summaries) for each in groups(study, summaries)] == [[0, 1], [2]]
+
+
 def test_other_numbers_of_training_images_are_not_averaged():
     cells = tuple(Cell("KD", seed) for seed in (0, 1))
     study = Study("s", (), cells, (), 1, True, (), ())
@@ -146,7 +155,6 @@ def test_labels_name_what_differs():
     one = Conditions("float32", 1, 9, "v", "pixels: 123456789", "t")
     for change, names in (
         ({"processes": 2}, ["KD (1 process)", "KD (2 processes)"]),
-        ({"val_content": "names and sizes: abcdefghi"}, ["KD", "KD"]),  # images in memory and streamed ones
         ({"train_images": 1000}, ["KD (9 training images)", "KD (1,000 training images)"]),
         ({"val_content": "pixels: abcdefghi"}, ["KD (validation images 123456)", "KD (validation images abcdef)"]),
         ({"precision": "bfloat16", "teacher": "u"}, ["KD (float32, teacher t)", "KD (bfloat16, teacher u)"]),

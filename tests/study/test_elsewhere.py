@@ -38,7 +38,7 @@ def test_results_of_other_images_or_teachers_are_not_used(place, launcher, caplo
     study = read_study("small.yaml", ["DATASET.ROOT", "others"])
     with caplog.at_level("INFO", "mdistiller"):
         assert "7 of 7 runs to do" in dry_run(study, Path("other"), 1)
-        assert "the validation images' pixels: " in caplog.text
+        assert re.search("the digest of the validation images' pixels was [0-9a-f]{12}, now [0-9a-f]{12}", caplog.text)
         caplog.clear()
         # without the images there is nothing to compare
         assert "0 of 7 runs to do" in dry_run(read_study("small.yaml", ["DATASET.ROOT", "gone"]), Path("other"), 1)
@@ -78,7 +78,9 @@ def test_results_on_other_images_are_refused(place, launcher):
     with pytest.raises(UserError) as caught:
         run_study(read_study("small.yaml", other), Path("studies/small"), launcher)
     assert len(caught.value.faults) == 7
-    assert re.match(r".*resnet14/seed0 was run on other data \(.* pixels: .*\); give another", caught.value.faults[0])
+    assert re.match(
+        r".*resnet14/seed0 was run on other data \(.* pixels was .*\); give another", caught.value.faults[0]
+    )
     # a study that shares the teacher of the first trains its own on other images
     (place / "second.yaml").write_text((place / "small.yaml").read_text() + "SHARE: [small]\n")
     launcher.jobs.clear()
@@ -89,18 +91,35 @@ def test_results_on_other_images_are_refused(place, launcher):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"\xff\xfe{\x00", "does not hold summaries of runs, a line each ("),
-        (b'{"name"', "does not hold summaries of runs, a line each ("),
-        (b"[]", "line 1, is not the summary of a run, but a list; remove it"),
-        (b"{}", "line 1, is not the summary of a run: it has no name, last,"),
+        (b"\xff\xfe{\x00", " cannot be read ('utf-8' codec can't decode"),
+        (b"{}", "line 2, is not the summary of a run of this version: it has no name, epochs,"),
+        (b'{"name"', "line 2, is not JSON ("),
+        (b"[" * 10_000, "line 2, is not JSON ("),
+        (b"[]", "line 2, is not the summary of a run, but a list; remove it"),
+        (b'{"name": "small/KD/seed0", "last": null, "best": 3}', "it has no epochs, "),
     ],
 )
-def test_damaged_summaries(place, content, line):
-    (place / "damaged.jsonl").write_bytes(content)
+def test_damaged_summaries(place, launcher, content, line):
+    run_study(read_study("small.yaml"), OUT, launcher, ["small/student_alone/seed0"])
+    whole = (OUT / "summaries.jsonl").read_bytes()
+    (place / "damaged.jsonl").write_bytes(whole + content)
     (place / "small.yaml").write_text((place / "small.yaml").read_text() + "SUMMARIES: [damaged.jsonl]\n")
     with pytest.raises(UserError) as caught:
         dry_run(read_study("small.yaml"), OUT, 1)
     assert line in str(caught.value) and "damaged.jsonl" in str(caught.value)
+
+
+def test_the_input_of_pretrained_students_is_that_of_their_runs(place, launcher):
+    """The checkpoint sets the size of the images, which no setting gives."""
+    run_study(read_study("small.yaml"), OUT, launcher, ["small/student_alone/seed0"])
+    weights = (OUT / "runs/small/student_alone/seed0/student_latest.pth").resolve()
+    text = (place / "small.yaml").read_text().replace("INPUT_SIZE: 16, ", "")
+    settings = f"SETTINGS:\n  DISTILLER: {{STUDENT_WEIGHTS: {weights}}}"
+    (place / "tuned.yaml").write_text(text.replace("SETTINGS:", settings).replace("TEACHER: {}\n", ""))
+    run_study(read_study("tuned.yaml"), Path("tuned"), launcher, ["small/student_alone/*"])
+    launcher.jobs.clear()
+    run_study(read_study("tuned.yaml"), Path("tuned"), launcher, ["small/student_alone/*"])
+    assert launcher.jobs == [] and states(Path("tuned"))["student alone 1"] == "finished"
 
 
 def test_an_estimate_does_not_take_the_pace_of_other_machines(place, launcher, capfd):

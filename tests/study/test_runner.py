@@ -119,7 +119,9 @@ def test_other_settings_are_refused(place, launcher):
     with pytest.raises(UserError, match=r"was run with other settings \(SOLVER.LR was 0.05, now 0.1\); give another"):
         run_study(read_study("small.yaml", ["SOLVER.LR", "0.1"]), OUT, launcher)
     (OUT / "runs/small/KD/seed0/summary.json").write_text("{}")
-    with pytest.raises(UserError, match=r"summary.json is not the summary of a run: it has no name, last, .*; remove"):
+    with pytest.raises(
+        UserError, match=r"is not the summary of a run of this version: it has no name, .*; give another"
+    ):
         run_study(read_study("small.yaml"), OUT, launcher)
     (OUT / "runs/small/KD/seed0/summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary.json is damaged \(.*\); get it again, or remove it"):

@@ -13,7 +13,7 @@ from .. import checkpoint
 
 
 class NonFiniteLoss(UserError):
-    """A loss became NaN or infinite.
+    """A loss became NaN or infinite, or float16's gradients are infinite however small the losses are scaled.
 
     Attributes:
         evidence: the description of the step; see `save_evidence`.
@@ -30,11 +30,13 @@ def save_evidence(error: NonFiniteLoss, state: Dict[str, Any], path: Path) -> No
     The file holds the keys of latest.pth and `nonfinite`, a dict with these keys:
 
     - `epoch`, `step`: where the first non-finite loss occurred;
-    - `losses`: the losses of that step by name; empty if only the gradients were not finite, in float16;
-    - `index`, `target`, `variant`: the batch of that step, if a loss was not finite;
-    - `history`: the losses of each step since the last `sync`, by step, if a loss was not finite;
-    - `saved_after_step`: the last step that has updated the saved weights, if a loss was not finite;
+    - `losses`: the losses of that step by name;
+    - `index`, `target`, `variant`: the batch of that step;
+    - `history`: the losses of each step since the last `sync`, by step;
+    - `saved_after_step`: the last step that has updated the saved weights;
     - `tensors`: the names of the saved tensors that are not finite.
+
+    If only the gradients were not finite, in float16, it has `epoch`, `step` and `tensors`.
 
     To reproduce the step, resume from latest.pth: the epoch repeats exactly.
     """

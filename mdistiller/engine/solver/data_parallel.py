@@ -89,7 +89,7 @@ SYNCED: Dict[str, Dict[Type[nn.Module], Type[nn.Module]]] = {
     "cpu": {nn.BatchNorm1d: _CpuBatchNorm1d, nn.BatchNorm2d: _CpuBatchNorm2d},
     "cuda": {nn.BatchNorm1d: _CudaBatchNorm1d, nn.BatchNorm2d: _CudaBatchNorm2d},
 }
-ALL_SYNCED = tuple(kind for kinds in SYNCED.values() for kind in kinds.values())
+ALL_SYNCED: Tuple[Type[nn.Module], ...] = (nn.SyncBatchNorm, _OnCpu)
 
 
 def convert_sync_bn(model: nn.Module, device_type: str) -> None:

@@ -31,12 +31,13 @@ DECAY = 0.03
 COPIES = 3  # in memory: of the features the parts, the whole and the scaled ones; logits, probabilities and gradient
 
 
-def check_probe(student: Any, num_images: int) -> None:
+def check_probe(student: Any, num_images: int, device: torch.device) -> None:
     """Raise a UserError if a student has no classifier to train, or the features would not fit in memory.
 
     Args:
         student: the student.
         num_images: the number of training images, `M`.
+        device: the device of the training, where the classifier is fitted.
     """
     try:
         classifier: nn.Linear = student.get_classifier()
@@ -49,15 +50,15 @@ def check_probe(student: Any, num_images: int) -> None:
         )
     copies = 4 * COPIES * num_images  # bytes for each channel or class
     of_features, of_logits = copies * classifier.in_features, copies * classifier.out_features
-    for device, needed in (
-        (torch.device("cpu"), distributed.get_local_world_size() * of_features),  # each process has all features
-        (classifier.weight.device, of_features + of_logits),  # where the main process fits
-    ):
-        if needed > available_memory(device):
+    cpu = torch.device("cpu")
+    needed = {cpu: distributed.get_local_world_size() * of_features}  # each process has all features
+    needed[device] = of_logits + (needed[cpu] if device == cpu else of_features)  # the main process fits
+    for place, size in needed.items():
+        if size > available_memory(place):
             raise UserError(
-                f"SOLVER.PROBE_EPOCHS needs {gib(needed)} of memory ({device.type}) for {num_images} features of"
+                f"SOLVER.PROBE_EPOCHS needs {gib(size)} of memory ({place.type}) for {num_images} features of"
                 f" {classifier.in_features} channels and {classifier.out_features} classes,"
-                f" {gib(available_memory(device))} are free; set it to 0, or lower DATASET.TRAIN_FRACTION"
+                f" {gib(available_memory(place))} are free; set it to 0, or lower DATASET.TRAIN_FRACTION"
             )
 
 

@@ -153,7 +153,8 @@ class DistillationOriented(UpdateRule):
         for key, given, neutral in (
             ("TYPE", solver.TYPE, "SGD"),
             ("ACCUMULATE", solver.ACCUMULATE, 1),
-            ("COMPILE", solver.COMPILE, "off"),  # compiled code frees its buffers in the first of two backward passes
+            # On a GPU the student is compiled, and frees its buffers in the first of two backward passes.
+            ("COMPILE", solver.COMPILE if torch.cuda.is_available() else "off", "off"),
             ("CLIP_GRAD_NORM", solver.CLIP_GRAD_NORM, 0.0),
             ("LAYER_DECAY", solver.LAYER_DECAY, 1.0),
             ("BACKBONE_LR_FACTOR", solver.BACKBONE_LR_FACTOR, 1.0),

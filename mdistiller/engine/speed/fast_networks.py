@@ -31,9 +31,9 @@ class FastNetworks:
     """Replaces a distiller's networks by faster forms while an epoch is trained.
 
     The teacher is replaced by a copy with folded BatchNorms, or by its cached outputs. It stays as built if it is in
-    training mode, has hooks, or serves a method that was written for MDistiller. With `SOLVER.COMPILE` the teacher is
-    compiled and, on a GPU, the student and its head. On a CPU with AMX, all of them convolve small maps faster.
-    Evaluation, checkpoints and everything before the first step use the networks as built.
+    training mode, has hooks, or serves a method that was written for MDistiller. With `SOLVER.COMPILE`, a teacher that
+    is neither as built nor cached is compiled and, on a GPU, the student and its head. On a CPU with AMX, all of them
+    convolve small maps faster. Evaluation, checkpoints and everything before the first step use the networks as built.
 
     Args:
         distiller: the distiller, in training mode.
@@ -64,7 +64,7 @@ class FastNetworks:
             else:
                 self._faster.append((module, name, torch.compile(getattr(module, name), mode=mode, dynamic=False)))
         if mode and not compiled:
-            say("note: SOLVER.COMPILE has no effect: on a CPU only a teacher that runs in each step is compiled")
+            say("note: SOLVER.COMPILE has no effect: on a CPU it compiles the teacher only, if that is not cached")
         if distiller.channels_last:
             parts = [distiller, self._teacher] if self._teacher is not None else [distiller]
             self._faster += faster_convolutions(parts, precision)
@@ -86,6 +86,8 @@ class FastNetworks:
         if reason:
             if cfg.TEACHER_CACHE != "off":
                 say(f"teacher cache: none, the teacher runs as it was built ({reason})")
+            if cfg.SOLVER.COMPILE != "off":
+                say(f"note: the teacher is not compiled: it runs as it was built ({reason})")
             return False
         dtype = "float32" if precision.dtype is None else str(precision.dtype).split(".")[-1]
         say(f"teacher in inference form: {num_folded} BatchNorms folded, convolutions in {dtype}")
@@ -174,13 +176,17 @@ class FastNetworks:
 
 @torch.no_grad()
 def _fingerprint(teacher: nn.Module, image: Tensor) -> List[float]:
-    """Return some outputs of the teacher, in hundredths of the largest, to tell code that has changed.
+    """Return some outputs of the teacher, the largest and others as its hundredths, to tell code that has changed.
 
     They are computed on the CPU, because a GPU chooses its algorithms by their speed.
     """
-    vectors = _vectors(copy.deepcopy(teacher).cpu(), image).values()
-    relative = [vector / vector.abs().max().clamp_min(1e-12) for vector in vectors if vector is not None]
-    return [round(value, 2) for vector in relative for value in vector[:, :8].flatten().tolist()]
+    found: List[float] = []
+    for vector in _vectors(copy.deepcopy(teacher).cpu(), image).values():
+        if vector is not None:
+            largest = vector.abs().max()
+            relative = vector[:, :8] / largest.clamp_min(1e-12)
+            found += [float(f"{float(largest):.1e}"), *(round(value, 2) + 0.0 for value in relative.flatten().tolist())]
+    return found
 
 
 def _vectors(teacher: nn.Module, image: Tensor) -> Dict[str, Any]:

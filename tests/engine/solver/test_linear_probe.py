@@ -19,6 +19,7 @@ from mdistiller.models import build_model
 from tests.engine.run.test_exact_resume import STEPS, built, crashed_and_resumed, folder  # noqa: F401 (a fixture)
 from tests.soak.kill_and_resume import differences
 
+CPU = torch.device("cpu")
 FLOAT32 = Precision("cpu", None)
 FINE_TUNING = [
     "SOLVER.PROBE_EPOCHS",
@@ -128,19 +129,29 @@ def test_features_of_two_processes(loader: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_model_without_a_classifier_and_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     student = build_model("resnet8", 3)
-    check_probe(student, 10)
-    free = 2**20
-    monkeypatch.setattr("mdistiller.engine.solver.linear_probe.available_memory", lambda device: free)
+    check_probe(student, 10, CPU)
+    free = {CPU: 2**20}
+    monkeypatch.setattr("mdistiller.engine.solver.linear_probe.available_memory", lambda device: free[device])
     with pytest.raises(
-        UserError, match=r"PROBE_EPOCHS needs 0\.72 GiB of memory \(cpu\) for 1000000 features of 64 ch"
+        UserError, match=r"PROBE_EPOCHS needs 0\.75 GiB of memory \(cpu\) for 1000000 features of 64 ch"
     ):
-        check_probe(student, 1_000_000)
-    free = 2**33
+        check_probe(student, 1_000_000, CPU)
+    free[CPU] = 2**33
     with pytest.raises(UserError, match=r"needs 11\.89 GiB of memory \(cpu\) for 1000000 features of .* 1000 classes"):
-        check_probe(build_model("resnet8", 1000), 1_000_000)  # the logits need the most
+        check_probe(build_model("resnet8", 1000), 1_000_000, CPU)  # the logits need the most
+    gpu = torch.device("cuda")
+    free.update({CPU: 2**30, gpu: 2**30})
+    check_probe(student, 1_000_000, gpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "_initialized", True)
+    with pytest.raises(UserError, match=r"needs 1\.43 GiB of memory \(cpu\)"):  # all features in each process
+        check_probe(student, 1_000_000, gpu)
+    free[CPU] = 2**40
+    with pytest.raises(UserError, match=r"needs 11\.89 GiB of memory \(cuda\)"):
+        check_probe(build_model("resnet8", 1000), 1_000_000, gpu)
     torch.nn.utils.parametrizations.weight_norm(student.fc)
     with pytest.raises(UserError, match="this one is parametrized"):
-        check_probe(student, 10)
+        check_probe(student, 10, CPU)
 
 
 def test_a_run_killed_after_the_probe(folder: Any) -> None:  # noqa: F811

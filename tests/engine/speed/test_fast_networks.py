@@ -101,15 +101,26 @@ def test_a_compiled_teacher_has_the_same_outputs(built):
             torch.testing.assert_close(trainer.distiller.teacher(image)[0], expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.filterwarnings("ignore")  # from the compiler's own imports
 def test_what_is_not_compiled_is_noted(built):
     assert built("NONE", "SOLVER.COMPILE", "default")[2] == [
-        "note: SOLVER.COMPILE has no effect: on a CPU only a teacher that runs in each step is compiled"
+        "note: SOLVER.COMPILE has no effect: on a CPU it compiles the teacher only, if that is not cached"
     ]
     cached, networks, lines = built("KD", "SOLVER.COMPILE", "default", "TEACHER_CACHE", "memory")
     with networks.in_place():
         assert "forward" not in vars(cached.distiller.teacher)
     assert lines[-1].startswith("note: SOLVER.COMPILE has no effect")
+
+
+def test_a_step_begins_once_whatever_its_parts(built, monkeypatch):
+    trainer, networks, _ = built("KD", "SOLVER.ACCUMULATE", "2")
+    begun = []
+    monkeypatch.setattr(networks, "begin_step", lambda: begun.append(trainer.distiller.student.fc.weight.grad))
+    trainer.step.networks = networks
+    for step, batch in zip(range(2), trainer.train_loader.iterate(0)):
+        trainer.train_step(batch, 1, step, 4)
+    assert begun == [None, None]  # without gradients in use
 
 
 def test_hooked_models_are_not_compiled(built):
@@ -126,18 +137,22 @@ def test_hooked_models_are_not_compiled(built):
 
 
 def test_the_identity_of_a_cache_does_not_depend_on_rounding():
+    torch.manual_seed(0)
     model = build_model("resnet8", 3).eval()
     image = torch.randn(2, 3, 16, 16)
     found = _fingerprint(model, image)
-    assert len(found) == 2 * 3 + 2 * 8 and all(abs(value) <= 1 for value in found)
+    assert len(found) == 1 + 2 * 3 + 1 + 2 * 8 and "-0.0" not in map(str, found)
     with torch.no_grad():
         model.fc.weight.mul_(1 + 1e-6)
         assert _fingerprint(model, image) == found
         model.fc.weight.neg_()
         assert _fingerprint(model, image) != found
+        model.fc.weight.mul_(-2)  # of the logits, nothing but the scale is another
+        model.fc.bias.mul_(2)
+        assert _fingerprint(model, image)[1:] == found[1:] and _fingerprint(model, image) != found
         model.fc.weight.zero_()
         model.fc.bias.zero_()
-    assert _fingerprint(model, image)[:6] == [0.0] * 6
+    assert _fingerprint(model, image)[:7] == [0.0] * 7
 
 
 def test_a_missing_compiler_is_reported_before_anything_is_built(built, monkeypatch):
@@ -151,6 +166,25 @@ def test_a_gpu_needs_a_c_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: {"g++": "/usr/bin/g++"}.get(name))
     errors = list(config_errors(load_cfg(None, ["SOLVER.COMPILE", "default", "SOLVER.AMP", "off"])))
     assert errors == ["SOLVER.COMPILE default needs a C compiler; install gcc, or set it to off"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["SOLVER.TRAINER", "dot"], "SOLVER.COMPILE is reduce-overhead with SOLVER.TRAINER dot; expected off"),
+        (["SOLVER.ACCUMULATE", "2"], "SOLVER.COMPILE is reduce-overhead with SOLVER.ACCUMULATE 2; expected default or"),
+    ],
+)
+def test_what_a_compiled_student_cannot_do(monkeypatch, overrides, line):
+    monkeypatch.setattr(shutil, "which", lambda name: name)  # a machine with a compiler
+    models = ["DISTILLER.TYPE", "KD", "DISTILLER.TEACHER", "resnet14", "DISTILLER.STUDENT", "resnet8"]
+    cfg = load_cfg(None, [*models, "SOLVER.COMPILE", "reduce-overhead", "SOLVER.AMP", "off", *overrides])
+    assert list(config_errors(cfg)) == []  # on a CPU only the teacher is compiled
+    monkeypatch.setattr(validate_solver, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(validate_solver, "pick_precision", lambda mode, device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (error,) = config_errors(cfg)
+    assert error.startswith(line)
 
 
 def test_student_and_head_are_compiled_where_a_gpu_runs_them(built):
