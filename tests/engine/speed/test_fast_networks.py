@@ -163,6 +163,7 @@ def test_a_missing_compiler_is_reported_before_anything_is_built(built, monkeypa
 
 def test_a_gpu_needs_a_c_compiler(monkeypatch):
     monkeypatch.setattr(validate_solver, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(validate_solver, "pick_precision", lambda mode, device: None)
     monkeypatch.setattr(shutil, "which", lambda name: {"g++": "/usr/bin/g++"}.get(name))
     errors = list(config_errors(load_cfg(None, ["SOLVER.COMPILE", "default", "SOLVER.AMP", "off"])))
     assert errors == ["SOLVER.COMPILE default needs a C compiler; install gcc, or set it to off"]
