@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
-from typing import Iterable
+from typing import Iterable, Mapping
 
 MAX_LINE_LENGTH = 2000  # characters
 MAX_NAMES = 50  # listed when no name is similar
@@ -44,6 +45,19 @@ def refuse(faults: Iterable[str]) -> None:
     lines = list(faults)
     if lines:
         raise UserError(*lines)
+
+
+def check_libraries(what: str, extra: str, libraries: Mapping[str, str]) -> None:
+    """Raise a UserError if a library is missing.
+
+    Args:
+        what: what needs the libraries, such as `a study`.
+        extra: the extra of this package that installs them.
+        libraries: their names to install, by import name.
+    """
+    missing = [name for module, name in libraries.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"{what} needs {' and '.join(missing)}; install them with: pip install 'mdistiller[{extra}]'")
 
 
 def one_line(reason: object) -> str:

@@ -34,10 +34,11 @@ def main() -> None:
         parser.error("--cluster-option needs --cluster")
     parameters = _parameters(parser, args.cluster_option)
 
+    from ..errors import check_libraries
     from ..paths import user_path
     from ..study.grid import read_study
     from ..study.launchers import make_launcher
-    from ..study.outputs import check_libraries
+    from ..study.outputs import LIBRARIES
     from ..study.runner import dry_run, run_study
 
     study = read_study(args.study, args.overrides)
@@ -47,7 +48,7 @@ def main() -> None:
     if args.dry_run:
         print(dry_run(study, output, args.jobs or 1, args.only))
         return
-    check_libraries()
+    check_libraries("a study", "study", LIBRARIES)
     run_study(study, output, make_launcher(args.cluster, output, parameters, args.jobs), args.only)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Sequence
@@ -13,16 +12,9 @@ from ..paths import check_not_device, user_path
 from .blocks import Facts, Figure, Gallery, Note, Panel, Section
 from .svg import ID
 
-EXTRA = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}  # import names, and names to install
+LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}  # names to install, by import name
 MARK = b'<meta name="generator" content="mdistiller report">'  # near the beginning of every page
 TEMPLATE = Path(__file__).parent / "template"
-
-
-def check_libraries() -> None:
-    """Raise a UserError if a library that the page needs is missing."""
-    missing = [name for module, name in EXTRA.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(f"a report needs {' and '.join(missing)}; install them with: pip install 'mdistiller[report]'")
 
 
 def target_page(output: str | os.PathLike[str], overwrite: bool) -> Path:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from .. import __version__
+from ..errors import check_libraries
 from ..paths import user_path
 from .material import Material
 from .observe import observe
-from .page import check_libraries, render, target_page, write_page
+from .page import LIBRARIES, render, target_page, write_page
 from .runs import Run, read_runs
 from .sections import all_sections
 from .teachers import find_teachers
@@ -42,7 +43,7 @@ def write_report(
     Raises:
         UserError: a library is missing, a run or its data cannot be read, or the file cannot be written.
     """
-    check_libraries()
+    check_libraries("a report", "report", LIBRARIES)
     target = target_page(output, overwrite)
     runs = read_runs([*paths, *([reference] if reference is not None else [])], overrides, own_code)
     number = 0 if reference is None else _number_of(reference, runs)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Dict
 
 from ..atomic_files import replace_text
-from ..errors import UserError
 from .comparison import differences, groups
 from .grid import Study
 from .plot import save_plot
 from .results import Summary, save_summaries
 from .tables import csv_table, markdown_tables
 
-EXTRA = ("scipy", "matplotlib")
-
-
-def check_libraries() -> None:
-    """Raise a UserError if a library that the results need is missing."""
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"a study needs {' and '.join(missing)}; install them with: pip install 'mdistiller[study]'")
+LIBRARIES = {"scipy": "scipy", "matplotlib": "matplotlib"}  # names to install, by import name
 
 
 def write_results(study: Study, summaries: Dict[str, Summary], failed: Dict[str, str], output: Path) -> None:
