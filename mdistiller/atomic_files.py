@@ -23,7 +23,7 @@ def writing_to(path: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"cannot write to {path} ({cause.strerror or cause}); what was saved before is unchanged: free some space,"
-            " fix the permissions, or set LOG.PREFIX to another folder"
+            " fix the permissions, or choose another folder"
         ) from None
 
 

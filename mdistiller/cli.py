@@ -32,9 +32,9 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def new_file(parser: argparse.ArgumentParser, option: str, path: str) -> Optional[Path]:
-    """Return the path of a file to write, `None` for an empty path; exit with an error if it cannot be written.
+    """Return the path of a file to write after a long measurement, `None` for an empty path.
 
-    Called before a long measurement.
+    If it is a folder, or its folder is missing or read-only, exit with an error.
     """
     if not path:
         return None
@@ -46,6 +46,8 @@ def new_file(parser: argparse.ArgumentParser, option: str, path: str) -> Optiona
         parser.error(f"{option} {path} is a folder; give the name of a file")
     if not place.absolute().parent.is_dir():
         parser.error(f"{option} {path}: there is no such folder")
+    if not os.access(place.absolute().parent, os.W_OK):
+        parser.error(f"{option} {path}: the folder is read-only")
     return place
 
 
@@ -63,6 +65,7 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must not change the status during the exit
     try:
         main()
+        sys.stdout.flush()  # here, so that an error is reported
     except UserError as error:
         _exit_with_errors(*error.faults)
     except (RuntimeError, MemoryError) as error:

@@ -88,7 +88,7 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
 
 
 def dead_worker(error: BaseException) -> str:
-    """Return one line if `error` is PyTorch's RuntimeError about a dead DataLoader worker, otherwise an empty text."""
+    """Return one line if `error` is PyTorch's RuntimeError about a dead DataLoader worker, otherwise ""."""
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
         return ""
     return (

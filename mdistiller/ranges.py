@@ -59,9 +59,20 @@ def one_of(*choices: str) -> Range:
 YES_NO_OR_NONE = Range(lambda value: value is None or isinstance(value, bool), "True, False, or None to infer")
 
 
+WEIGHT = Range(lambda value: is_number(value) and value >= 0, "a weight of 0 or more")
+
+
 def weights(*keys: str) -> Dict[str, Range]:
-    """Return the range of a loss weight for each of `keys`."""
-    return dict.fromkeys(keys, Range(lambda value: is_number(value) and value >= 0, "a weight of 0 or more"))
+    """Return the range of a loss weight for each of `keys`, which are the weights of all losses."""
+    return dict.fromkeys(keys, WEIGHT)
+
+
+def no_weight(options: Any, ranges: Mapping[str, Range], section: str) -> Iterator[str]:
+    """Yield a line if all loss weights are 0, so that nothing would be learned; see `out_of_range`."""
+    keys = [key for key, allowed in ranges.items() if allowed is WEIGHT]
+    if keys and all(_value(options, key) == 0 for key in keys):
+        names = " and ".join(f"{section}.{key}" for key in keys)
+        yield f"{names} {'are' if len(keys) > 1 else 'is'} 0; set {'one' if len(keys) > 1 else 'it'} above 0"
 
 
 def out_of_range(options: Any, ranges: Mapping[str, Range], section: str) -> Iterator[str]:
@@ -73,9 +84,7 @@ def out_of_range(options: Any, ranges: Mapping[str, Range], section: str) -> Ite
         section: the name of the section, for the messages.
     """
     for key, allowed in ranges.items():
-        value = options
-        for part in key.split("."):
-            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+        value = _value(options, key)
         if is_number(value) and abs(value) > MAX_NUMBER:
             yield f"{section}.{key} is {value!r}; expected at most {MAX_NUMBER:g}"
         elif value is not _ABSENT and value not in allowed:
@@ -83,3 +92,10 @@ def out_of_range(options: Any, ranges: Mapping[str, Range], section: str) -> Ite
 
 
 _ABSENT = object()
+
+
+def _value(options: Any, key: str) -> Any:
+    """Return the value of a key such as `LOSS.CE_WEIGHT` in a config section, or `_ABSENT`."""
+    for part in key.split("."):
+        options = options.get(part, _ABSENT) if isinstance(options, dict) else _ABSENT
+    return options

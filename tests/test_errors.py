@@ -1,10 +1,14 @@
 """Helpers for messages."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import pytest
 
 from mdistiller.errors import UserError, check_libraries
+from tests.conftest import REPO
 
 
 def test_missing_libraries_are_named_with_the_command_that_installs_them(monkeypatch):
@@ -15,3 +19,15 @@ def test_missing_libraries_are_named_with_the_command_that_installs_them(monkeyp
     assert str(caught.value) == "a page needs Jinja2 and scipy; install them with: pip install 'mdistiller[pages]'"
     monkeypatch.undo()
     check_libraries("a page", "pages", {"json": "json"})
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_one_line_and_status_2():
+    code = "from mdistiller.cli import run; run(lambda: print('result'))"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, cwd=REPO
+        )
+    assert (found.returncode, len(found.stderr.splitlines())) == (2, 1)
+    assert "the output cannot be written (No space left on device)" in found.stderr

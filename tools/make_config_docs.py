@@ -38,11 +38,12 @@ python3 tools/train.py --cfg configs/cifar100/kd/res32x4_res8x4.yaml SOLVER.LR 0
 ```
 
 The whole configuration is validated before data are read or a model is built, and all errors are printed at once, one
-line each (see [troubleshooting.md](troubleshooting.md)). The section of the method that `DISTILLER.TYPE` selects is
-validated. The sections of other methods are not read.
+line each (see [troubleshooting.md](troubleshooting.md)). Methods of this package read only their own section; a
+[plug-in](plugins.md) may read any.
 
-`~`, `$NAME` and `${NAME}` are expanded in every path. A relative path refers to the working directory. Only shipped
-files (`configs/`, `data/fashion-mnist-part/`, `download_ckpts/demo/`) are found from any directory.
+`~`, `$NAME` and `${NAME}` are expanded in every path. A relative path refers to the working directory. The files of
+`PLUGINS` in a YAML file are searched beside it first. Only shipped files (`configs/`, `data/fashion-mnist-part/`,
+`download_ckpts/demo/`) are found from any directory.
 
 A run writes every key, with the value that it used, to `output/<EXPERIMENT.NAME>/config.yaml`. That file is a
 configuration itself.
@@ -52,7 +53,7 @@ METHODS_INTRODUCTION = """\
 ## Methods
 
 `DISTILLER.TYPE` selects a method. Its section has the same name. `DISTILLER.TYPE NONE` trains the student alone and has
-no section. `None` as a default means that the value is inferred from the models or the data.
+no section. `None` as a default means that the value is inferred: from the models, the data or another key.
 """
 
 

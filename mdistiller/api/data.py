@@ -12,15 +12,14 @@ from yacs.config import CfgNode
 
 from ..dataset import DatasetInfo, Splits, dataset_dict
 from ..dataset.folders.class_folders import check_same_classes, class_folders, find_images, is_folder
-from ..dataset.folders.layout import TRAIN, find_val
+from ..dataset.folders.layout import TRAIN, VAL, find_val
 from ..dataset.given import NAME
-from ..dataset.imagefolder import DEFAULT_SIZE
 from ..dataset.images.decode import View
 from ..dataset.loading.dataset_split import DatasetSplit, split_of
 from ..dataset.loading.in_memory import decode_all
 from ..dataset.loading.splits import ImageSplit
 from ..dataset.loading.statistics import measure_sample
-from ..dataset.options import Channels, Options, read_options
+from ..dataset.options import DEFAULT_SIZE, Channels, Options, read_options
 from ..errors import UserError, did_you_mean
 from ..paths import user_path
 
@@ -28,6 +27,7 @@ log = logging.getLogger("mdistiller")
 
 Data = Union[str, "os.PathLike[str]", Dataset]
 LAYOUT = "expected FOLDER/<class>/<image>"
+ONLY_DATASETS = "classes is for a Dataset; the names of these classes are those of their folders or data set"
 
 
 class GivenData(NamedTuple):
@@ -70,29 +70,38 @@ def read_data(
     Raises:
         UserError: data are missing, have another layout, or do not fit each other.
     """
-    if isinstance(train, str) and train in dataset_dict and train != NAME and val is None:
+    if classes is not None and any(isinstance(data, (str, os.PathLike)) for data in (train, val)):
+        raise UserError(ONLY_DATASETS)
+    if is_name(train):
+        if val is not None:
+            raise UserError(f"the data set {train!r} has its own validation images; leave val_data out")
         return GivenData({"DATASET.TYPE": train})
     folder, val_folder = _folder(train, "train_data"), _folder(val, "val_data")
     if folder is not None and (val is None or (val_folder == folder and is_folder(folder / TRAIN))):
         return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder)})
     if folder is not None and val_folder is not None and _are_one_root(folder, val_folder):
         return GivenData({"DATASET.TYPE": "imagefolder", "DATASET.ROOT": str(folder.parent)})
-    train_part = read_part(train, "train_data")
+    train_part = read_part(train, "train_data", TRAIN)
     if val is None:
         raise UserError("val_data is missing; give a folder or a Dataset whose images the networks are not trained on")
-    val_part = read_part(val, "val_data")
+    val_part = read_part(val, "val_data", VAL)
     names = class_names(classes, train_part, val_part, otherwise=otherwise)
     return GivenData({"DATASET.TYPE": NAME}, lambda cfg: _splits(cfg, train_part, val_part, names))
 
 
-def _folder(data: Any, role: str) -> Optional[Path]:
+def is_name(data: Any) -> bool:
+    """Whether `data` is the name of a data set."""
+    return isinstance(data, str) and data in dataset_dict and data != NAME
+
+
+def _folder(data: Any, argument: str) -> Optional[Path]:
     """Return the folder that `data` names; `None` for other kinds of data."""
     if not isinstance(data, (str, os.PathLike)):
         return None
     path = user_path(data)
     if not is_folder(path):
         known = did_you_mean(str(data), set(dataset_dict) - {NAME}) if isinstance(data, str) and "/" not in data else ""
-        raise UserError(f"{role} is {os.fspath(data)!r}, which is not a folder here{known}; {LAYOUT}")
+        raise UserError(f"{argument} is {os.fspath(data)!r}, which is not a folder here{known}; {LAYOUT}")
     return path
 
 
@@ -104,16 +113,25 @@ def _are_one_root(train: Path, val: Path) -> bool:
     return own is not None and os.path.samefile(own, val)
 
 
-def read_part(data: Any, role: str) -> Part:
-    """Find the images of a folder or a `Dataset`. Of a folder with `train/` and `val/`, the one of `role` is meant."""
-    folder = _folder(data, role)
+def read_part(data: Any, argument: str, part: str) -> Part:
+    """Find the images of a folder or a `Dataset`.
+
+    Args:
+        data: the folder or the `Dataset`.
+        argument: the name of the argument that gave it, for messages.
+        part: `train` or `val`, the one to take of a folder that has both.
+
+    Raises:
+        UserError: there are no images, or they cannot be read.
+    """
+    folder = _folder(data, argument)
     if folder is None:
-        split = split_of(data, role)
+        split = split_of(data, argument)
         given: Any = getattr(data, "classes", None)
         named = isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
         width, height = split.load(0).size
         return Part(split, list(given) if named else None, width if width == height else None)
-    inner = (folder / TRAIN if is_folder(folder / TRAIN) else None) if role == "train_data" else find_val(folder)
+    inner = (folder / TRAIN if is_folder(folder / TRAIN) else None) if part == TRAIN else find_val(folder)
     place = inner or folder
     found = class_folders(place, LAYOUT)
     return Part(find_images(place, found), found, DEFAULT_SIZE)
@@ -129,13 +147,13 @@ def class_names(given: Optional[Sequence[str]], *parts: Part, otherwise: Sequenc
             numbers of the labels are the names.
 
     Raises:
-        UserError: the parts have other classes, or a label without a name.
+        UserError: the parts have other classes, the names contradict those of the data, or a label has no name.
     """
     named = [part.classes for part in parts if part.classes is not None]
     if len(named) == 2 and named[0] != named[1]:
         if sorted(named[0]) == sorted(named[1]):
             raise UserError("train_data and val_data have the same classes in another order; give both the same order")
-        check_same_classes(Path("train_data and val_data"), *named)
+        check_same_classes("train_data and val_data", *named)
     count = 1 + max(int(part.split.targets.max()) for part in parts)
     if given is not None:
         names = list(given)
@@ -144,7 +162,12 @@ def class_names(given: Optional[Sequence[str]], *parts: Part, otherwise: Sequenc
         if not named and count > len(names):
             names = [str(label) for label in range(count)]
     if isinstance(given, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise UserError(f"classes is {given!r:.200}; expected different names, one for each label")
+        raise UserError(f"the class names are {given or names!r:.200}; expected different strings, one for each label")
+    if named and names != named[0] and set(names) == set(named[0]):
+        raise UserError(
+            f"classes is {given!r:.200}, but the data have these names in the order {named[0]!r:.200}; leave classes"
+            " out"
+        )
     if count > len(names):
         raise UserError(
             f"the data have the label {count - 1}, but only {len(names)} classes are named; name all of them"
@@ -177,7 +200,7 @@ def _splits(cfg: CfgNode, train: Part, val: Part, classes: List[str]) -> Splits:
         )
     mean, std = options.statistics or _measured(images, view, options)
     info = DatasetInfo(NAME, tuple(classes), options.input_size, mean, std)
-    return Splits(images, val_images, info, options.val_fraction, options)
+    return Splits(images, val_images, info, options=options)
 
 
 def _threads(split: ImageSplit, options: Options) -> int:

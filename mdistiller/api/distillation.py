@@ -50,9 +50,10 @@ def distill(
     Objects that are given are not changed: copies of them are trained.
 
     Args:
-        student: a module, or a name as for `DISTILLER.STUDENT` (`resnet8`, `timm/resnet18`, `my_file.py:make`). A
-            module takes images float32 `[B, 3, S, S]`, normalized, and returns logits `[B, K]`, or `(logits, feats)`
-            as MDistiller's models do. Training starts from its weights.
+        student: a module; a name as for `DISTILLER.STUDENT` (`resnet8`, `timm/resnet18`, `my_file.py:make`); or the
+            path of a checkpoint or of the folder of a run. A module takes images float32 `[B, 3, S, S]`, normalized,
+            and returns logits `[B, K]`, or `(logits, feats)` as MDistiller's models do. Training starts from its
+            weights.
         teacher: a module or a name, as for `student`; or the path of a checkpoint or of the folder of a run; or what
             `load` returned. `None` for methods without a teacher, such as `NONE`, which trains the student alone.
         train_data: a folder with `<class>/<image>`, or with `train/` and `val/` of this layout; the name of a data set
@@ -76,7 +77,8 @@ def distill(
         The finished run.
 
     Raises:
-        UserError: one line for each fault in what was given; nothing is written then. Or the folder holds another run.
+        UserError: the arguments are invalid (one line for each error), or the folder holds another run. Nothing is
+            written then.
         KeyboardInterrupt: Ctrl-C; the state is saved, continue with `resume=True`.
     """
     if not isinstance(method, str):
@@ -84,8 +86,6 @@ def distill(
     keys = {**given_keys(options, settings or {}), **output_keys(output), "DISTILLER.TYPE": method}
     known = teacher.classes if isinstance(teacher, Student) else ()
     data = read_data(train_data, val_data, classes, known)
-    if data.make is None and classes is not None:
-        raise UserError("classes is for a Dataset; the names of these classes are those of their folders or data set")
     _merge(keys, data.keys)
     with ExitStack() as stack:
         modules = {}
@@ -102,6 +102,8 @@ def distill(
         cfg = cfg_from(nested({**DEFAULTS, **keys}), SOURCE)
         if teacher is None and method in distiller_dict and distiller_dict[method].needs_teacher:
             raise UserError(f"the method {method} needs a teacher; give one, or train the student alone: method='NONE'")
+        if teacher is not None and method in distiller_dict and not distiller_dict[method].needs_teacher:
+            raise UserError(f"the method {method} uses no teacher; give teacher=None, or another method")
         cfg = validated(cfg, as_words(keys), resume, overwrite)
         folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
         distributed.run_on_main(lambda: folder.check(resume, overwrite))  # before anything is built

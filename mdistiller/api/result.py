@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Union
 
 from torch import nn
 
+from ..engine.run.records import read_metrics
 from .student import Student, load
 
 
@@ -35,8 +35,7 @@ class Result:
     @property
     def history(self) -> List[Dict[str, Any]]:
         """One row for each epoch: `epoch`, `lr`, the losses, accuracies in percent, `seconds`."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line]
+        return read_metrics(self.folder / "metrics.jsonl")
 
     def load(self, last: bool = False) -> Student:
         """Return the trained student of the best epoch, or of the last one."""

@@ -25,6 +25,7 @@ from . import (  # noqa: F401 (they register)
     webdataset,
 )
 from .augment.epoch_plan import EpochPlan
+from .folders.layout import VAL
 from .folders.unlabeled import find_unlabeled
 from .images.decode import View
 from .info import DatasetInfo
@@ -34,7 +35,7 @@ from .loading.in_memory import decode_all
 from .loading.loader import Batch, Loader
 from .loading.splits import ArraySplit, FileSplit, ImageSplit, Splits, balanced_part, dataset_dict
 from .loading.stream_loader import StreamLoader
-from .named_split import VAL, named_split
+from .named_split import named_split
 from .options import Options, read_options
 
 __all__ = [
@@ -87,7 +88,9 @@ def get_dataset(cfg: CfgNode, device: Device = None) -> Tuple[Loader, Loader, in
 
 
 def get_val_loader(cfg: CfgNode, device: Device = None, split: str = VAL) -> Loader:
-    """Return only the validation loader of `get_dataset`; training images are not read if possible.
+    """Return only the validation loader of `get_dataset`.
+
+    Training images are read only if mean and standard deviation have to be measured.
 
     Args:
         cfg, device: see `get_dataset`.
@@ -140,7 +143,7 @@ def _loader(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     view = View(info.input_size, margin=options.augment == "resized_crop")
     role = role or ("training" if train else "validation")
-    with distributed.local_main_first():  # in all cases, because machines may differ in what they find
+    with distributed.local_main_first():  # all processes enter it, because machines may differ in `in_memory`
         if not in_memory:
             split = check_images(split, options.corrupt, options.num_workers, role)
     if in_memory:

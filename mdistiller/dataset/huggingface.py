@@ -11,25 +11,22 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..errors import UserError, did_you_mean
-from .folders.layout import TRAIN, VAL_NAMES, hold_out
+from .folders.layout import TRAIN, VAL, check_val_fraction, hold_out
 from .imagefolder import own_images
 from .loading.splits import Splits, dataset_dict
-from .options import read_options
+from .options import DEFAULT_SIZE, read_options
 from .tables.find import LAYOUT, Tables, find_root, library, open_tables
 from .tables.split import TableSplit
 from .webdataset import local_root
-
-VAL = VAL_NAMES[0]
-DEFAULT_SIZE = 32  # px
 
 
 @dataset_dict.register("huggingface")
 def huggingface(cfg: CfgNode) -> Splits:
     """Find the images in the tables of `DATASET.ROOT`: a Parquet file, a folder, or a name in the library's cache.
 
-    The tables give any row at once, so the images are dealt out, shuffled and resumed like files; the library's own
-    shuffling and streaming are not used. Class names are those of the column's `ClassLabel`. Labels that are texts are
-    classes in alphabetical order; plain numbers are their own names.
+    The tables give any row at once, so the images are distributed among processes, shuffled and resumed like files. The
+    library's own shuffling and streaming are not used. Class names are those of the column's `ClassLabel`. Labels that
+    are strings are classes in alphabetical order; plain numbers are their own names.
 
     If there is no validation part, `DATASET.VAL_FRACTION` of the training images are held out. Statistics are measured
     as for `imagefolder`.
@@ -45,16 +42,7 @@ def huggingface(cfg: CfgNode) -> Splits:
     fraction = options.val_fraction
     if TRAIN not in tables:
         raise UserError(f"DATASET.ROOT {root} has no training images, only {', '.join(sorted(tables))}; {LAYOUT}")
-    if fraction > 0 and VAL in tables:
-        raise UserError(
-            f"DATASET.VAL_FRACTION is {fraction:g}, which takes validation images out of the training images, but"
-            f" {root} has validation images; set DATASET.VAL_FRACTION 0"
-        )
-    if fraction == 0 and VAL not in tables:
-        raise UserError(
-            f"DATASET.ROOT {root} has no validation images{_test_hint(tables)}; set DATASET.VAL_FRACTION 0.1 to"
-            " validate on a tenth of the training images"
-        )
+    check_val_fraction(fraction, VAL in tables, root, "test" in tables)
     used = {part: tables[part] for part in ((TRAIN, VAL) if fraction == 0 else (TRAIN,))}
     classes, targets = _labels(used, cfg.DATASET.LABEL_COLUMN, root)
     column, place = cfg.DATASET.IMAGE_COLUMN, root.parent if root.is_file() else root
@@ -66,13 +54,9 @@ def huggingface(cfg: CfgNode) -> Splits:
     return own_images(cfg, options, classes, root, lambda: train, lambda: val)
 
 
-def _test_hint(tables: Tables) -> str:
-    return " (its test images are not used instead: they must not choose the best epoch)" if "test" in tables else ""
-
-
 def _feature(table: Any, column: str, key: str, root: Path) -> Any:
     if column not in table.features:
-        raise UserError(f"{root} has no column {column!r}{did_you_mean(column, table.features)} set DATASET.{key}")
+        raise UserError(f"{root} has no column {column!r}: set DATASET.{key}{did_you_mean(column, table.features)}")
     return table.features[column]
 
 
@@ -137,10 +121,10 @@ def _labels(tables: Tables, column: str, root: Path) -> Tuple[List[str], Dict[st
 
 
 def _found_classes(values: Dict[str, np.ndarray], column: str, root: Path) -> Tuple[List[str], Dict[str, np.ndarray]]:
-    """Return the classes of texts or numbers, which the training images determine, and the labels by part.
+    """Return the classes of strings or numbers, which the training images determine, and the labels by part.
 
     Raises:
-        UserError: a text is empty, a class has no training image, or numbers do not start at 0.
+        UserError: a string is empty, a class has no training image, or numbers do not start at 0.
     """
     found = np.unique(values[TRAIN])
     for part, labels in values.items():
@@ -152,7 +136,7 @@ def _found_classes(values: Dict[str, np.ndarray], column: str, root: Path) -> Tu
             )
     if found.dtype.kind == "U":
         if "" in found:
-            raise UserError(f"the column {column!r} of {root} has empty texts; give each image its class")
+            raise UserError(f"the column {column!r} of {root} has empty strings; give each image its class")
         return found.tolist(), {part: np.searchsorted(found, labels) for part, labels in values.items()}
     if len(found) and (found[0] != 0 or found[-1] != len(found) - 1):
         raise UserError(

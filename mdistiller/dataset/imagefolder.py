@@ -19,14 +19,13 @@ from .loading import statistics
 from .loading.encoded import EncodedSplit
 from .loading.in_memory import decode_all
 from .loading.splits import ImageSplit, Splits, dataset_dict
-from .options import Channels, Options, read_options
+from .options import DEFAULT_SIZE, Channels, Options, read_options
 
 log = logging.getLogger("mdistiller")
 
 Find = Callable[[], EncodedSplit]
 
 LAYOUT = "expected <DATASET.ROOT>/train/<class>/<image> and <DATASET.ROOT>/val/<class>/<image>"
-DEFAULT_SIZE = 32  # px
 
 
 @dataset_dict.register("imagefolder")

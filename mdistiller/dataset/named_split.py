@@ -10,12 +10,10 @@ from .. import paths
 from ..errors import UserError
 from .folders.class_folders import class_folders, find_images, folders_in, is_folder, listed
 from .folders.layout import TRAIN
-from .imagefolder import DEFAULT_SIZE, imagefolder
+from .imagefolder import imagefolder
 from .info import DatasetInfo
 from .loading.splits import Splits, dataset_dict
-from .options import read_options
-
-VAL = "val"  # the validation images, whatever the data set calls them
+from .options import DEFAULT_SIZE, read_options
 
 
 def named_split(cfg: CfgNode, name: str) -> Splits:

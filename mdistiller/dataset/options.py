@@ -39,6 +39,7 @@ RANGES = {
     "NUM_WORKERS": whole(0, 512),
     "MEMORY_GB": at_least(0),
 }
+DEFAULT_SIZE = 32  # px, of data sets of the user's own
 MAX_PAD_CROP_SIZE = 64  # px; larger images get the ImageNet recipe with AUGMENT auto
 
 Channels = Tuple[float, float, float]
@@ -70,7 +71,7 @@ class Options:
         mixup, cutmix: parameters of the proportions in which images are mixed; 0 if they are not.
         views: fixed views of each training image; 0 for fresh changes in each epoch.
         views_seed: seed of the fixed views.
-        unlabeled: folder of images without labels, or an empty text.
+        unlabeled: folder of images without labels, or an empty string.
         unlabeled_ratio: number of them in a batch, for each labeled image.
     """
 
@@ -208,14 +209,16 @@ def _view_errors(data: Any, augment: str) -> Iterator[str]:
     for key in ("MIXUP", "CUTMIX"):
         if data[key]:
             yield (
-                f"DATASET.VIEWS is {data.VIEWS!r}; expected 0 with DATASET.{key} {data[key]!r}: images are mixed anew"
-                " in each step, so their views do not stay fixed"
+                f"DATASET.VIEWS is {data.VIEWS!r}; expected 0 with DATASET.{key} {data[key]!r}: images are mixed"
+                " differently in each step, so their views do not stay fixed"
             )
 
 
 def _word(given: Any) -> Any:
     """Undo YAML's conversion of yes and no to booleans."""
-    return {True: "yes", False: "no"}.get(given, given) if isinstance(given, bool) else given
+    if isinstance(given, bool):
+        return "yes" if given else "no"
+    return given
 
 
 def _augment(given: str, size: int) -> str:

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from .. import paths
 from ..errors import UserError
 from .folders.class_folders import check_same_classes, class_folders, find_images, is_folder
-from .folders.layout import TRAIN, VAL_NAMES, check_root, find_val
+from .folders.layout import TRAIN, VAL, check_root, find_val
 from .info import DatasetInfo
 from .loading.splits import FileSplit, Splits, dataset_dict
 from .options import read_options
@@ -43,7 +43,7 @@ def tiny_imagenet(cfg: CfgNode) -> Splits:
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else paths.data_root() / FOLDER
     check_root(root, TRAIN, LAYOUT)
     classes = class_folders(root / TRAIN, LAYOUT)
-    val_folder = find_val(root) or root / VAL_NAMES[0]
+    val_folder = find_val(root) or root / VAL
     if is_folder(val_folder / "images"):
         val = _annotated(val_folder, classes)
     else:

@@ -10,24 +10,23 @@ from yacs.config import CfgNode
 from .. import paths
 from ..errors import UserError
 from .folders.class_folders import is_folder
-from .folders.layout import TRAIN, hold_out
+from .folders.layout import TRAIN, VAL, check_val_fraction, hold_out
 from .imagefolder import own_images
 from .loading.splits import Splits, dataset_dict
-from .options import Options, read_options
+from .options import DEFAULT_SIZE, Options, read_options
 from .shards.index import INDEX, Shard, read_index
 from .shards.split import ShardSplit, check_shards
 
 LAYOUT = f"expected a folder of shards with an {INDEX}, as tools/make_shards.py writes it"
-DEFAULT_SIZE = 32  # px
 
 
 @dataset_dict.register("webdataset")
 def webdataset(cfg: CfgNode) -> Splits:
     """Find the images in the shards of the folder `DATASET.ROOT`.
 
-    The index gives the place of each image, so the images are dealt out, shuffled and resumed like files. The library
-    `webdataset` writes shards (see `shards/write.py`), but reading them needs no library. Its own reading is
-    sequential: it would shuffle within a window only, and could not resume within an epoch.
+    The index gives the place of each image, so the images are distributed among processes, shuffled and resumed like
+    files. The library `webdataset` writes shards (see `shards/write.py`), but reading them needs no library. Its own
+    reading is sequential: it would shuffle within a window only, and could not resume within an epoch.
 
     Checksums are compared once, until a shard changes. Statistics are measured as for `imagefolder`.
 
@@ -39,18 +38,12 @@ def webdataset(cfg: CfgNode) -> Splits:
     if not is_folder(root):
         raise UserError(f"DATASET.ROOT {root} is not a folder; {LAYOUT}")
     classes, shards = read_index(root)
-    fraction, train, val = options.val_fraction, shards["train"], shards["val"]
-    if fraction > 0 and val:
-        raise UserError(
-            f"DATASET.VAL_FRACTION is {fraction:g}, which takes validation images out of the training images, but"
-            f" {root / INDEX} has validation shards; set DATASET.VAL_FRACTION 0"
-        )
-    if not val and fraction == 0:
-        raise UserError(f"{root / INDEX} has no validation shards; set DATASET.VAL_FRACTION 0.1, or add some")
+    fraction, train, val = options.val_fraction, shards[TRAIN], shards[VAL]
+    check_val_fraction(fraction, bool(val), root / INDEX)
     if fraction > 0:
         both = hold_out(_read(root, train, TRAIN, options), root, classes, fraction)
         return own_images(cfg, options, classes, root, lambda: both[0], lambda: both[1])
-    find_train, find_val = partial(_read, root, train, TRAIN, options), partial(_read, root, val, "val", options)
+    find_train, find_val = partial(_read, root, train, TRAIN, options), partial(_read, root, val, VAL, options)
     return own_images(cfg, options, classes, root, find_train, find_val)
 
 

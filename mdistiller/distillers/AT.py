@@ -66,7 +66,7 @@ class AT(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.AT
+        options = self.options_of(AT, cfg)
         check_stages(student, teacher)
         self.p = options.P
         self.ce_weight = options.LOSS.CE_WEIGHT

@@ -28,7 +28,7 @@ from ..models._adapt import averages_final_map, evaluation_mode
 from ..models._contract import ClassifierModel
 from ..ranges import above, weights
 from ._base import Distiller, register
-from ._common import InputSize, image_size, resolve_input_size
+from ._common import InputSize, image_size, pooled_to, resolve_input_size
 
 
 def class_activation_maps(feature_map: Tensor, weight: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class CATKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.CAT_KD
+        options = self.options_of(CATKD, cfg)
         for role, model in (("student", student), ("teacher", teacher)):
             _check_map(role, model, image_size(cfg))
         self.normalize = options.NORMALIZE
@@ -105,7 +105,7 @@ class CATKD(Distiller):
 
     def _cams(self, model: Any, feature_map: Tensor) -> Tensor:
         # a CAM is linear in the map, so pooling the map first gives the same result for a fraction of the work
-        pooled = F.adaptive_avg_pool2d(feature_map.float(), self.resolution)
+        pooled = pooled_to(feature_map.float(), self.resolution, self.resolution)
         return class_activation_maps(pooled, model.get_classifier().weight)
 
 

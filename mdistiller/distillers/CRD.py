@@ -20,7 +20,7 @@ from ..distributed import gather_with_grad, local_rows
 from ..errors import UserError
 from ..ranges import Range, above, at_least, one_of, weights
 from ._base import Distiller, register
-from ._common import image_size, probe
+from ._common import blank_outputs, image_size
 from ._contrast import ContrastMemory, ContrastSampler
 
 EPS = 1e-7  # keeps quotients finite
@@ -89,13 +89,13 @@ class CRD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode, num_data: Optional[int] = None) -> None:
         super().__init__(student, teacher)
-        options = cfg.CRD
+        options = self.options_of(CRD, cfg)
         self.mode = options.MODE
         self.num_negatives = options.NCE.K
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
-        self.embed_student = Embed(_pooled_channels(student, cfg, "STUDENT_DIM"), options.FEAT.DIM)
-        self.embed_teacher = Embed(_pooled_channels(teacher, cfg, "TEACHER_DIM"), options.FEAT.DIM)
+        self.embed_student = Embed(_pooled_channels(student, cfg, options.FEAT, "STUDENT_DIM"), options.FEAT.DIM)
+        self.embed_teacher = Embed(_pooled_channels(teacher, cfg, options.FEAT, "TEACHER_DIM"), options.FEAT.DIM)
         self._memory_options = (options.FEAT.DIM, options.NCE.TEMPERATURE, options.NCE.MOMENTUM)
         self.memory = None if num_data is None else ContrastMemory(num_data, *self._memory_options)
         self.sampler: Optional[ContrastSampler] = None
@@ -124,7 +124,8 @@ class CRD(Distiller):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
         generator = torch.Generator(self.embed_student.weight.device)
-        if len(state) == 8 + len(generator.get_state()):  # otherwise another kind of device drew; the epoch begins anew
+        # otherwise another kind of device drew, and the epoch begins again
+        if len(state) == 8 + len(generator.get_state()):
             self._generator_epoch = int(state[:8].clone().view(torch.int64))
             self._generator = generator
             self._generator.set_state(state[8:].clone())
@@ -181,9 +182,9 @@ class CRD(Distiller):
         return local_rows(torch.cat([positive, negatives], dim=1), batch_size)
 
 
-def _pooled_channels(model: nn.Module, cfg: CfgNode, key: str) -> int:
-    channels = probe(model, image_size(cfg))[1]["pooled_feat"].shape[1]
-    given = cfg.CRD.FEAT[key]
+def _pooled_channels(model: nn.Module, cfg: CfgNode, options: CfgNode, key: str) -> int:
+    channels = blank_outputs(model, image_size(cfg))[1]["pooled_feat"].shape[1]
+    given = options[key]
     if given not in (None, channels):
         raise UserError(
             f"CRD.FEAT.{key} is {given}, but the pooled feature has {channels} channels; correct it, or set it to null"

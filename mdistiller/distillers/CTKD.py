@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..ranges import above, weights
+from ..ranges import above, at_least, weights
 from ._base import Distiller, register
 from .KD import kd_loss
 
@@ -62,14 +62,18 @@ class CTKD(Distiller):
         "LOOPS": 10.0,  # epochs over which the strength rises
         "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9},
     }
-    RANGES = {"T_START": above(0), "T_END": above(0), "LOOPS": above(0), **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT")}
+    RANGES = {
+        **dict.fromkeys(("T_START", "T_END", "LOOPS"), above(0)),
+        **dict.fromkeys(("LAMBDA_MIN", "LAMBDA_MAX"), at_least(0, example=" (the published code writes -1 for 1)")),
+        **weights("LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT"),
+    }
     teacher_needs = ("logits",)
     soft_labels = True
     unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.CTKD
+        options = self.options_of(CTKD, cfg)
         self.temperature = GlobalTemperature(options.T_START, options.T_END)
         self.lambda_min = options.LAMBDA_MIN
         self.lambda_max = options.LAMBDA_MAX

@@ -62,7 +62,7 @@ class DIST(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.DIST
+        options = self.options_of(DIST, cfg)
         self.ce_weight = options.CE_WEIGHT
         self.beta = options.BETA
         self.gamma = options.GAMMA

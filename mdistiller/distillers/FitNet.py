@@ -16,19 +16,14 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..errors import UserError
+from ..models._adapt import evaluation_mode
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import IMAGE_SIZE, ConvReg, image_size, resolve_input_size, stage_shapes
+from ._common import IMAGE_SIZE, ConvReg, InputSize, image_size, resolve_input_size, stage_shapes
 
 
 def hint_loss(regressed_student: Tensor, feat_teacher: Tensor) -> Tensor:
     """Return the scalar mean squared error of two maps; both `[B, C_t, H_t, W_t]`, floating point."""
-    if regressed_student.shape != feat_teacher.shape:
-        student, teacher = (tuple(feat.shape[1:]) for feat in (regressed_student, feat_teacher))
-        raise UserError(
-            f"the teacher's map is {teacher}, the student's regressed map {student}: the regressor was built for images"
-            " of another size; set FITNET.INPUT_SIZE to None"
-        )
     return F.mse_loss(regressed_student.float(), feat_teacher.float())
 
 
@@ -52,7 +47,7 @@ class FitNet(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.FITNET
+        options = self.options_of(FitNet, cfg)
         self.hint_layer = options.HINT_LAYER
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT
@@ -65,6 +60,20 @@ class FitNet(Distiller):
                 f" {len(shapes_student)} maps, the teacher {len(shapes_teacher)}"
             )
         self.conv_reg = ConvReg(shapes_student[self.hint_layer], shapes_teacher[self.hint_layer])
+        self._check_size(image_size(cfg))
+
+    def _check_size(self, input_size: InputSize) -> None:
+        """Raise a UserError if the regressor, which may be built for another size, does not fit images of this one."""
+        shape_student, shape_teacher = (
+            stage_shapes(model, input_size)[self.hint_layer] for model in (self.student, self.teacher)
+        )
+        with evaluation_mode(self.conv_reg):
+            regressed = self.conv_reg(torch.zeros(shape_student)).shape
+        if regressed != shape_teacher:
+            raise UserError(
+                f"the teacher's map is {tuple(shape_teacher[1:])}, the student's regressed map {tuple(regressed[1:])}:"
+                " the regressor was built for images of another size; set FITNET.INPUT_SIZE to None"
+            )
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.conv_reg.parameters())

@@ -7,7 +7,7 @@ Shapes: `B` batch, `N` classes.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Tuple, Union
+from typing import Any, Dict, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -54,17 +54,11 @@ class KD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.KD
+        options = self.options_of(KD, cfg)
         self.temperature = options.TEMPERATURE
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.kd_weight = options.LOSS.KD_WEIGHT
         self.logit_stand = options.LOGIT_STAND
-
-    @classmethod
-    def config_errors(cls, options: Any, section: str) -> Iterator[str]:
-        yield from super().config_errors(options, section)
-        if options.LOSS.CE_WEIGHT == options.LOSS.KD_WEIGHT == 0:
-            yield f"{section}.LOSS.CE_WEIGHT and {section}.LOSS.KD_WEIGHT are both 0; set one above 0"
 
     def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits_student, _ = self.student(image)

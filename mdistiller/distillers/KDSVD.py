@@ -152,7 +152,7 @@ class KDSVD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.KDSVD
+        options = self.options_of(KDSVD, cfg)
         self.k = options.K
         self.layout = options.LAYOUT
         self.ce_weight = options.LOSS.CE_WEIGHT

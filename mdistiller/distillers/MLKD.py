@@ -110,10 +110,11 @@ class MLKD(Distiller):
     }
     teacher_needs = ("logits",)
     soft_labels = True
+    unlabeled = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.MLKD
+        options = self.options_of(MLKD, cfg)
         self.temperatures: List[float] = [options.TEMPERATURE, *options.EXTRA_TEMPERATURES]
         self.confidence_mask = options.CONFIDENCE_MASK
         self.from_weak_view = [t for t in options.EXTRA_TEMPERATURES if self.confidence_mask and t in FROM_WEAK_VIEW]
@@ -131,7 +132,7 @@ class MLKD(Distiller):
 
         Args:
             image: the weak view `[B, 3, H, W]`, or a pair `[weak, strong]` of views.
-            target: the labels, `[B]`, int64.
+            target: the labels, int64 `[B]`, or probabilities, float32 `[B, N]`.
             kwargs: may contain the strong view, `image_strong [B, 3, H, W]`.
         """
         weak, strong = (image, kwargs.get("image_strong")) if isinstance(image, Tensor) else image

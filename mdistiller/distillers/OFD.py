@@ -93,7 +93,7 @@ class OFD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.OFD
+        options = self.options_of(OFD, cfg)
         self.teacher_train_mode = options.TEACHER_TRAIN_MODE
         self.ce_weight = options.LOSS.CE_WEIGHT
         self.feat_weight = options.LOSS.FEAT_WEIGHT

@@ -97,7 +97,7 @@ class RKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.RKD
+        options = self.options_of(RKD, cfg)
         require_output("pooled_feat", student, teacher)
         self.distance_weight = options.DISTANCE_WEIGHT
         self.angle_weight = options.ANGLE_WEIGHT

@@ -94,7 +94,7 @@ class RLD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.RLD
+        options = self.options_of(RLD, cfg)
         self.ce_weight = options.CE_WEIGHT
         self.alpha = options.ALPHA
         self.beta = options.BETA

@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..ranges import at_least, weights
 from ._base import Distiller, register
-from ._common import image_size, probe, warmup_factor
+from ._common import blank_outputs, image_size, pooled_to, warmup_factor
 
 SCALES = (4, 2, 1)  # sides of the pooled maps that are compared in addition to the maps themselves
 
@@ -48,7 +48,7 @@ def hcl_loss(maps_student: Sequence[Tensor], maps_teacher: Sequence[Tensor]) -> 
         weights = [0.5**i for i in range(len(scales) + 1)]
         errors = [F.mse_loss(student, teacher)]
         for scale in scales:
-            errors.append(F.mse_loss(F.adaptive_avg_pool2d(student, scale), F.adaptive_avg_pool2d(teacher, scale)))
+            errors.append(F.mse_loss(pooled_to(student, scale, scale), pooled_to(teacher, scale, scale)))
         total = total + sum(w * e for w, e in zip(weights, errors)) / sum(weights)
     return total
 
@@ -137,13 +137,13 @@ class ReviewKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.REVIEWKD
+        options = self.options_of(ReviewKD, cfg)
         self.ce_weight = options.CE_WEIGHT
         self.reviewkd_weight = options.REVIEWKD_WEIGHT
         self.warmup_epochs = options.WARMUP_EPOCHS
         self.student_key = "preact_feats" if options.STU_PREACT else "feats"
 
-        feats = [probe(model, image_size(cfg))[1] for model in (student, teacher)]
+        feats = [blank_outputs(model, image_size(cfg))[1] for model in (student, teacher)]
         shapes_student = [f.shape[1:] for f in _levels(feats[0], self.student_key)]
         shapes_teacher = [f.shape[1:] for f in _levels(feats[1], "preact_feats")]
         self.pairs = _pairs(options, shapes_student, shapes_teacher)  # shallow to deep, the pooled features last

@@ -4,7 +4,7 @@ Source: "Smooth the Signal, Distill the Essence: A Frequency-Aware Modulation Fr
 (2025).
 
 Paper and published code differ in five points. The defaults follow the paper. The settings in brackets, which are those
-of `configs/cifar100/sfakd_code/`, follow the code, which produced the published accuracies.
+of `configs/cifar100/sfakd_code/`, follow the code, which the authors give for their results.
 
 - The paper aligns pooled features, the code aligns maps (`ALIGN: map`).
 - The code averages the squared error over the channels (`REDUCTION: mean`, `FEAT_WEIGHT: 1.0`). Here it is summed over
@@ -43,7 +43,7 @@ from yacs.config import CfgNode
 
 from ..ranges import YES_NO_OR_NONE, above, at_least, one_of, weights
 from ._base import Distiller, register
-from ._common import image_size, match_size, probe, warmup_factor
+from ._common import blank_outputs, image_size, match_size, warmup_factor
 from ._sfakd_head import BottleneckProjector as BottleneckProjector
 from ._sfakd_head import Fusion as Fusion
 from ._sfakd_head import SFAKDHead
@@ -108,7 +108,7 @@ class SFAKD(Distiller):
         "FUSION": "learned",  # "learned" | "fixed": the weights of the branches stay 0.5
         "PROJECTOR": "separable",  # "separable" (depthwise 3×3, pointwise) | "full" (one 3×3 convolution)
         "DECAY_FILTER": True,  # SOLVER.WEIGHT_DECAY applies to filter, learnable sigma and fusion weights as well
-        "REDUCTION": "sum",  # of the squared error over channels: "sum" | "mean", as in the authors' code
+        "REDUCTION": "sum",  # reduction of the squared error over channels: "sum" | "mean", as in the authors' code
         "ALIGN": "pooled",  # what is aligned: "pooled" features, or the "map" before pooling
         "CLASSIFIER": "teacher",  # deployed classifier: "teacher", frozen and behind the head | "student", its own
         "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's feature can be negative
@@ -133,7 +133,7 @@ class SFAKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.SFAKD
+        options = self.options_of(SFAKD, cfg)
         self.feat_weight = options.FEAT_WEIGHT
         self.warmup_epochs = options.WARMUP_EPOCHS
         self.ce_weight = options.CE_WEIGHT
@@ -143,11 +143,12 @@ class SFAKD(Distiller):
         self.align = options.ALIGN
         self.reduction = options.REDUCTION
         aligned = "maps" if self.align == "map" else "pooled"
-        self.teacher_needs = ("logits", aligned) if self.kd_weight else (aligned,)
+        if type(self).forward_train is SFAKD.forward_train:
+            self.teacher_needs = ("logits", aligned) if self.kd_weight else (aligned,)
 
         input_size = image_size(cfg)
         classifier = teacher.get_classifier()
-        _, in_channels, height, width = probe(student, input_size)[1]["final_map"].shape
+        _, in_channels, height, width = blank_outputs(student, input_size)[1]["final_map"].shape
         if self.align == "map":
             check_teacher_map("SFAKD.ALIGN map", teacher, input_size, remedy="use SFAKD.ALIGN pooled")
         imitated = "final_map" if self.align == "map" else "pooled_feat"
@@ -178,6 +179,8 @@ class SFAKD(Distiller):
             yield (
                 f"{section}.LEARNABLE_SIGMA needs {section}.MASK.TYPE gaussian, given {options.MASK.TYPE}; switch one"
             )
+        if options.LEARNABLE_SIGMA and not options.FREQUENCY_BRANCH:
+            yield f"{section}.LEARNABLE_SIGMA needs {section}.FREQUENCY_BRANCH, which is off; switch one"
         if not (options.FREQUENCY_BRANCH or options.SPATIAL_BRANCH):
             yield f"{section}.FREQUENCY_BRANCH and {section}.SPATIAL_BRANCH are both off; switch at least one on"
         if options.CLASSIFIER == "student" and options.CE_WEIGHT == options.KD_WEIGHT == 0:
@@ -188,9 +191,9 @@ class SFAKD(Distiller):
 
     @classmethod
     def loss_names(cls, options: Any) -> Tuple[str, ...]:
-        probe = ("loss_probe",) if options.CLASSIFIER == "teacher" else ()
+        own = ("loss_probe",) if options.CLASSIFIER == "teacher" else ()
         optional = {"loss_ce": options.CE_WEIGHT, "loss_kd": options.KD_WEIGHT}
-        return (*probe, "loss_feat", *(name for name, weight in optional.items() if weight))
+        return (*own, "loss_feat", *(name for name, weight in optional.items() if weight))
 
     def get_learnable_parameters(self) -> List[nn.Parameter]:
         extra = [] if self.head is not None else [p for p in self.aligner.parameters() if p.requires_grad]

@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..ranges import YES_NO_OR_NONE, at_least, weights
 from ._base import Distiller, register
-from ._common import image_size, match_size, probe
+from ._common import blank_outputs, image_size, match_size, pooled_to
 from .heads import Head, HeadOutput, check_teacher_map, ends_in_relu, head_dict, own_logits, split_forward
 
 
@@ -89,7 +89,7 @@ class SimKDHead(Head):
     def forward(self, final_map: Tensor) -> HeadOutput:
         # int, because the sizes are tensors while a network is traced, and pooling needs constants then
         height, width = (min(int(side), max_side) for side, max_side in zip(final_map.shape[-2:], self.max_size))
-        return super().forward(F.adaptive_avg_pool2d(final_map, (height, width)))
+        return super().forward(pooled_to(final_map, height, width))
 
 
 @register("SIMKD")
@@ -110,7 +110,7 @@ class SimKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Any, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.SIMKD
+        options = self.options_of(SimKD, cfg)
         input_size = image_size(cfg)
         channels, height, width = check_teacher_map("SIMKD", teacher, input_size, remedy="use SFAKD")
         factor = options.FACTOR
@@ -119,7 +119,7 @@ class SimKD(Distiller):
         self.feat_weight = options.FEAT_WEIGHT
         self.head = SimKDHead.with_classifier(
             teacher.get_classifier(),
-            in_channels=probe(student, input_size)[1]["final_map"].shape[1],
+            in_channels=blank_outputs(student, input_size)[1]["final_map"].shape[1],
             height=height,
             width=width,
             factor=factor,

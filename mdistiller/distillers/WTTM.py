@@ -64,7 +64,7 @@ class WTTM(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        options = cfg.WTTM
+        options = self.options_of(WTTM, cfg)
         self.temperature = options.TEMPERATURE
         self.ce_weight = options.CE_WEIGHT
         self.kd_weight = options.KD_WEIGHT

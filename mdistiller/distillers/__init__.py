@@ -8,14 +8,37 @@ others through `PLUGINS`.
 from __future__ import annotations
 
 import pkgutil
+from typing import Any, Mapping
 
 from . import _plugins
 from ._base import Distiller, Vanilla, distiller_dict, register
+from ._common import blank_outputs
 from .heads import DeployedStudent, Head, head_dict
 
-__all__ = ["DeployedStudent", "Distiller", "Head", "Vanilla", "distiller_dict", "head_dict", "register"]
+__all__ = [
+    "DeployedStudent",
+    "Distiller",
+    "Head",
+    "Vanilla",
+    "blank_outputs",
+    "distiller_dict",
+    "has_teacher",
+    "head_dict",
+    "register",
+]
 
 for _module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
     if not _module.name.startswith("_"):
         _plugins.import_pasted(_module.name)
 _plugins.load_installed()
+
+
+def has_teacher(section: Mapping[str, Any]) -> bool:
+    """Return whether a run had a teacher.
+
+    Args:
+        section: the section `DISTILLER` of its configuration. A method that is not registered here, of a plug-in that
+            is not loaded, counts as one with a teacher.
+    """
+    method = distiller_dict.get(str(section.get("TYPE")))
+    return bool(section.get("TEACHER")) and (method is None or method.needs_teacher)

@@ -9,8 +9,9 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
-from ..ranges import Range, out_of_range
+from ..ranges import Range, no_weight, out_of_range
 from ..registry import Registry
 from .heads import Head, deployed_logits, eval_logits
 
@@ -22,7 +23,13 @@ def register(name: str) -> Callable[[Type[Distiller]], Type[Distiller]]:
 
     Its `DEFAULTS` become the config section `name`.
     """
-    return distiller_dict.register(name)
+    add = distiller_dict.register(name)
+
+    def named(distiller: Type[Distiller]) -> Type[Distiller]:
+        distiller.section = name
+        return add(distiller)
+
+    return named
 
 
 class Distiller(nn.Module):
@@ -36,6 +43,7 @@ class Distiller(nn.Module):
         teacher: a model of the same kind; it is frozen and stays in evaluation mode. `None` if the method needs none.
 
     Attributes:
+        section: the name of the method's config section; `register` sets it.
         DEFAULTS: the method's config section, a plain nested dictionary.
         RANGES: the allowed values by key, such as `LOSS.CE_WEIGHT`. A key without a range may have any value.
         needs_teacher: whether the method uses a teacher; otherwise none is built or loaded.
@@ -52,6 +60,7 @@ class Distiller(nn.Module):
             classifier.
     """
 
+    section = ""
     DEFAULTS: Dict[str, Any] = {}
     RANGES: Dict[str, Range] = {}
     needs_teacher = True
@@ -65,11 +74,9 @@ class Distiller(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "forward_train" in vars(cls) and "teacher_needs" not in vars(cls):
-            cls.teacher_needs = Distiller.teacher_needs  # the parent's declaration describes the parent's step only
-        for name in ("soft_labels", "unlabeled"):
+        for name in ("teacher_needs", "soft_labels", "unlabeled"):
             if "forward_train" in vars(cls) and name not in vars(cls):
-                setattr(cls, name, False)
+                setattr(cls, name, getattr(Distiller, name))  # the parent's declaration describes its own step only
 
     def __init__(self, student: nn.Module, teacher: Optional[nn.Module] = None) -> None:
         super().__init__()
@@ -78,6 +85,19 @@ class Distiller(nn.Module):
         if teacher is not None:
             teacher.requires_grad_(False).eval()
         self.teacher = teacher
+
+    def options_of(self, base: Type[Distiller], cfg: CfgNode) -> CfgNode:
+        """Return the config section that the constructor of `base` reads.
+
+        It is the section of this object's class if that has all keys of `base`, as a subclass with `DEFAULTS =
+        {**Base.DEFAULTS, …}` has. Otherwise it is the section of `base`.
+
+        Args:
+            base: the class whose constructor asks.
+            cfg: the resolved configuration.
+        """
+        own = cfg.get(type(self).section)
+        return own if _has_keys(own, base.DEFAULTS) else getattr(cfg, base.section)
 
     @classmethod
     def config_errors(cls, options: Any, section: str) -> Iterator[str]:
@@ -89,6 +109,7 @@ class Distiller(nn.Module):
         """
         if knows(cls, "RANGES", options):
             yield from out_of_range(options, cls.RANGES, section)
+            yield from no_weight(options, cls.RANGES, section)
 
     @classmethod
     def loss_names(cls, options: Any) -> Optional[Tuple[str, ...]]:

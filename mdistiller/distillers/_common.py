@@ -18,7 +18,7 @@ CIFAR_SIZE = 32  # pixels
 InputSize = Union[int, Sequence[int]]  # pixels: one side, or (height, width) as in MDistiller
 
 
-def probe(model: nn.Module, input_size: InputSize) -> Tuple[Tensor, Dict[str, Any]]:
+def blank_outputs(model: nn.Module, input_size: InputSize) -> Tuple[Tensor, Dict[str, Any]]:
     """Run a model on blank images `[2, 3, height, width]`, to read shapes from its outputs.
 
     The model runs in evaluation mode, so BatchNorm statistics do not change.
@@ -36,7 +36,7 @@ def get_feat_shapes(
     student: nn.Module, teacher: nn.Module, input_size: InputSize
 ) -> Tuple[List[torch.Size], List[torch.Size]]:
     """Return the shapes of the student's and of the teacher's stage maps for images of `input_size`."""
-    shapes = [[feat.shape for feat in probe(model, input_size)[1]["feats"]] for model in (student, teacher)]
+    shapes = [[feat.shape for feat in blank_outputs(model, input_size)[1]["feats"]] for model in (student, teacher)]
     return shapes[0], shapes[1]
 
 
@@ -110,7 +110,7 @@ def stage_shapes(model: nn.Module, input_size: InputSize, key: str = "feats") ->
     Raises:
         UserError: the model returns fewer than two maps, one of the stem and one of a stage.
     """
-    shapes = [feat.shape for feat in probe(model, input_size)[1].get(key, ())]
+    shapes = [feat.shape for feat in blank_outputs(model, input_size)[1].get(key, ())]
     _check_count(model, len(shapes), key)
     return shapes
 
@@ -132,11 +132,12 @@ def _check_count(model: nn.Module, count: int, key: str) -> None:
 def match_size(feat_student: Tensor, feat_teacher: Tensor) -> Tuple[Tensor, Tensor]:
     """Average-pool maps `[B, C_s, H_s, W_s]` and `[B, C_t, H_t, W_t]` to the smaller height and the smaller width."""
     height, width = (min(s, t) for s, t in zip(feat_student.shape[-2:], feat_teacher.shape[-2:]))
-    return _pooled_to(feat_student, height, width), _pooled_to(feat_teacher, height, width)
+    return pooled_to(feat_student, height, width), pooled_to(feat_teacher, height, width)
 
 
-def _pooled_to(feat: Tensor, height: int, width: int) -> Tensor:
-    rows, columns = feat.shape[-2:]
+def pooled_to(feat: Tensor, height: int, width: int) -> Tensor:
+    """Return maps `[B, C, H, W]` average-pooled to `[B, C, height, width]`, as adaptive pooling does."""
+    rows, columns = map(int, feat.shape[-2:])  # int, because sizes are tensors while a network is traced
     if (rows, columns) == (height, width):
         return feat
     if rows % height == 0 and columns % width == 0:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from torch import nn
 from yacs.config import CfgNode
@@ -35,6 +35,7 @@ ENTRY_POINT_GROUP = "mdistiller.distillers"
 PACKAGE = __name__.rpartition(".")[0]
 
 adopted_modules: Dict[str, ModuleType] = {}  # by name
+adopted_classes: Set[type] = set()  # without `@register`
 
 
 def adopt(module: ModuleType) -> None:
@@ -49,6 +50,8 @@ def adopt(module: ModuleType) -> None:
         if f"{entry.__module__}.".startswith(f"{module.__name__}.") and not entry.__name__.startswith("_"):
             if "channels_last" not in vars(entry):
                 entry.channels_last = False
+            entry.section = entry.__name__
+            adopted_classes.add(entry)
             for name in dict.fromkeys((entry.__name__, entry.__name__.upper())):
                 distiller_dict[name] = entry
     adopted_modules[module.__name__] = module
@@ -60,6 +63,17 @@ def own_defaults() -> Iterator[Tuple[str, Mapping[str, Any]]]:
         defaults = vars(module).get("CFG")
         if isinstance(defaults, dict):
             yield origin(module), defaults
+
+
+def unread_sections(method: str) -> Tuple[str, ...]:
+    """Return the names of the config sections that a method does not read: those of all others.
+
+    A distiller of a user's own may read any section, so for it there are none.
+    """
+    distiller = distiller_dict.get(method)
+    if distiller is None or distiller in adopted_classes or Path(origin(distiller)).parent != Path(__file__).parent:
+        return ()
+    return tuple(name for name in distiller_dict if name != method)
 
 
 def import_pasted(name: str) -> None:

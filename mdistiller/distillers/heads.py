@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..models._adapt import averages_final_map, evaluation_mode
 from ..models._contract import ClassifierModel
 from ..registry import Registry
-from ._common import InputSize, probe, resolve_input_size
+from ._common import InputSize, blank_outputs, resolve_input_size
 
 PROBES = 8  # images that show whether the teacher's features can be negative
 
@@ -111,7 +111,7 @@ def check_teacher_map(method: str, teacher: Any, input_size: InputSize, remedy: 
         UserError: the input of the teacher's classifier is not the average of that map, for example because there are
             layers between the two.
     """
-    channels, height, width = probe(teacher, input_size)[1]["final_map"].shape[1:]
+    channels, height, width = blank_outputs(teacher, input_size)[1]["final_map"].shape[1:]
     in_features = teacher.get_classifier().in_features
     if channels != in_features:
         raise UserError(

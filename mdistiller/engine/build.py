@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..dataset import Loader, get_dataset
 from ..distillers import distiller_dict
-from ..distillers._common import probe
+from ..distillers._common import blank_outputs
 from ..distillers._plugins import build_distiller
 from ..errors import UserError, memory_shortage, refuse
 from ..models._adapt import AdaptedModel, evaluation_mode, noise
@@ -96,7 +96,7 @@ def _in_short(loader: Loader) -> str:
 
 def _check_input_size(name: str, model: nn.Module, input_size: int) -> None:
     try:
-        probe(model, input_size)
+        blank_outputs(model, input_size)
     except RuntimeError as error:
         if memory_shortage(error):
             raise

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from yacs.config import CfgNode
 
 from .. import distributed
-from ..distillers import distiller_dict
+from ..distillers._plugins import unread_sections
 from ..errors import UserError
 from ..models import same_model
 from .cfg import CFG, FREE, FROM_DATA, experiment_name, leaves, merge_known, setting_changes, to_dict
@@ -186,8 +186,8 @@ def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: S
     """
     if not saved:
         return
-    others = (f"{name}." for name in distiller_dict if name != given["DISTILLER"]["TYPE"])
-    free = (*FREE_ON_RESUME, *leave_out, *others)
+    unread = (f"{name}." for name in unread_sections(given["DISTILLER"]["TYPE"]))
+    free = (*FREE_ON_RESUME, *leave_out, *unread)
     before, now = {**dict(leaves(to_dict(CFG))), **dict(leaves(saved))}, dict(leaves(given))
     for name in MODELS:  # the file of a model may have moved
         if same_model(str(before.get(name)), str(now.get(name))):

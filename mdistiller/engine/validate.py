@@ -13,11 +13,12 @@ from ..dataset import dataset_dict
 from ..dataset.options import option_errors
 from ..distillers import distiller_dict
 from ..distillers._base import knows
+from ..distillers._plugins import unread_sections
 from ..errors import UserError, refuse
 from ..models import check_model
 from ..paths import expanded, find_file, validate_path
 from ..ranges import MAX_NUMBER
-from .cfg import CACHES, PRETRAINED, Fault, experiment_name, leaves, read_cfg, to_dict
+from .cfg import CACHES, CFG, PRETRAINED, Fault, experiment_name, leaves, read_cfg, to_dict
 from .log.run_text import read_references
 from .networks.build import input_errors
 from .networks.teacher_classes import read_outputs
@@ -128,7 +129,8 @@ def check_settings(cfg: CfgNode) -> None:
 def setting_errors(cfg: CfgNode) -> List[str]:
     """Return one line for each impossible value, or combination of values; `config_errors` also checks names.
 
-    The sections `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET` are checked, and that of the chosen distiller.
+    The sections `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET` are checked, and that of the chosen distiller. For a plug-in,
+    so are the sections of other distillers that differ from the defaults.
     """
     errors = [*solver_errors(cfg)]
     errors += unmet(
@@ -139,10 +141,13 @@ def setting_errors(cfg: CfgNode) -> List[str]:
     seed = 0 <= cfg.EXPERIMENT.SEED < 2**63
     errors += unmet(cfg.EXPERIMENT, (seed, "EXPERIMENT.SEED", "a whole number from 0 to below 2^63"))
     errors += [*_folder_errors(cfg), *_cache_errors(cfg), *option_errors(cfg.DATASET)]
-    name = cfg.DISTILLER.TYPE
-    distiller, section = distiller_dict.get(name), cfg.get(name)
-    if distiller is not None and knows(distiller, "config_errors", section):
-        errors += distiller.config_errors(section, name)
+    chosen = cfg.DISTILLER.TYPE
+    unread = unread_sections(chosen)
+    read = [name for name in distiller_dict if name not in unread and cfg.get(name) != CFG.get(name)]
+    by_class = {distiller_dict[name]: name for name in (*read, chosen) if name in distiller_dict}
+    for distiller, name in by_class.items():
+        if knows(distiller, "config_errors", cfg.get(name)):
+            errors += distiller.config_errors(cfg[name], name)
     return errors
 
 
@@ -185,6 +190,12 @@ def _cache_errors(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"TEACHER_TOP_LOGITS is {cfg.TEACHER_TOP_LOGITS!r}; expected 0 with TEACHER_CACHE off: set TEACHER_CACHE to"
             " memory or a folder"
+        )
+    section = cfg.get(cfg.DISTILLER.TYPE)
+    if cfg.TEACHER_TOP_LOGITS > 0 and isinstance(section, dict) and section.get("LOGIT_STAND"):
+        yield (
+            f"TEACHER_TOP_LOGITS is {cfg.TEACHER_TOP_LOGITS!r}; expected 0 with {cfg.DISTILLER.TYPE}.LOGIT_STAND, which"
+            " needs the mean of all logits"
         )
     try:
         folder = expanded(choice)

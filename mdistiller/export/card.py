@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import List, Sequence
 
 from .. import __version__
+from ..distillers import has_teacher
 from ..engine.evaluation.cost import deployed_cost
 from ..errors import printable
 from ..models import library_of, parts_of
@@ -30,21 +31,22 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
         form: the format: `onnx`, `torch` or `safetensors`. Checkpoints count as `safetensors`.
     """
     info, head, config = source.info, source.student.head, source.checkpoint["config"]
-    method = _text(config.get("DISTILLER", {}).get("TYPE", "unknown"))
+    section = config.get("DISTILLER", {})
     arch = shown_model(source.checkpoint["arch"])
-    teacher = _text(shown_model(str(config.get("DISTILLER", {}).get("TEACHER", ""))))
     cost = deployed_cost(source.student.backbone, head, info.input_size)
     accuracy = source.checkpoint["accuracy"]
     deployed = f"top-1 {accuracy['deployed_top1']:.2f} %"
     if "deployed_top5" in accuracy:
         deployed += f", top-5 {accuracy['deployed_top5']:.2f} %"
     ending = f"with the {head.kind} head and the teacher's classifier" if head else "with its own classifier"
-    has_teacher = method.upper() not in ("NONE", "UNKNOWN")
+    method = str(section.get("TYPE", ""))
+    training = {"": "", "NONE": ", trained by cross-entropy"}.get(method, f", trained by {_text(method)}")
+    teacher = _text(shown_model(str(section["TEACHER"]))) if has_teacher(section) else ""
     teacher_terms = _text(teacher_license) or NOT_STATED
     parts = [
         f"# {_text(title)}",
-        f"An image classifier: {_text(arch)} {ending}, trained by {method if has_teacher else 'cross-entropy'} with"
-        f" mdistiller {__version__}. Weights are {precision}.",
+        f"An image classifier: {_text(arch)} {ending}{training}. Weights are {precision}."
+        f" Card by mdistiller {__version__}.",
         "## Input and output",
         f"`image`: float32 `[N, 3, {info.input_size}, {info.input_size}]`, RGB in [0, 1], any `N`; normalization is"
         f" inside. {_preparation(source)} `logits`: float32 `[N, {info.num_classes}]`, in the order of the classes.",
@@ -55,10 +57,10 @@ def model_card(source: Source, title: str, precision: str, teacher_license: str 
         "## Data",
         f"Trained on `{_text(info.name)}`, {info.num_classes} classes, images of {info.input_size} px.",
         "## Teacher",
-        f"{_text(teacher)}. License of its weights: {teacher_terms}." if has_teacher else "None.",
+        f"{_text(teacher)}. License of its weights: {teacher_terms}." if teacher else "None.",
         "## Accuracy",
         f"Validation: {deployed} (epoch {source.checkpoint['epoch']}, as training recorded it). To measure it again:",
-        f"```bash\npython3 tools/eval.py -m {_text(arch)} -c {source.path.name}\n```",
+        f"```bash\npython3 tools/eval.py -m {_text(_name_to_give(arch))} -c {source.path.name}\n```",
         "## Cost",
         f"{cost.parameters:,} parameters, {cost.macs:,} multiply-accumulate operations an image, of which the head"
         f" {cost.head_parameters:,} and {cost.head_macs:,} (the network as trained, before layers are folded).",
@@ -103,14 +105,20 @@ def shown_model(name: str) -> str:
     return f"{Path(parts[0]).name}:{parts[1]}" if parts is not None and parts[2] else name
 
 
+def _name_to_give(arch: str) -> str:
+    """Return the name by which a command line can build the model `arch`, with a placeholder for an unknown file."""
+    place, _, attribute = arch.partition(":")
+    return f"path/to/file.py:{attribute.partition('.')[2]}" if place == PLACE else shown_model(arch)
+
+
 def needs_to_rebuild(arch: str) -> str:
-    """Return what must be importable to rebuild a student from its weights, or an empty text for a model of the zoo."""
+    """Return what rebuilding a student from its weights needs, or an empty string for a model of the zoo."""
     parts = parts_of(arch)
     if parts is not None:
-        kind = "object" if parts[0] == PLACE else "file" if parts[2] else "module"
-        what = parts[1].split(".", 1)[1] if kind == "object" else Path(parts[0]).name if parts[2] else parts[0]
-        how = "model=... of mdistiller.load" if kind == "object" else f"-m {shown_model(arch)}"
-        return f"the {kind} {what} must be there, and named ({how})"
+        if parts[0] == PLACE:
+            return f"pass an instance of {parts[1].partition('.')[2]} as model to mdistiller.load"
+        what = f"file {Path(parts[0]).name}" if parts[2] else f"module {parts[0]}"
+        return f"the {what} must be there, and named (-m {shown_model(arch)})"
     library = library_of(arch)
     return f"{library} must be installed" if library else ""
 
@@ -129,10 +137,7 @@ def _number(value: object, sign: str = "") -> str:
 
 
 def _preparation(source: Source) -> str:
-    size = source.view.size
-    if source.view.margin:
-        return f"Resize the shorter side to {round(size / 0.875)} px (bilinear, antialiased) and crop the center."
-    return f"Resize the shorter side to {size} px (bilinear, antialiased) and crop the center."
+    return f"Resize the shorter side to {source.view.shorter_side} px (bilinear, antialiased) and crop the center."
 
 
 def _classes(classes: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ class Description:
 
     @property
     def view(self) -> View:
+        """The transform that prepares an image."""
         return View(self.input_size, self.margin)
 
     def metadata(self) -> Dict[str, str]:

@@ -12,7 +12,7 @@ def check_hub(repository: str) -> None:
     """Check what can be known before an export is made.
 
     Raises:
-        UserError: the library is missing, or `repository` is no name of a repository.
+        UserError: the library is missing, or `repository` is not `user/name`.
     """
     try:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -20,9 +20,11 @@ def check_hub(repository: str) -> None:
         raise UserError("--push needs huggingface_hub; run: pip install 'mdistiller[hub]'") from None
     try:
         validate_repo_id(repository)
+        reason = "" if "/" in repository else "it has no user"  # the hub would add one, but not to the upload
     except HFValidationError as error:
         reason = one_line(error)
-        raise UserError(f"--push {repository!r:.120} is no repository ({reason}); give USER/NAME") from None
+    if reason:
+        raise UserError(f"--push {repository!r:.120} is not the name of a repository ({reason}); give USER/NAME")
 
 
 def push(export: Path, card: Path, repository: str, private: bool = False) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Iterator, Optional
+from typing import Iterator, Union
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 
@@ -16,7 +17,8 @@ class Options:
         format: the format: `onnx`, `torch` or `safetensors`.
         half: whether to use float16 instead of float32.
         int8: whether to use 8-bit integers, for ONNX only.
-        output: the file, or a folder; by default `export/<format>/` beside the checkpoint.
+        output: the file, or a folder; by default `export/<format>/`, or `export/<format>-<precision>/`, beside the
+            checkpoint.
         overwrite: whether to replace an earlier export.
         max_drop: the largest loss of top-1 of `half` and `int8`, in percentage points.
         use_data: whether to prove on the validation set; otherwise on random images.
@@ -27,7 +29,7 @@ class Options:
     format: str = "onnx"
     half: bool = False
     int8: bool = False
-    output: Optional[str] = None
+    output: Union[str, os.PathLike[str], None] = None
     overwrite: bool = False
     max_drop: float = 0.5
     use_data: bool = True
@@ -36,9 +38,11 @@ class Options:
 
     @property
     def precision(self) -> str:
+        """`float32`, `float16` or `int8`."""
         return "float16" if self.half else "int8" if self.int8 else "float32"
 
     def faults(self) -> Iterator[str]:
+        """Yield one line for each option that is invalid or contradicts another."""
         if self.format not in SUFFIXES:
             yield f"--format is {self.format!r}; expected one of {', '.join(SUFFIXES)}"
         if self.half and self.int8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from ..paths import user_path
 CARD = "card.md"
 
 
-def target_file(student: Path, kind: str, suffix: str, output: Optional[str], overwrite: bool) -> Path:
+def target_file(student: Path, kind: str, suffix: str, output: str | os.PathLike[str] | None, overwrite: bool) -> Path:
     """Return the path of the file to write.
 
     Args:

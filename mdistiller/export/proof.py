@@ -61,7 +61,7 @@ class Proof:
     size: int
 
     def fault(self, exact: bool, max_drop: float) -> str:
-        """Return why the export must not be used, or an empty text.
+        """Return why the export must not be used, or an empty string.
 
         Args:
             exact: whether the export computes in float32, so that no top-1 may change.

@@ -27,7 +27,7 @@ from ..engine.checkpoint.foreign_weights import weights_of
 from ..engine.evaluation.eval_checkpoint import use_described_dataset
 from ..engine.networks.teacher_outputs import check_classes
 from ..errors import UserError
-from ..models import same_model
+from ..models import may_build
 
 PROGRAMS = (".onnx", ".pt2")  # exports that are no checkpoints
 
@@ -95,7 +95,7 @@ def read_source(
             " its classes, image size and normalization: give the student_best.pth that training writes"
         )
     # the user's path to the code, not the one that the checkpoint names
-    model = model or next((name for name in own_code if same_model(name, checkpoint["arch"])), "")
+    model = model or next((name for name in own_code if may_build(name, checkpoint["arch"])), "")
     arch, dataset, size = choose_arch(checkpoint, model, file), checkpoint["dataset"], checkpoint["input_size"]
     use_described_dataset(cfg, checkpoint, overrides, str(file))
     check_known(checkpoint, arch, dataset, size)

@@ -21,7 +21,7 @@ from ._contract import ClassifierModel, Stages
 from ._weights import load_weights
 from .adapters import library_input, library_of, library_weights
 from .adapters.own_input import InputSpec, give_own_input, own_input_of
-from .adapters.user_models import adapt, parts_of, portable_name, same_model
+from .adapters.user_models import adapt, may_build, parts_of, portable_name, same_model
 from .cifar import TeacherCheckpoint, cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict, released_file
 
@@ -193,6 +193,7 @@ __all__ = [
     "library_of",
     "library_weights",
     "load_weights",
+    "may_build",
     "own_input_of",
     "parts_of",
     "portable_name",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from typing import Any, Dict, List, Mapping, Optional, Set
 
 import torch
@@ -68,7 +69,10 @@ def load_weights(
     beside = [key for key in state if not key.startswith(prefix) and not _is_counter(key)]
     if beside:
         log.info(f"note: of {source}, the weights below {prefix!r} are read; left out: {_first_few(beside)}")
-    model.load_state_dict(given)
+    counters = {key: torch.zeros_like(value) for key, value in expected.items() if key not in given}
+    complete: Any = OrderedDict({**given, **counters})
+    complete._metadata = getattr(expected, "_metadata", {})  # the version of each module's layout
+    model.load_state_dict(complete)
 
 
 def _keep_classifier(

@@ -43,10 +43,12 @@ class Material:
 
     @property
     def classes(self) -> Tuple[str, ...]:
+        """The class names, in label order."""
         return tuple(plain(name) for name in self.runs[0].source.info.classes)
 
     @property
     def num_images(self) -> int:
+        """The number of validation images."""
         return len(self.seen[0].target)
 
     @property

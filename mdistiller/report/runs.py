@@ -50,6 +50,7 @@ class Run:
 
     @property
     def method(self) -> str:
+        """The name of its distiller, `DISTILLER.TYPE`."""
         return str(self.distiller.get("TYPE", "unknown"))
 
     @property

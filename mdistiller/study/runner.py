@@ -271,7 +271,7 @@ class _Runner:
             write_results(self.study, self.summaries, self.failed, self.folder.path)
 
     def _result(self, handle: Handle, cell: Cell) -> str:
-        """Take the summary of a run that has ended; return what went wrong, or an empty text."""
+        """Take the summary of a run that has ended; return what went wrong, or an empty string."""
         try:
             reason = handle.result()
             if not reason:

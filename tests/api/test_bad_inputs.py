@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,8 @@ BAD_OPTIONS = [
     ({"train_data": "gone"}, "train_data is 'gone', which is not a folder here"),
     ({"train_data": "cifar101"}, "train_data is 'cifar101', which is not a folder here; did you mean cifar10"),
     ({"train_data": 3}, "train_data is a int; expected a folder, the name of a data set, or a Dataset"),
+    ({"train_data": "cifar100", "val_data": "gone"}, "'cifar100' has its own validation images; leave val_data out"),
+    ({"method": "NONE"}, "the method NONE uses no teacher; give teacher=None, or another method"),
 ]
 
 
@@ -160,3 +163,27 @@ def test_bad_students(image_folder):
     assert_matches(r"logits of the shape \[18, 5\] for 18 images; expected .* the 3 classes", message)
     assert_matches("DATASET.TEST.BATCH_SIZE is 0", fault(mdistiller.evaluate, OwnNet(), image_folder, batch_size=0))
     assert_matches("DATASET.STD", fault(mdistiller.evaluate, OwnNet(), image_folder, std=(0, 0, 0)))
+
+
+def test_class_names_that_contradict_the_data(image_folder, quick):
+    train, val = Pictures(image_folder / "train"), Pictures(image_folder / "val")
+    folders = {"train_data": image_folder / "train", "val_data": image_folder.parent / "val"}
+    shutil.copytree(image_folder / "val", folders["val_data"])
+    names = ["class_2", "class_1", "class_0"]
+    given = {"student": OwnNet(), "teacher": None, "method": "NONE", "classes": names, **quick}
+    assert_matches("classes is for a Dataset", fault(mdistiller.distill, **given, **folders))
+    train.classes = names[::-1]
+    message = fault(mdistiller.distill, **given, train_data=train, val_data=val)
+    assert_matches("but the data have these names in the order .*; leave classes out", message)
+    train.classes = ["a", "b", "b"]
+    assert_matches(
+        r"class names are \['a', 'b', 'b'\]; expected different",
+        fault(mdistiller.distill, **{**given, "classes": None}, train_data=train, val_data=val),
+    )
+
+
+def test_a_fraction_to_hold_out_beside_validation_images(image_folder, quick):
+    train, val = Pictures(image_folder / "train"), Pictures(image_folder / "val")
+    given = {"student": OwnNet(), "teacher": None, "method": "NONE", "val_fraction": 0.5, **quick}
+    message = fault(mdistiller.distill, **given, train_data=train, val_data=val)
+    assert_matches("DATASET.VAL_FRACTION is 0.5, but python has its own validation images", message)

@@ -73,3 +73,45 @@ def test_classes_without_images_and_other_classes(student_file, image_folder):
     named.classes = ["a", "b", "c"]
     with pytest.raises(mdistiller.UserError, match="knows class 0 as 'class_0', in the data set python it is 'a'"):
         mdistiller.evaluate(student_file, named)
+
+
+class Spy(nn.Module):
+    """Keeps what it sees."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_classes))
+        self.seen = []
+
+    def forward(self, image):
+        self.seen.append(image)
+        return self.weight.expand(len(image), -1)
+
+
+def test_a_module_sees_the_images_of_a_dataset_as_they_are():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 72, 72, 3), dtype=np.uint8)
+    spy = Spy()
+    mdistiller.evaluate(spy, [(picture, label) for label, picture in enumerate(pictures)])
+    expected = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(torch.cat(spy.seen), expected)
+
+
+def test_data_that_lack_the_last_classes():
+    pictures = [(np.zeros((16, 16, 3), dtype=np.uint8), label) for label in (0, 1, 1)]
+    with pytest.raises(mdistiller.UserError, match=r"if a Dataset lacks the last classes, give classes=\[...\]"):
+        mdistiller.evaluate(Spy(), pictures)
+    found = mdistiller.evaluate(Spy(), pictures, classes=["a", "b", "c"])
+    assert found["per_class"] == {"a": 100.0, "b": 0.0, "c": None}
+
+
+def test_labels_that_the_items_have_and_targets_has_not():
+    class Merged(torch.utils.data.Dataset):
+        targets = [0, 1, 2, 3] * 5
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, index):
+            return np.zeros((16, 16, 3), dtype=np.uint8), self.targets[index] // 2
+
+    assert mdistiller.evaluate(Spy(2), Merged())["confusion"] == [[10, 0], [10, 0]]

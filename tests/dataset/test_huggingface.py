@@ -137,7 +137,7 @@ def test_other_columns(load: Make, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
     for file in tmp_path.glob("*.parquet"):
         file.rename(tmp_path / "tables" / file.name)
-    with pytest.raises(UserError, match="no column 'label'; did you mean fine_label. set DATASET.LABEL_COLUMN"):
+    with pytest.raises(UserError, match="no column 'label': set DATASET.LABEL_COLUMN; did you mean fine_label"):
         load(tmp_path / "tables")
     with pytest.raises(UserError, match="no column 'image'.*set DATASET.IMAGE_COLUMN"):
         load(tmp_path / "tables", LABEL_COLUMN="fine_label")
@@ -194,7 +194,7 @@ def test_other_images_in_files_of_their_own_are_seen(load: Make, image_folder: P
 WRONG_LABELS = [
     (["a", "b"], ["a", "c"], "val images have the class 'c', and no training image has it"),
     (["a", "b"], ["a", "B"], "val images have the class 'B', and no training image has it"),
-    (["a", "b", ""], ["a"], "has empty texts; give each image its class"),
+    (["a", "b", ""], ["a"], "has empty strings; give each image its class"),
     ([0, 1], [5], "val images have the class 5, and no training image has it"),
     ([1, 2, 3], [1], "has 3 different numbers from 1 to 3; expected classes from 0 to 2, each with a training image"),
     ([-1, 0, 1], [0], "has 3 different numbers from -1 to 1; expected"),
@@ -313,3 +313,18 @@ def test_a_test_part_does_not_choose_the_best_epoch(load: Make, image_folder: Pa
         load(root)
     with pytest.raises(UserError, match="has no training images, only test"):
         load(root / "data/test-00000-of-00001.parquet")
+
+
+def test_several_data_sets_in_one_folder(load: Make, image_folder: Path, tmp_path: Path) -> None:
+    for name in ("large", "small"):
+        write(tmp_path / "both" / name, image_folder)
+    with pytest.raises(UserError, match="both holds several data sets; give one of the folders .*large.*, .*small"):
+        load(tmp_path / "both")
+    assert load(tmp_path / "both" / "small")[0].num_images == load(image_folder, TYPE="imagefolder")[0].num_images
+
+
+def test_a_part_without_rows(load: Make, parquet: Path, image_folder: Path) -> None:
+    (file,) = (parquet / "data").glob("validation*")
+    table(image_folder / "val").select([]).to_parquet(str(file))
+    with pytest.raises(UserError, match="the val part, .*validation-00000-of-00001.parquet, has no rows; remove it"):
+        load(parquet)

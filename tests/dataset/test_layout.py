@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from mdistiller.dataset import dataset_dict, get_dataset, get_val_loader
+from mdistiller.dataset.folders.class_folders import class_folders, find_images
+from mdistiller.dataset.folders.layout import hold_out
 from mdistiller.dataset.loading import image_check
 from mdistiller.dataset.loading.image_check import check_images
 from mdistiller.errors import UserError
@@ -193,7 +195,8 @@ def test_a_contradiction(make: Make, root: Path) -> None:
     for dataset in ("imagefolder", "imagenet"):
         message = refused(make(TYPE=dataset, VAL_FRACTION=0.1))
         assert (
-            f"DATASET.VAL_FRACTION is 0.1, which takes validation images out of train/, but {root}/valid is" in message
+            f"DATASET.VAL_FRACTION is 0.1, which takes validation images out of the training images, but {root} has"
+            in (message)
         )
     for dataset in ("fashion_demo", "tiny_imagenet"):
         expected = f"DATASET.VAL_FRACTION is 0.1, but {dataset} has its own validation images; set"
@@ -219,3 +222,15 @@ def test_the_case_of_a_validation_folder_does_not_matter(make, root, name):
     (root / "val").rename(root / name)
     assert get_dataset(make(), "cpu")[1].num_images == 6
     assert "VAL_FRACTION" in refused(make(VAL_FRACTION=0.25))
+
+
+def test_the_part_is_the_same_in_the_working_directory(without_val: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(without_val)
+    parts = []
+    for place in (Path("."), Path("train"), without_val, without_val / "train"):
+        folder = place if place.name == "train" else place / "train"
+        classes = class_folders(folder, "")
+        _, val = hold_out(find_images(folder, classes), place, classes, 0.5)
+        parts.append((place.name == "train", {file.name for file in val.paths()}))
+    names = [[found for below_train, found in parts if below_train is kind] for kind in (False, True)]
+    assert all(first == second for first, second in names)

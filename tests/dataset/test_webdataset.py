@@ -155,7 +155,7 @@ def test_a_part_is_held_out(load: Make, image_folder: Path, tmp_path: Path, make
     index.write_text(json.dumps({**json.loads(index.read_text()), "val": []}))
     train, val = load(tmp_path / "halves", VAL_FRACTION=0.3)
     assert (train.num_images, val.num_images) == (3, 3)
-    with pytest.raises(UserError, match="has no validation shards; set DATASET.VAL_FRACTION 0.1"):
+    with pytest.raises(UserError, match="has no validation images; set DATASET.VAL_FRACTION 0.1"):
         load(tmp_path / "halves")
 
 
@@ -239,12 +239,16 @@ def change(key: str, value: Any) -> Callable[[Dict[str, Any]], None]:
 INDICES: List[Tuple[Callable[[Dict[str, Any]], Any], str]] = [
     (lambda index: index.update(version=2), "is not an index of version 1"),
     (lambda index: index.pop("classes"), "'classes' is missing"),
-    (lambda index: index.update(classes=["ant"]), "has no class names"),
+    (lambda index: index.update(classes=["ant"]), "two different class names or more, each once"),
     (change("labels", [0, 0, 0, 0, 3]), "a label in train-000000.tar is 3, expected 0 to 2"),
     (change("labels", [0, 0]), "different lengths"),
     (change("offsets", [0, 0, 0, 0, 10**9]), "outside it"),
     (change("file", "../other.tar"), "is called '../other.tar'"),
-    (change("sizes", ["much"] * 5), "invalid literal"),
+    (change("sizes", ["much"] * 5), "the sizes of train-000000.tar are not whole numbers"),
+    (change("labels", [0.7] * 5), "the labels of train-000000.tar are not whole numbers"),
+    (change("file", ".."), "is called '..'"),
+    (lambda index: index.update(classes="ab"), "has no class names"),
+    (lambda index: index.update(classes=["ant", "ant", "bee"]), "two different class names or more, each once"),
 ]
 
 
@@ -271,5 +275,5 @@ def test_nothing_is_left_of_a_failure(image_folder: Path, tmp_path: Path, monkey
     assert sorted(tmp_path.iterdir()) == before
     (tmp_path / "out").mkdir()
     make_shards(image_folder, tmp_path / "out", num_workers=0)  # an empty folder is replaced
-    with pytest.raises(UserError, match="out is there already; give another folder"):
+    with pytest.raises(UserError, match="out already exists; give another folder"):
         make_shards(image_folder, tmp_path / "out", num_workers=0)

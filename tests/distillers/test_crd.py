@@ -194,7 +194,7 @@ def test_gradients_reach_every_learnable_parameter_and_no_teacher(teacher, stude
     check_student_deploys_alone(distiller)
 
 
-def test_the_state_of_another_kind_of_device_begins_the_epoch_anew():
+def test_the_state_of_another_kind_of_device_begins_the_epoch_again():
     distiller, given = build_crd(), crd_batch()
     first = distiller.contrast_images(given["target"], given["index"], 3)
     distiller.contrast_images(given["target"], given["index"], 3)

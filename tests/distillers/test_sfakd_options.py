@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from one_step import PAIRS, batch, build, check_step
 from torch import nn
 
-from mdistiller.distillers import head_dict
+from mdistiller.distillers import Distiller, head_dict, register
 from mdistiller.distillers.SFAKD import (
     SFAKD,
     BottleneckProjector,
@@ -18,11 +18,12 @@ from mdistiller.distillers.SFAKD import (
     pooled_alignment_loss,
 )
 from mdistiller.engine.build import build_trainer
-from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.cfg import load_cfg, settings_of
 from mdistiller.engine.checkpoint import load_student, read_checkpoint
 from mdistiller.engine.evaluation.eval_checkpoint import eval_checkpoint
 from mdistiller.engine.solver.optim import build_optimizer
 from mdistiller.engine.trainer import trainer_dict
+from mdistiller.engine.validate import setting_errors
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.engine.test_trainer import settings
@@ -313,6 +314,8 @@ def test_evaluation_rebuilds_the_student(image_folder):
         ("SFAKD.KD_WEIGHT -1", "SFAKD.KD_WEIGHT is -1.0; expected a weight of 0 or more"),
         ("SFAKD.TEMPERATURE 0", "SFAKD.TEMPERATURE is 0.0; expected a number above 0"),
         ("SFAKD.DECAY_FILTER 0.1", "SFAKD.DECAY_FILTER"),
+        ("SFAKD.FEAT_WEIGHT 0", "SFAKD.FEAT_WEIGHT and SFAKD.CE_WEIGHT and SFAKD.KD_WEIGHT are 0; set one above 0"),
+        ("SFAKD.LEARNABLE_SIGMA True SFAKD.FREQUENCY_BRANCH False", "LEARNABLE_SIGMA needs SFAKD.FREQUENCY_BRANCH"),
         (
             "SFAKD.CLASSIFIER student",
             "CE_WEIGHT is 0, and so is SFAKD.KD_WEIGHT; set one, for example CE_WEIGHT to 1.0",
@@ -322,3 +325,35 @@ def test_evaluation_rebuilds_the_student(image_folder):
 def test_bad_options(overrides, message):
     with pytest.raises(UserError, match=message):
         build("SFAKD", *overrides.split())
+
+
+@pytest.fixture
+def subclass(registries_as_before):
+    """A method of a user's own, with all options of SFAKD and one more."""
+
+    @register("SUBCLASS")
+    class Subclass(SFAKD):
+        DEFAULTS = {**SFAKD.DEFAULTS, "MORE": 1.0}
+
+        def forward_train(self, image, target, **kwargs):
+            return super().forward_train(image, target, **kwargs)
+
+    return Subclass
+
+
+def test_a_subclass_reads_its_own_section_and_declares_its_own_needs(subclass):
+    options = ["SUBCLASS.FEAT_WEIGHT", "7", "SUBCLASS.CLASSIFIER", "student", "SUBCLASS.CE_WEIGHT", "1"]
+    cfg = load_cfg(None, ["DISTILLER.TYPE", "SUBCLASS", "DATASET.INPUT_SIZE", "32", *options])
+    distiller = subclass(build_model("resnet8", 5), build_model("resnet14", 5), cfg)
+    assert (distiller.feat_weight, distiller.ce_weight, distiller.head) == (7.0, 1.0, None)
+    assert distiller.teacher_needs == Distiller.teacher_needs
+
+
+def test_settings_of_another_section_count_for_a_plug_in_alone(subclass):
+    def settings_with(method, *overrides):
+        return settings_of(load_cfg(None, ["DISTILLER.TYPE", method, *overrides]))
+
+    assert settings_with("SFAKD") == settings_with("SFAKD", "KD.TEMPERATURE", "40.0")
+    assert settings_with("SUBCLASS") != settings_with("SUBCLASS", "KD.TEMPERATURE", "40.0")
+    bad = load_cfg(None, ["DISTILLER.TYPE", "SUBCLASS", "KD.TEMPERATURE", "-4"])
+    assert setting_errors(bad) == ["KD.TEMPERATURE is -4.0; expected a number above 0"]

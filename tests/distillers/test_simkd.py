@@ -85,7 +85,7 @@ def test_a_step_equals_its_definition_and_reaches_what_it_trains(teacher, studen
 
 
 def test_the_backbone_does_not_feel_the_probe():
-    distiller = build("SIMKD", "SIMKD.FEAT_WEIGHT", "0.0")
+    distiller = build("SIMKD")
     image, target = batch()
     distiller(image=image, target=target)[1]["loss_probe"].backward()
     assert {name for name, p in distiller.student.named_parameters() if p.grad is not None} == {"fc.weight", "fc.bias"}

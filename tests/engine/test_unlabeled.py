@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, List
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from mdistiller.dataset.folders.unlabeled import find_unlabeled
+from mdistiller.dataset.loading.splits import FileSplit
 from mdistiller.distillers import distiller_dict
 from mdistiller.distillers.KD import KD, kd_loss
 from mdistiller.engine.build import build_trainer
@@ -25,7 +28,7 @@ from tests.engine.run.test_exact_resume import STEPS, crashed_and_resumed
 from tests.engine.test_trainer import settings
 from tests.soak.kill_and_resume import differences
 
-NEED_LABELS = {"NONE", "CRD", "DKD", "MLKD", "RLD"}
+NEED_LABELS = {"NONE", "CRD", "DKD", "RLD"}
 
 
 @pytest.fixture
@@ -173,3 +176,13 @@ def test_other_images_without_labels_are_refused_on_resume(folder: Path) -> None
         built(folder, *same, epochs=2).train(resume=True)
     with pytest.raises(UserError, match="DATASET.UNLABELED was '.*/other', now ''"):
         build_trainer(settings(folder, "DATASET.UNLABELED_RATIO", "0.7", method="KD")).train(resume=True)
+
+
+def test_links_to_validation_images_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = sorted(folder.glob("val/*/*.png"))
+    for number, file in enumerate(files[:3]):
+        Path("other", f"link{number}.png").symlink_to(file.absolute())
+    caplog.set_level(logging.INFO)
+    found = find_unlabeled("other", FileSplit(list(map(str, files)), [0] * len(files)))
+    assert len(found) == 12
+    assert "3 images of DATASET.UNLABELED are validation images" in caplog.text

@@ -71,7 +71,7 @@ def test_batch_norms_without_statistics_are_not_frozen():
 
 def test_a_method_without_a_loss():
     settings = ["DISTILLER.TYPE", "KD", "KD.LOSS.CE_WEIGHT", "0.0", "KD.LOSS.KD_WEIGHT", "0.0"]
-    with pytest.raises(UserError, match="KD.LOSS.CE_WEIGHT and KD.LOSS.KD_WEIGHT are both 0; set one above 0"):
+    with pytest.raises(UserError, match="KD.LOSS.CE_WEIGHT and KD.LOSS.KD_WEIGHT are 0; set one above 0"):
         check_settings(load_cfg(None, settings))
 
 
@@ -137,10 +137,11 @@ def test_stages_lie_within_the_epochs_where_they_count():
     short = ["SOLVER.EPOCHS", "15", "SOLVER.LR_DECAY_STAGES"]
     (fault,) = setting_errors(load_cfg(None, [*short, "[5, 16]"]))
     assert fault == (
-        "SOLVER.LR_DECAY_STAGES is [5, 16]; expected none above SOLVER.EPOCHS, 15: give earlier ones, [] for a constant"
-        " rate, or SOLVER.SCHEDULE linear"
+        "SOLVER.LR_DECAY_STAGES is [5, 16]; expected stages below SOLVER.EPOCHS, 15: give earlier ones, [] for a"
+        " constant rate, or SOLVER.SCHEDULE linear"
     )
-    for fine in (["[5, 15]"], ["[]"], ["[150, 180]", "SOLVER.SCHEDULE", "cosine"]):
+    assert len(setting_errors(load_cfg(None, [*short, "[5, 15]"]))) == 1
+    for fine in (["[5, 14]"], ["[]"], ["[150, 180]", "SOLVER.SCHEDULE", "cosine"]):
         assert setting_errors(load_cfg(None, [*short, *fine])) == []
 
 
@@ -192,3 +193,8 @@ def test_the_recipe(overrides, line):
     (error,) = config_errors(load_cfg(None, [*names, *overrides]))
     assert error.startswith(line)
     assert "\n" not in error
+
+
+def test_the_strength_of_ctkd_is_not_negative():
+    faults = setting_errors(load_cfg(None, ["DISTILLER.TYPE", "CTKD", "CTKD.LAMBDA_MAX", "-1"]))
+    assert faults == ["CTKD.LAMBDA_MAX is -1.0; expected 0 or more (the published code writes -1 for 1)"]

@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mdistiller.export.formats.pt2_check import SIZE
+
 
 def outside(model):
     tensor = model.graph.initializer[0]
@@ -177,3 +179,8 @@ def test_hostile_programs(command, program, session_folder, change, extra, messa
     assert (status, out, len(err.splitlines())) == (2, "", 1), err
     assert re.search(message, err), err
     assert not os.path.exists("hacked")
+
+
+def test_a_long_size_is_checked_at_once():
+    assert not SIZE.fullmatch("1" * 5000 + "!")
+    assert SIZE.fullmatch("Max(1, s0 + 16*FloorDiv(s12, 2))")

@@ -7,6 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from mdistiller.errors import UserError
+from mdistiller.export.hub import check_hub
+
 pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
 
 
@@ -123,5 +126,10 @@ def test_a_hub_that_refuses_is_one_line_and_the_export_stays(command, student_fi
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_name_that_is_none_is_one_line(command, student_file, hub):
     status, _, err = command(*arguments(student_file)[:-2], "a/b/c")
-    assert status == 2 and len(err.splitlines()) == 1 and "'a/b/c' is no repository" in err
+    assert status == 2 and len(err.splitlines()) == 1 and "'a/b/c' is not the name of a repository" in err
     assert not hub.requests and not (student_file.parent / "export").exists()
+
+
+def test_a_repository_without_a_user():
+    with pytest.raises(UserError, match="--push 'small' is not the name of a repository .it has no user.; give USER"):
+        check_hub("small")

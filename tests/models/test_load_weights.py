@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from mdistiller.errors import UserError
@@ -72,3 +73,11 @@ def test_misfits_are_named_and_nothing_is_loaded(model):
 def test_other_architecture(model):
     with pytest.raises(UserError, match=r"^[^\n]*missing: [^\n]*unexpected: [^\n]*$"):
         load_weights(model, build_model("vgg8", num_classes=10).state_dict(), "vgg8.pth")
+
+
+def test_a_model_that_reads_the_version_of_its_layout():
+    model = torchvision.models.mnasnet0_5(num_classes=3)
+    source = torchvision.models.mnasnet0_5(num_classes=3)
+    weights = {key: value for key, value in source.state_dict().items() if not key.endswith("num_batches_tracked")}
+    load_weights(model, weights, "a.pth")
+    assert same(model.state_dict(), source.state_dict())

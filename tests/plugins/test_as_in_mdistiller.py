@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mdistiller.distillers import distiller_dict
-from mdistiller.distillers._common import get_feat_shapes, probe, stage_shapes
+from mdistiller.distillers._common import blank_outputs, get_feat_shapes, stage_shapes
 from mdistiller.engine.build import build_trainer, config_errors
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
@@ -45,9 +45,9 @@ def test_input_sizes_are_a_side_or_both():
     shapes, _ = get_feat_shapes(student, teacher, [16, 32])
     assert shapes == stage_shapes(student, (16, 32))
     assert [tuple(shape[1:]) for shape in shapes][-1] == (64, 4, 8)
-    assert probe(student, (16, 32))[1]["final_map"].shape[1:] == (64, 4, 8)
+    assert blank_outputs(student, (16, 32))[1]["final_map"].shape[1:] == (64, 4, 8)
     with pytest.raises(UserError, match=r"DATASET.INPUT_SIZE is None"):
-        probe(student, None)
+        blank_outputs(student, None)
 
 
 def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
@@ -80,8 +80,8 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
     expected = {
         "MINE": [],
         "PARTLY": [],
-        "SAME": ["SAME.TEMPERATURE is -1.0; expected a number above 0"],
         "LOUDER": ["LOUDER.VOLUME is 11; expected less"],
+        "SAME": ["SAME.TEMPERATURE is -1.0; expected a number above 0"],
     }
     for name, faults in expected.items():
         cfg.DISTILLER.TYPE = name
@@ -90,3 +90,4 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
         assert config_errors(cfg) == faults
     student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
     assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor reads KD's section
+    assert distiller_dict["SAME"](student, teacher, cfg).temperature == -1.0  # which has all keys of KD's

@@ -1,6 +1,7 @@
 """Sections in detail: numbers, and what they say where something is missing."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,17 @@ def test_a_missing_teacher_is_named(runs):
     assert "give a second run" in notes(classes_section(material))
 
 
+def test_a_run_without_a_teacher_is_compared_with_one_that_can_be_built(runs):
+    shutil.copytree(runs / "sfakd", runs / "moved")
+    path = runs / "moved" / "student_best.pth"
+    content = torch.load(path, weights_only=True)
+    content["config"]["DISTILLER"]["TEACHER_WEIGHTS"] = "/gone/teacher.pth"
+    torch.save(content, path)
+    alone, moved, whole = find_teachers(read_runs([runs / name for name in ("vanilla", "moved", "sfakd")]))
+    assert moved.model is None and whole.model is not None
+    assert alone.model is whole.model
+
+
 def test_a_run_alone_has_no_teacher(trained):
     material = look_at(trained / "output" / "vanilla")
     assert notes(agreement_section(material)) == "No run here was trained with a teacher."
@@ -147,7 +159,7 @@ def test_a_row_that_was_cut_off_is_left_out(runs):
 
 def test_an_unfinished_run_says_so(runs):
     (runs / "vanilla" / "summary.json").unlink()
-    assert notes(summary_section(look_at(runs / "vanilla"))).endswith("so far without a summary: vanilla.")
+    assert notes(summary_section(look_at(runs / "vanilla"))).endswith("so they have no summary.json: vanilla.")
 
 
 def test_a_model_of_the_users_own(trained, registries_as_before):

@@ -103,7 +103,7 @@ TRAINING = [
     (SHARDS, cut("shards/index.json"), "index.json cannot be read ("),
     (SHARDS, flip, "train-000000.tar has another checksum: not what the index describes"),
     (SHARDS, relabel, "a label in train-000000.tar is 3, expected 0 to 2"),
-    (SHARDS + " DATASET.VAL_FRACTION 0.5", nothing, "has validation shards; set DATASET.VAL_FRACTION 0"),
+    (SHARDS + " DATASET.VAL_FRACTION 0.5", nothing, "has validation images; set DATASET.VAL_FRACTION 0"),
     ("DATASET.TYPE webdataset DATASET.ROOT https://a.b/c.tar", nothing, "https://a.b/c.tar is a URL; copy the data"),
     ("DATASET.TYPE webdataset DATASET.ROOT away", nothing, "away is not a folder; expected a folder of shards"),
     (
@@ -174,7 +174,7 @@ def names(place: Path, patch: pytest.MonkeyPatch) -> None:
 INDEX = "--index shards --classes c.txt"
 WRITING = [
     ("images out", without("webdataset"), "the library webdataset, which writes shards, is missing; pip install"),
-    ("images shards", nothing, "shards is there already; give another folder, or remove it first"),
+    ("images shards", nothing, "shards already exists; give another folder, or remove it first"),
     ("images out", spoil_one, "images/train/class_0/1.png (cannot identify image file"),
     ("images out", spoil_one, "or leave it out with --corrupt skip"),
     ("away out", nothing, "val is missing; expected an image folder with train/<class>/<image>"),

@@ -105,13 +105,13 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s'[: count != 1]}"
 
 
-def check_same_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
-    """Raise a UserError if training and validation have different class folders."""
+def check_same_classes(where: Path | str, train: Sequence[str], val: Sequence[str]) -> None:
+    """Raise a UserError if training and validation have different classes; `where` they are is for the message."""
     more, less = sorted(set(val) - set(train)), sorted(set(train) - set(val))
     if more or less:
         wrong = [f"val has {listed(more)}, which train lacks"] if more else []
         wrong += [f"val lacks {listed(less)}, which train has"] if less else []
-        raise UserError(f"the classes of {root} differ: {'; '.join(wrong)}; give both the same class folders")
+        raise UserError(f"the classes of {where} differ: {'; '.join(wrong)}; give both the same classes")
 
 
 def listed(names: Sequence[str], limit: int = MAX_NAMED) -> str:

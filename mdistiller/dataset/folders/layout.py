@@ -21,12 +21,12 @@ log = logging.getLogger("mdistiller")
 Find = Callable[[], FileSplit]
 Images = TypeVar("Images", bound=EncodedSplit)
 
-TRAIN = "train"
-VAL_NAMES = ("val", "valid", "validation")
+TRAIN, VAL = "train", "val"  # the parts of a data set, whatever it calls them
+VAL_NAMES = (VAL, "valid", "validation")
 
 PARTS_OF_WORDS = {
     **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(VAL_NAMES, VAL_NAMES[0]),
+    **dict.fromkeys(VAL_NAMES, VAL),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
@@ -92,22 +92,18 @@ def find_parts(root: Path, val_fraction: float, layout: str) -> Tuple[List[str],
     Raises:
         UserError: a folder is missing, has another layout, or cannot be read.
     """
-    check_root(root, TRAIN if val_fraction > 0 else VAL_NAMES[0], layout)
+    check_root(root, TRAIN if val_fraction > 0 else VAL, layout)
     train_folder, val_folder = root / TRAIN, find_val(root)
     if val_folder is None:
         if val_fraction == 0:
             raise UserError(
-                f"{root / VAL_NAMES[0]} is missing{_test_hint(root)}; {layout}, or set DATASET.VAL_FRACTION 0.1"
+                f"{root / VAL} is missing{_test_hint(root)}; {layout}, or set DATASET.VAL_FRACTION 0.1"
                 f" to validate on a tenth of {TRAIN}/"
             )
         classes = class_folders(train_folder, layout)
         train, val = hold_out(find_images(train_folder, classes), train_folder, classes, val_fraction)
         return classes, lambda: train, lambda: val
-    if val_fraction > 0:
-        raise UserError(
-            f"DATASET.VAL_FRACTION is {val_fraction:g}, which takes validation images out of {TRAIN}/, but {val_folder}"
-            f" is there; set DATASET.VAL_FRACTION 0, or move {val_folder} away"
-        )
+    check_val_fraction(val_fraction, True, root)
     classes = class_folders(val_folder, layout)
 
     def find_train() -> FileSplit:
@@ -120,6 +116,31 @@ def find_parts(root: Path, val_fraction: float, layout: str) -> Tuple[List[str],
 def _test_hint(root: Path) -> str:
     tests = [name for name in ("test", "testing") if os.path.isdir(root / name)]
     return f" ({root / tests[0]} is not used instead: a test set must not choose the best epoch)" if tests else ""
+
+
+def check_val_fraction(fraction: float, has_val: bool, place: Path, has_test: bool = False) -> None:
+    """Check that a data set has either validation images or a fraction of training images to hold out.
+
+    Args:
+        fraction: the value of `DATASET.VAL_FRACTION`.
+        has_val: whether the data set has validation images.
+        place: its folder, or the file that lists its images, for the message.
+        has_test: whether it has test images, which the message mentions.
+
+    Raises:
+        UserError: it has both or neither.
+    """
+    if fraction > 0 and has_val:
+        raise UserError(
+            f"DATASET.VAL_FRACTION is {fraction:g}, which takes validation images out of the training images, but"
+            f" {place} has validation images; set DATASET.VAL_FRACTION 0"
+        )
+    if fraction == 0 and not has_val:
+        hint = " (its test images are not used instead: they must not choose the best epoch)" if has_test else ""
+        raise UserError(
+            f"{place} has no validation images{hint}; set DATASET.VAL_FRACTION 0.1 to validate on a tenth of the"
+            " training images"
+        )
 
 
 def hold_out(files: Images, folder: Path, classes: Sequence[str], fraction: float) -> Tuple[Images, Images]:
@@ -142,7 +163,7 @@ def hold_out(files: Images, folder: Path, classes: Sequence[str], fraction: floa
     """
 
     def rank(index: int) -> bytes:
-        name = str(files.path(index))[len(str(folder)) + 1 :].replace(os.sep, "/")
+        name = files.path(index).relative_to(folder).as_posix()
         return hashlib.blake2b(os.fsencode(name), digest_size=8, person=b"validation").digest()
 
     held_out = torch.zeros(len(files), dtype=torch.bool)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from functools import lru_cache
+from pathlib import Path
 from typing import Iterator, Tuple
 
 import torch
@@ -48,7 +49,9 @@ def _without(split: FileSplit, val: FileSplit) -> FileSplit:
     real = lru_cache(os.path.realpath)
 
     def places(of: FileSplit) -> Iterator[Tuple[str, str]]:
-        return ((real(path.parent), path.name) for path in of.paths())
+        for path in of.paths():
+            place = Path(real(path)) if path.is_symlink() else path
+            yield real(place.parent), place.name
 
     kept_out = set(places(val))
     keep = torch.tensor([place not in kept_out for place in places(split)], dtype=torch.bool)

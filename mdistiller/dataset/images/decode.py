@@ -57,8 +57,12 @@ class View:
     size: int
     margin: bool
 
+    @property
+    def shorter_side(self) -> int:
+        """Side in pixels to which the shorter side of an image is resized."""
+        return round(self.size / 0.875) if self.margin else self.size
+
     def __call__(self, image: Image.Image) -> Image.Image:
-        shorter = round(self.size / 0.875) if self.margin else self.size
         whole = upright_size(image)
-        resized = decode_region(image, (0, 0, *whole), [int(shorter * side / min(whole)) for side in whole])
+        resized = decode_region(image, (0, 0, *whole), [int(self.shorter_side * side / min(whole)) for side in whole])
         return F.center_crop(resized, [self.size, self.size])

@@ -18,7 +18,7 @@ from ..images.pictures import as_picture
 from .encoded import Transform, UnusableImage
 
 READ_TWICE = 8  # images, to find random transforms
-SAMPLED = 64  # images whose pixels identify a set
+SAMPLED = 64  # images that are read to identify a set, and to compare its labels
 
 
 class DatasetSplit:
@@ -42,7 +42,7 @@ class DatasetSplit:
         """Return `transform` of image `index`, RGB.
 
         Raises:
-            UnusableImage: the data set raises an error, or returns something else than an image.
+            UnusableImage: the data set raises an error, or returns something other than an image.
         """
         place = int(self._indices[index])
         try:
@@ -74,7 +74,9 @@ class DatasetSplit:
 
 
 def split_of(dataset: Any, role: str) -> DatasetSplit:
-    """Return the split of a PyTorch `Dataset`. Its labels are read, from `dataset.targets` if it has that.
+    """Return the split of a PyTorch `Dataset`.
+
+    Its labels are those of `dataset.targets`, if the items of some images have them; otherwise each item is read.
 
     Args:
         dataset: the data set, `len(dataset)` images with labels.
@@ -92,7 +94,7 @@ def split_of(dataset: Any, role: str) -> DatasetSplit:
         raise UserError(f"{role} is empty; expected at least one image")
     _label(dataset, 0, role)
     found = _known_targets(dataset)
-    if found is None or len(found) != len(dataset) or found[0] != _label(dataset, 0, role):
+    if found is None or len(found) != len(dataset) or not _are_returned(found, dataset, role):
         indices = tqdm(range(len(dataset)), desc=f"reading the labels of {role}", delay=2, disable=None, leave=False)
         found = [_label(dataset, index, role) for index in indices]
     if min(found) < 0:
@@ -100,6 +102,13 @@ def split_of(dataset: Any, role: str) -> DatasetSplit:
     split = DatasetSplit(dataset, torch.tensor(found), torch.arange(len(found)))
     _check_constant(split, role)
     return split
+
+
+def _are_returned(targets: List[int], dataset: Any, role: str) -> bool:
+    """Whether a data set returns the labels `targets`, by one image of each class and some others."""
+    indices = {*{label: index for index, label in enumerate(targets)}.values()}
+    indices.update(range(0, len(targets), max(1, len(targets) // SAMPLED)))
+    return all(_label(dataset, index, role) == targets[index] for index in sorted(indices))
 
 
 def _label(dataset: Any, index: int, role: str) -> int:

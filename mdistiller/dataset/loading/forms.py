@@ -11,7 +11,7 @@ from ..options import Options
 
 
 def limit_forms(options: Options) -> Tuple[int, str]:
-    """Return the number of augmented variants or fixed views of a training image, and an empty text.
+    """Return the number of augmented variants or fixed views of a training image, and an empty string.
 
     If their number is unlimited, return 0 and the setting that makes it so.
     """

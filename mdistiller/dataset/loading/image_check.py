@@ -130,7 +130,7 @@ def usable_indices(split: ImageSplit, findings: SplitReport, corrupt: str, role:
         split: the images.
         findings: reports on all of them.
         corrupt: "skip" leaves unusable images out; otherwise they raise an error.
-        role: "training" or "validation", for messages.
+        role: "training", "validation" or "unlabeled", for messages.
 
     Raises:
         UserError: an image is unusable and `corrupt` is not "skip", or a class has no usable image.

@@ -164,7 +164,8 @@ class Loader:
         length = self._steps * self.batch_size
         start = max(self.epoch - 1, 0) * length
         first, last = start // self.num_images, (start + length - 1) // self.num_images
-        passes = {number: self._passes.get(number) or drawn(number) for number in range(first, last + 1)}
+        kept = self._passes if seed is None else {}
+        passes = {number: kept.get(number) or drawn(number) for number in range(first, last + 1)}
         if seed is None:
             self._passes = passes
         skipped = start - first * self.num_images

@@ -134,7 +134,7 @@ class Splits:
     """A data set: training set, validation set, and their description.
 
     Args:
-        train: the training set, or a function that finds it on first access; evaluation never does.
+        train: the training set, or a function that finds it on first access.
         val: the validation set.
         info: the description of the data set: classes, size and statistics.
         val_fraction: the fraction of the training images that became `val`; 0 if the data set has a validation set.

@@ -76,7 +76,7 @@ class StreamLoader(Loader):
 
     def unaugmented(self) -> Iterator[Batch]:
         plain = copy.copy(self)  # with workers of its own, which end with the pass
-        plain._idle, plain.augment, plain.padding = None, "none", 0
+        plain._idle, plain.augment = None, "none"
         plain._reader = _Reader(self._reader.split, self._reader.view, "none", 0, False, None, None)
         yield from Loader.unaugmented(plain)
 

@@ -29,7 +29,7 @@ INDEX = "index.json"
 FORMAT = {"format": "mdistiller.shards", "version": 1}
 LABEL = "cls"  # the field of the label
 MAX_LABEL_LENGTH = 20  # characters
-REMEDY = "make it anew with tools/make_shards.py"
+REMEDY = "make it again with tools/make_shards.py"
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,10 @@ def read_index(folder: Path) -> Tuple[List[str], Shards]:
         raise UserError(f"{path} is not an index of version {FORMAT['version']}; {REMEDY}")
     try:
         classes = content["classes"]
-        if len(classes) < 2 or not all(isinstance(name, str) for name in classes):
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError("it has no class names")
+        if len(set(classes)) < max(2, len(classes)):
+            raise ValueError("it needs two different class names or more, each once")
         names = {field.name for field in fields(Shard)}
         shards = {
             part: [_checked({name: entry[name] for name in names}, len(classes)) for entry in content.get(part, [])]
@@ -157,9 +159,13 @@ def _checked(entry: Dict[str, Any], num_classes: int) -> Shard:
         TypeError, ValueError, OverflowError: a value is impossible.
     """
     name = entry["file"]
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
         raise ValueError(f"a shard is called {name!r}")
-    columns = {key: np.array(entry[key], dtype=np.int64) for key in ("labels", "offsets", "sizes")}
+    columns = {key: np.array(entry[key]) for key in ("labels", "offsets", "sizes")}
+    for key, column in columns.items():
+        if column.dtype.kind not in "iu" and column.size:
+            raise ValueError(f"the {key} of {name} are not whole numbers")
+    columns = {key: column.astype(np.int64) for key, column in columns.items()}
     if {column.shape for column in columns.values()} != {(len(entry["names"]),)} or not len(entry["names"]):
         raise ValueError(f"the entries of {name} have different lengths")
     if columns["labels"].min() < 0 or columns["labels"].max() >= num_classes:
@@ -169,5 +175,5 @@ def _checked(entry: Dict[str, Any], num_classes: int) -> Shard:
     if columns["offsets"].min() < 0 or columns["sizes"].min() < 0 or ends.max() > entry["bytes"]:
         raise ValueError(f"an image of {name} is outside it")
     if not all(isinstance(value, str) for value in (*entry["names"], entry["sha256"])):
-        raise ValueError(f"a name in {name} is not a text")
+        raise ValueError(f"a name in {name} is not a string")
     return Shard(**{**entry, **columns})

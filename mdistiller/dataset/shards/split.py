@@ -116,7 +116,7 @@ def check_shards(folder: Path, shards: Sequence[Shard], corrupt: str, num_worker
         except OSError as error:
             raise UserError(
                 f"the shard {folder / shard.file} cannot be read ({error.strerror}); copy it there, or make the shards"
-                " anew with tools/make_shards.py"
+                " again with tools/make_shards.py"
             ) from None
         stamps.append((folder / shard.file, f"{found.st_size}\0{found.st_mtime_ns}\0{shard.sha256}"))
     if corrupt == "unchecked":
@@ -131,7 +131,7 @@ def check_shards(folder: Path, shards: Sequence[Shard], corrupt: str, num_worker
     first = f"the shard {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} shards, first {damaged[0]}"
     if corrupt != "skip":
         raise UserError(
-            f"{first}: not what the index describes; copy it again, make the index anew with tools/make_shards.py"
+            f"{first}: not what the index describes; copy it again, or make the index again with tools/make_shards.py"
             " --index, or use the images that can be read with DATASET.CORRUPT skip"
         )
     log.warning("%s: not what the index describes; its images are used as far as they can be read", first)

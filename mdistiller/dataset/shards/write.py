@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 from tqdm import tqdm
 
 from ...errors import UserError
-from ..folders.layout import TRAIN, VAL_NAMES, find_parts, part_of
+from ..folders.layout import TRAIN, VAL, find_parts, part_of
 from ..images.file_names import suffix_of
 from ..loading.image_check import check_images
 from ..loading.splits import FileSplit
@@ -20,7 +20,6 @@ from .index import LABEL, Shards, scan_shard, write_index
 
 log = logging.getLogger("mdistiller")
 
-VAL = VAL_NAMES[0]
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.I)
 LAYOUT = "expected an image folder with train/<class>/<image> and val/<class>/<image>"
 
@@ -51,11 +50,11 @@ def make_shards(
 
     Raises:
         UserError: the library `webdataset` is missing, the folder has another layout, an image cannot be used, `out`
-            is there already, or the disk is full.
+            already exists, or the disk is full.
     """
     tar_writer = _tar_writer()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; give another folder, or remove it first")
+        raise UserError(f"{out} already exists; give another folder, or remove it first")
     classes, find_train, find_val = find_parts(source, val_fraction, LAYOUT)
     parts: Dict[str, Any] = {}
     for part, find, role in ((TRAIN, find_train, "training"), (VAL, find_val, "validation")):

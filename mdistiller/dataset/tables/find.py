@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ...errors import UserError, one_line
 from ..folders.class_folders import listed
@@ -92,6 +92,7 @@ def open_tables(root: Path) -> Tables:
     tables = {}
     for part, of_part in files.items():
         names = [str(file) for file in of_part]
+        _check_rows(of_part, part)
         with _reported(root, of_part, datasets):
             if of_part[0].suffix == PARQUET:
                 tables[part] = datasets.Dataset.from_parquet(names)
@@ -110,10 +111,33 @@ def _files(root: Path) -> Dict[str, List[Path]]:
     if not found:
         raise UserError(f"DATASET.ROOT {root} holds no Parquet or Arrow file; {LAYOUT}")
     parts: Dict[str, List[Path]] = {}
+    configurations = set()
     for path in found:
-        inside = path.relative_to(root.parent if root.is_file() else root)
-        parts.setdefault(part_of(str(inside.with_suffix(""))) or TRAIN, []).append(path)
+        inside = path.relative_to(root.parent if root.is_file() else root).with_suffix("")
+        parts.setdefault(part_of(str(inside)) or TRAIN, []).append(path)
+        configurations.add(_before_part(inside))
+    if len(configurations) > 1:
+        names = [str(root.joinpath(*folders)) for folders in sorted(configurations)]
+        raise UserError(f"DATASET.ROOT {root} holds several data sets; give one of the folders {listed(names)}")
     return parts
+
+
+def _before_part(path: Path) -> Tuple[str, ...]:
+    """Return the folders of a path before the name that tells the part; a repository may have several data sets."""
+    place = next((number for number, name in enumerate(path.parts) if part_of(name)), 0)
+    return path.parts[:place]
+
+
+def _check_rows(files: Sequence[Path], part: str) -> None:
+    """Raise a UserError if Parquet files have no rows, which the library takes for damage."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        empty = all(f.suffix == PARQUET and parquet.ParquetFile(f).metadata.num_rows == 0 for f in files)
+    except (OSError, ArrowException):  # reported when the file is read
+        return
+    if empty:
+        raise UserError(f"the {part} part, {listed([str(f) for f in files])}, has no rows; remove it, or add images")
 
 
 @contextmanager
@@ -134,7 +158,7 @@ def _reported(root: Path, files: Sequence[Path], datasets: Any) -> Iterator[None
 
 
 def _damaged(files: Sequence[Path]) -> str:
-    """Return the first Parquet file that cannot be read, or an empty text; the library does not name it."""
+    """Return the first Parquet file that cannot be read, or an empty string; the library does not name it."""
     from pyarrow import ArrowException, parquet
 
     for file in files:

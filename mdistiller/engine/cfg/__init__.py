@@ -17,7 +17,7 @@ from .config import (
     resolved,
     show_cfg,
 )
-from .settings import FREE, FROM_DATA, setting_changes, settings_digest, settings_of
+from .settings import FREE, FROM_DATA, own_leaves, setting_changes, settings_digest, settings_of
 from .values import leaves, to_dict
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "load_cfg",
     "merge_known",
     "merge_overrides",
+    "own_leaves",
     "read_cfg",
     "resolved",
     "setting_changes",

@@ -61,7 +61,7 @@ _C.DATASET.MIXUP = 0.0
 # Beta(α, α). The value is α, for example 1; 0: never. With `MIXUP` too, each batch takes one of the two at random.
 _C.DATASET.CUTMIX = 0.0
 # Fixed views: draw this many augmented forms of each training image once, and show them in turn in the epochs. So
-# `TEACHER_CACHE` works with any augmentation of single images. 0: augment anew in each epoch. See
+# `TEACHER_CACHE` works with any augmentation of single images. 0: new augmentation in each epoch. See
 # [speed.md](speed.md#fixed-views).
 _C.DATASET.VIEWS = 0
 _C.DATASET.VIEWS_SEED = None  # seed of the views; runs that share a cache need the same. `None`: `EXPERIMENT.SEED`

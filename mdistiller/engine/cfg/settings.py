@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Sequence
 
 from yacs.config import CfgNode
 
-from ...distillers import distiller_dict
+from ...distillers._plugins import unread_sections
 from .config import CFG
 from .values import leaves, to_dict
 
@@ -25,9 +25,15 @@ DIGEST_LENGTH = 12  # characters
 
 
 def settings_of(cfg: CfgNode) -> Dict[str, Any]:
-    """Return the values that determine the result by full key, such as `SOLVER.LR`, without other methods' sections."""
-    others = tuple(f"{name}." for name in distiller_dict if name != cfg.DISTILLER.TYPE)
-    return {key: value for key, value in leaves(to_dict(cfg)) if not key.startswith((*FREE, *others))}
+    """Return the values that determine the result by full key, such as `SOLVER.LR`."""
+    values = own_leaves(to_dict(cfg), cfg.DISTILLER.TYPE)
+    return {key: value for key, value in values.items() if not key.startswith(FREE)}
+
+
+def own_leaves(config: Dict[str, Any], method: str) -> Dict[str, Any]:
+    """Return the values of a configuration by full key, without the sections that a method does not read."""
+    unread = tuple(f"{name}." for name in unread_sections(method))
+    return {key: value for key, value in leaves(config) if not key.startswith(unread)}
 
 
 def setting_changes(before: Dict[str, Any], now: Dict[str, Any], free: Sequence[str] = FREE) -> List[str]:

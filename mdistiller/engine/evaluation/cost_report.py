@@ -11,7 +11,7 @@ from typing import Any, List, Mapping, Optional
 import torch
 from torch import Tensor, nn
 
-from ...distillers import DeployedStudent, Head
+from ...distillers import DeployedStudent, Head, has_teacher
 from ...errors import UserError
 from ...models import build_model, library_input, library_of
 from ...paths import find_file
@@ -97,7 +97,7 @@ def teacher_lines(
         UserError: the teacher that the user named cannot be built.
     """
     name = section.get("TEACHER")
-    if not isinstance(name, str) or (not given and (section.get("TYPE") == "NONE" or library_of(name) == "user")):
+    if not isinstance(name, str) or (not given and (not has_teacher(section) or library_of(name) == "user")):
         return []
     constructor = _mapping(section, "TEACHER_ARGS"), _mapping(section, "TEACHER_FEATURES")
     try:

@@ -119,7 +119,7 @@ def use_described_dataset(cfg: CfgNode, checkpoint: Dict[str, Any], overrides: S
     same = given.get("DATASET.TYPE", checkpoint["dataset"]) == checkpoint["dataset"]
     if same and "DATASET.ROOT" not in given:
         trained_on = _on_this_machine(trained_on)
-    keys = trained_on if same else {"INPUT_SIZE", "MEAN", "STD"} & set(trained_on)
+    keys = trained_on if same else {"INPUT_SIZE", "MEAN", "STD", "AUGMENT"} & set(trained_on)
     merge_known(cfg, {"DATASET": {key: trained_on[key] for key in keys}}, source)
     merge_overrides(cfg, overrides)
 

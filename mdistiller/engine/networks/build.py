@@ -58,7 +58,7 @@ def released_weights(arch: str, dataset: str, input_size: Optional[int]) -> str 
 
 
 def input_errors(given: Any) -> str:
-    """Return an error message for a value of `DISTILLER.TEACHER_INPUT`, or an empty text if it is valid."""
+    """Return an error message for a value of `DISTILLER.TEACHER_INPUT`, or an empty string if it is valid."""
     if given in (None, SAME, PRETRAINED):
         return ""
     expected = f"DISTILLER.TEACHER_INPUT is {given!r}; expected None, same, pretrained, or entries of {INPUT_EXAMPLE}"

@@ -122,8 +122,9 @@ def normalized(name: str) -> str:
 def find_rows(info: DatasetInfo, outputs: Sequence[Names], source: str) -> Tuple[List[int], List[str]]:
     """Return the output of each class of a data set, and the classes that have none.
 
-    The first names of a class and of an output belong together if they are equal. Otherwise an output has to be the
-    only one with the first name of the class, or with all of the names that any output has.
+    A class belongs to the output with the same first name. If there is none, the class's first name must belong to
+    exactly one output. If it does not, the names of the class that occur among the outputs must have exactly one output
+    in common.
 
     Args:
         info: the description of the data set.
@@ -151,7 +152,7 @@ def find_rows(info: DatasetInfo, outputs: Sequence[Names], source: str) -> Tuple
         if len(found) > 1:
             raise UserError(
                 f"the class {name!r} of the data set {info.name} may be {_described(sorted(found), outputs)} in"
-                f" {source}; name its folder, or a line of {KEY}, without doubt, for example by the wnid"
+                f" {source}; name its folder, or a line of {KEY}, unambiguously, for example by the wnid"
             )
         (row,) = found
         if row in class_of:

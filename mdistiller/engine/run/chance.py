@@ -6,7 +6,7 @@ import math
 
 
 def chance_warning(top1: float, num_classes: int, num_images: int) -> str:
-    """Return a warning if a teacher's accuracy is at chance level; otherwise an empty text.
+    """Return a warning if a teacher's accuracy is at chance level; otherwise an empty string.
 
     Chance is `p = 1 / num_classes`, the accuracy of a random guess. Its standard error over `n` images is
     `sqrt(p (1 - p) / n)`. An accuracy up to three standard errors above chance is at chance level: a guess exceeds that

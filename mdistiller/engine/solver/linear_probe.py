@@ -24,11 +24,11 @@ from ...models._adapt import evaluation_mode
 from ..speed.memory import available_memory, gib
 from ..speed.precision import Precision
 
-# Of the weights, for features of deviation 1. (EfficientNet-Lite0 pretrained on ImageNet, 100 classes of 32 px images
-# enlarged to 96 px, top-1 for 0.01, 0.03 and 0.1: with 5,000 images 40.6, 41.9 and 42.4 %, with 10,000 images 45.0,
-# 46.1 and 45.8 %.)
+# Weight decay of the probe, for features scaled to deviation 1. (EfficientNet-Lite0 pretrained on ImageNet, 100 classes
+# of 32 px images enlarged to 96 px, top-1 for 0.01, 0.03 and 0.1: with 5,000 images 40.6, 41.9 and 42.4 %, with 10,000
+# images 45.0, 46.1 and 45.8 %.)
 DECAY = 0.03
-COPIES = 3  # in memory: of the features the parts, the whole and the scaled ones; logits, probabilities and gradient
+COPIES = 3  # held in memory: features as parts, joined and scaled; logits, probabilities and their gradient
 
 
 def check_probe(student: Any, num_images: int, device: torch.device) -> None:

@@ -61,8 +61,8 @@ def _build_timms(solver: CfgNode, groups: List[Dict[str, Any]], **options: Any) 
     own = [other for other in OPTIMIZERS if other.lower() == chosen]  # timm's sgd has another momentum
     if own or chosen not in known:
         raise UserError(
-            f"SOLVER.TYPE is {name!r}{did_you_mean(name, own or [*OPTIMIZERS, *known])}; expected"
-            f" {' or '.join(OPTIMIZERS)}, or the name of an optimizer of timm.optim"
+            f"SOLVER.TYPE is {name!r}; expected {' or '.join(OPTIMIZERS)}, or the name of an optimizer of timm.optim"
+            f"{did_you_mean(name, own or [*OPTIMIZERS, *known])}"
         )
     info = get_optimizer_info(chosen)
     if info.second_order:

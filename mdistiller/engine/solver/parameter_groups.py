@@ -12,6 +12,7 @@ from ...errors import UserError
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 LONG = 4  # a sequence of more modules, inside another module, counts as blocks
+MIN_LAYERS = 3
 
 
 def parameter_groups(
@@ -63,16 +64,22 @@ def lr_scales(distiller: Distiller, cfg: CfgNode) -> Dict[nn.Parameter, float]:
     """Return the factor of the learning rate of each of the student's parameters; none if all factors are 1.
 
     With `SOLVER.LAYER_DECAY` the last layer has the factor 1, the one before it `LAYER_DECAY`, the one before that
-    `LAYER_DECAY²`, and so on. `SOLVER.BACKBONE_LR_FACTOR` multiplies those of all parameters but the classifier's. What
-    a method adds to the student, such as a head, keeps the factor 1.
+    `LAYER_DECAY²`, and so on. `SOLVER.BACKBONE_LR_FACTOR` multiplies the factor of every parameter except the
+    classifier's. What a method adds to the student, such as a head, keeps the factor 1.
 
     Raises:
-        UserError: `BACKBONE_LR_FACTOR` is given, and the student has no classifier.
+        UserError: `LAYER_DECAY` is given, and the student's layers cannot be told apart; or `BACKBONE_LR_FACTOR` is
+            given, and the student has no classifier.
     """
     decay, factor = cfg.SOLVER.LAYER_DECAY, cfg.SOLVER.BACKBONE_LR_FACTOR
     if decay == factor == 1:
         return {}
     layers = layers_of(distiller.student)
+    if decay < 1 and len(layers) < MIN_LAYERS:
+        raise UserError(
+            f"SOLVER.LAYER_DECAY is {decay:g}, but the modules of {type(distiller.student).__name__} show only"
+            f" {len(layers)} layers; define its layers as modules of their own, or set it to 1"
+        )
     scales = {
         parameter: decay ** (len(layers) - 1 - depth) * factor
         for depth, layer in enumerate(layers)
@@ -92,12 +99,17 @@ def lr_scales(distiller: Distiller, cfg: CfgNode) -> Dict[nn.Parameter, float]:
 def layers_of(model: nn.Module) -> List[List[nn.Parameter]]:
     """Return the parameters of a model layer by layer, in the order in which its modules are defined.
 
-    A layer is a child of the model; a block, for a child that is a sequence of blocks or contains a long one, as the
-    encoder of a vision transformer does. Normalization layers and single parameters with at most one dimension belong
-    to the layer before them.
+    A layer is a child of the model; or a block, of a child that is a sequence of blocks. A child that contains a long
+    sequence at any depth, as the encoder of a vision transformer does, is divided in the same way. Normalization layers
+    and single parameters with at most one dimension belong to the layer before them.
     """
     layers: List[List[nn.Parameter]] = []
     seen: Set[int] = set()
+    while True:  # a wrapper around the network is not a layer
+        children = [child for child in model.children() if any(True for _ in child.parameters())]
+        if len(children) != 1 or _is_sequence(model) or any(True for _ in model.parameters(recurse=False)):
+            break
+        model = children[0]
     units: List[List[nn.Parameter]] = [list(model.parameters(recurse=False))]
     for child in model.children():
         units += _units_of(child)
@@ -113,15 +125,15 @@ def layers_of(model: nn.Module) -> List[List[nn.Parameter]]:
 
 def _units_of(child: nn.Module) -> List[List[nn.Parameter]]:
     """Return the parameters of each block of a child."""
-    parts = list(child.children())
-    if isinstance(child, (nn.Sequential, nn.ModuleList)):
-        blocks = parts
-    elif any(_is_long(part) for part in parts):
-        blocks = [block for part in parts for block in (part.children() if _is_long(part) else [part])]
-    else:
-        blocks = [child]
-    return [list(child.parameters(recurse=False)), *(list(block.parameters()) for block in blocks)]
+    units: List[List[nn.Parameter]] = [list(child.parameters(recurse=False))]
+    if _is_sequence(child):
+        return units + [list(block.parameters()) for block in child.children()]
+    if not any(_is_sequence(module) and len(list(module.children())) > LONG for module in child.modules()):
+        return [list(child.parameters())]
+    for part in child.children():
+        units += _units_of(part)
+    return units
 
 
-def _is_long(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > LONG
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Sequential, nn.ModuleList))

@@ -107,7 +107,8 @@ class DistillationOriented(UpdateRule):
     them alone reaches takes plain SGD, `v ← g + λθ + μv`, `θ ← θ − γv`.
 
     The paper's algorithm has no weight decay and does not mention parameters that one loss alone reaches. Both follow
-    the authors' code, down to one detail: what the distillation losses alone reach does not decay in its first step.
+    the authors' code, including one detail: a parameter that only the distillation losses reach does not decay in its
+    first step.
     Apart from that step, `Δ = 0` is SGD on the sum of the losses. For parameters without weight decay, `λ` is 0.
 
     The constructor trusts the settings; `config_errors` validates them.

@@ -34,7 +34,7 @@ def prepare_folder(folder: Path, about: Dict[str, Any], sizes: Dict[str, int], l
     """
     if _is_complete(folder, about, sizes):
         return "found"
-    state = "damaged, made anew" if folder.exists() else _compare_with_others(folder, about)
+    state = "damaged, made again" if folder.exists() else _compare_with_others(folder, about)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_remains(folder.parent)
     needed, free = sum(sizes.values()), free_disk(folder.parent)

@@ -76,7 +76,13 @@ def onnx_program(model: nn.Module, image: Tensor, dynamo: bool) -> bytes:
 
 
 def write_onnx(content: bytes, path: Path, description: Description) -> None:
-    """Write an ONNX file with a description in its metadata, in place of what was there."""
+    """Write an ONNX file.
+
+    Args:
+        content: the file, as `onnx_program` returns it.
+        path: the path to write to; a file there is replaced.
+        description: the text for its metadata, which replaces what is there.
+    """
     (onnx,) = need("onnx")
     model = onnx.load_model_from_string(content)
     for node in model.graph.node:  # the new exporter notes the lines of code, with folders of this machine

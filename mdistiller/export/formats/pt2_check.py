@@ -31,7 +31,7 @@ OLD_FORMAT = re.compile(
 OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|mul|floordiv|eq|ge|le|gt|lt)")
 # a size: numbers, symbols such as s0, and arithmetic
 SIZE = re.compile(
-    r"(?:Symbol\('[su]\d+'(?:, ?(?:positive|nonnegative|integer)=True)*\)|Integer\(-?\d+\)|[su]\d+|\d+"
+    r"(?:Symbol\('[su]\d+'(?:, ?(?:positive|nonnegative|integer)=True)*\)|Integer\(-?\d+\)|[su]?\d+(?!\d)"
     r"|(?:Mod|Max|Min|FloorDiv|Eq|Ge|Le|Gt|Lt|Add|Mul)(?=\()|[-+*/(),<>= ])*"
 )
 FORBIDDEN_KEYS = ("as_custom_obj", "custom_obj", "as_operator")

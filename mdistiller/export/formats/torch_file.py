@@ -31,7 +31,9 @@ def write_torch(model: nn.Module, image: Tensor, path: Path, description: Descri
     """Write `model` to `path` by `torch.export.save`, for any number of images; see `onnx_program`.
 
     Args:
-        model, image, path, description: see `write_onnx`.
+        model, image: see `onnx_program`.
+        path: the path of the file, which is replaced.
+        description: the text for its metadata.
         strict: whether to read the bytecode of `forward`; otherwise `forward` is run, and what it does is recorded.
 
     Raises:

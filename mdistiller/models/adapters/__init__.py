@@ -19,7 +19,7 @@ LIBRARIES: Dict[str, Any] = {"timm": timm_models, "torchvision": torchvision_mod
 
 
 def library_of(name: str) -> str:
-    """Return `timm`, `torchvision`, `user` for a model of the user's own, or an empty text for one of the zoo."""
+    """Return `timm`, `torchvision`, `user` for a model of the user's own, or an empty string for one of the zoo."""
     if user_models.parts_of(name) is not None:
         return "user"
     library, slash, _ = name.partition("/")

@@ -46,9 +46,10 @@ def given_constructor(name: str) -> Optional[Callable[[], nn.Module]]:
         return None
     model = _models.get({}).get(name)
     if model is None:
+        class_name = name.partition(".")[2]
         raise UserError(
             f"the model {name} was given as an object in Python, which cannot be named from elsewhere; give the object"
-            " again (mdistiller.load(path, model=...)), or the name of code that builds it: path/to/file.py:make"
+            f" again (mdistiller.load(path, model=...)), or name its class: -m path/to/file.py:{class_name}"
         )
     given = model
     return lambda: copy.deepcopy(given)

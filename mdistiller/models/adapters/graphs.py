@@ -6,6 +6,7 @@ Shapes: `B` batch, `N` classes.
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -15,11 +16,12 @@ from torch import Tensor, fx, nn
 
 from ...errors import UserError
 from .layout import find_layout
-from .stages import Candidate, choose_stages
+from .stages import Candidate, stages_of
 
 ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
-    *(F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+    *(nn.Hardtanh, F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish),
+    *(F.hardswish, F.hardtanh),
     "relu",
 )
 POOLINGS = (
@@ -27,6 +29,7 @@ POOLINGS = (
     *(F.adaptive_avg_pool2d, F.avg_pool2d, F.adaptive_max_pool2d, torch.mean, torch.amax),
     *("mean", "amax"),
 )
+AUTOCAST_DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 WEIGHTED = (F.conv2d, torch.conv2d, F.linear)
 PADDINGS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, F.pad)  # their sizes are not those of a stage
 
@@ -57,12 +60,19 @@ def trace(model: nn.Module, training: bool) -> fx.Graph:
         model: a copy that nothing else uses; tracing may leave traces in it.
 
     Raises:
-        NotTraceable: its `forward` takes decisions that depend on the images, or draws random numbers by itself.
+        NotTraceable: its `forward` takes decisions that depend on the images, draws random numbers by itself, or
+            switches gradients or autocast off.
     """
     model.train(training)
     before, values = _random_state(), _plain_values(model)
     try:
-        graph = fx.Tracer().trace(model)
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            for device in AUTOCAST_DEVICES:
+                stack.enter_context(torch.autocast(device, torch.bfloat16))
+            graph = _Tracer().trace(model)
+    except NotTraceable:
+        raise
     except Exception as error:  # the model's code meets placeholders instead of tensors, and may raise any type
         raise NotTraceable(str(error)) from error
     if _random_state() != before:
@@ -72,6 +82,16 @@ def trace(model: nn.Module, training: bool) -> fx.Graph:
     return graph
 
 
+class _Tracer(fx.Tracer):
+    """A tracer that refuses a `forward` which changes how gradients or autocast work; a graph would not."""
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        autocast = all(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES)
+        if not autocast or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise NotTraceable("its forward switches gradients or autocast off, which a graph would not")
+        return super().create_node(*args, **kwargs)
+
+
 def _random_state() -> Tuple[Any, ...]:
     of_numpy: Any = np.random.get_state(legacy=False)
     of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
@@ -79,7 +99,7 @@ def _random_state() -> Tuple[Any, ...]:
 
 
 def _plain_values(model: nn.Module) -> List[Dict[str, Any]]:
-    """Return the numbers and texts that the modules keep as attributes, such as counters."""
+    """Return the numbers and strings that the modules keep as attributes, such as counters."""
     return [
         {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
         for module in model.modules()
@@ -113,16 +133,9 @@ def choose(
             f"its classifier {name} takes {list(shapes.found.get(pooled, ()))}; expected one vector each"
         )
     candidates = _candidates(model, graph, shapes, pooled)
-    if "final_map" in given:
-        final = _named(graph, given["final_map"], candidates)
-        candidates = candidates[: candidates.index(final) + 1]
-    if not candidates:
+    stages = stages_of(candidates, given, lambda path: _named(graph, path, candidates))
+    if not stages:
         raise NotTraceable("it computes no map on the way to its classifier")
-    if "feats" in given:
-        stages = [_named(graph, path, candidates) for path in given["feats"]]
-        stages += [] if stages[-1] is candidates[-1] or "final_map" not in given else [candidates[-1]]
-    else:
-        stages = choose_stages(candidates)
     return Choice(logits, pooled, name, stages)
 
 

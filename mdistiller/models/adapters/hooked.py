@@ -17,7 +17,7 @@ from .._adapt import AdaptedModel, evaluation_mode, examine, insert, is_equal, n
 from .._outputs import logits_of
 from .graphs import NotTraceable
 from .layout import Layout, find_layout
-from .stages import Candidate, choose_stages
+from .stages import Candidate, stages_of
 
 PADDINGS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 POOLINGS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
@@ -95,15 +95,9 @@ def hook_outputs(
         calls, logits = _record(model, noise(model, input_size))
     classifier = _find_classifier(calls, logits, given.get("classifier"), num_classes)
     candidates = _candidates(calls, calls.index(classifier))
-    if "final_map" in given:
-        candidates = candidates[: candidates.index(_named(given["final_map"], candidates)) + 1]
-    if not candidates:
+    stages = stages_of(candidates, given, lambda path: _named(path, candidates))
+    if not stages:
         raise NotTraceable("no module of it computes a map on the way to its classifier")
-    if "feats" in given:
-        stages = [_named(path, candidates) for path in given["feats"]]
-        stages += [] if stages[-1] is candidates[-1] or "final_map" not in given else [candidates[-1]]
-    else:
-        stages = choose_stages(candidates)
     hooked = insert(
         model,
         HookedModel,

@@ -67,7 +67,7 @@ def give_own_input(model: nn.Module, own: InputSpec, given: InputSpec) -> nn.Mod
     """Let `model` convert its images, in place, and return it.
 
     The images are resized on the device they are on, in float32. A linear interpolation of normalized images is that of
-    the images themselves, so they are resized before one multiplication and one addition normalize them anew. Layers,
+    the images themselves, so they are resized before one multiplication and one addition normalize them again. Layers,
     weights and their names do not change.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence
 
 from .layout import Layout
 
@@ -24,6 +24,28 @@ class Candidate(NamedTuple):
     layout: Layout
     depth: int
     in_stem: bool
+
+
+def stages_of(
+    candidates: Sequence[Candidate], given: Mapping[str, Any], named: Callable[[str], Candidate]
+) -> List[Candidate]:
+    """Return the stage maps that a user names, or those of `choose_stages`; empty if there are no candidates.
+
+    Args:
+        candidates: the maps that may represent stages, in the order of computation.
+        given: the names of modules; `final_map` replaces the last candidate, `feats` the choice.
+        named: the function that returns the candidate of a module.
+    """
+    if "final_map" in given:
+        candidates = candidates[: candidates.index(named(given["final_map"])) + 1]
+    if not candidates:
+        return []
+    if "feats" not in given:
+        return choose_stages(candidates)
+    stages = [named(path) for path in given["feats"]]
+    if "final_map" in given and stages[-1] is not candidates[-1]:
+        stages.append(candidates[-1])
+    return stages
 
 
 def choose_stages(candidates: Sequence[Candidate]) -> List[Candidate]:

@@ -27,7 +27,7 @@ RESERVED = {
     "pretrained_cfg_overlay": "give the weights as DISTILLER.TEACHER_WEIGHTS or STUDENT_WEIGHTS",
     "features_only": "the maps are read from the whole model",
 }
-LOGITS = "timm gives it no classifier of one nn.Linear: {reason}"
+LOGITS = "timm gives it no map or no classifier of one nn.Linear: {reason}"
 
 
 class TimmModel(AdaptedModel):
@@ -83,10 +83,19 @@ def library() -> Any:
 
 
 def check_name(name: str) -> None:
-    """Raise a UserError if timm is missing or has no model `name`."""
+    """Raise a UserError if timm is missing, or has no model `name` or no weights of its tag."""
     timm = library()
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model {name!r}{did_you_mean(name.partition('.')[0], timm.list_models())}")
+    model, _, tag = name.partition(".")
+    if not timm.is_model(model):
+        raise UserError(f"timm has no model {name!r}{did_you_mean(model, timm.list_models())}")
+    if tag:
+        from timm.models import get_pretrained_cfg
+
+        try:
+            get_pretrained_cfg(name)
+        except RuntimeError:
+            known = timm.list_pretrained(f"{model}.*")
+            raise UserError(f"timm has no weights {name!r}{did_you_mean(name, known)}") from None
 
 
 def build(name: str, num_classes: int, input_size: int, arguments: Mapping[str, Any]) -> nn.Module:
@@ -95,7 +104,10 @@ def build(name: str, num_classes: int, input_size: int, arguments: Mapping[str, 
     Raises:
         UserError: timm does not accept them.
     """
-    return _create(name, input_size, arguments, num_classes=num_classes)
+    words = _arguments_of_constructor(name, input_size, arguments)
+    what = f"timm/{name} refuses images of {input_size} px with its arguments {dict(arguments)}"
+    with user_code_errors(what, "see timm's page on it"):
+        return library().create_model(name, **words, num_classes=num_classes)
 
 
 def pretrained(name: str, input_size: int, arguments: Mapping[str, Any]) -> Dict[str, Tensor]:
@@ -106,10 +118,9 @@ def pretrained(name: str, input_size: int, arguments: Mapping[str, Any]) -> Dict
     """
     if not _cfg(name).has_weights:
         raise UserError(f"timm has no weights of {name}; give a file, or another name of `timm.list_pretrained()`")
+    words = _arguments_of_constructor(name, input_size, arguments)
     try:
-        return _create(name, input_size, arguments, pretrained=True).state_dict()
-    except UserError:
-        raise
+        return library().create_model(name, **words, pretrained=True).state_dict()
     except Exception as error:  # of the network, the disk or the file
         reason = one_line(error)
         raise UserError(
@@ -130,17 +141,17 @@ def _cfg(name: str) -> Any:
     return get_pretrained_cfg(name)
 
 
-def _create(name: str, input_size: int, arguments: Mapping[str, Any], **more: Any) -> nn.Module:
-    cfg = _cfg(name)
+def _arguments_of_constructor(name: str, input_size: int, given: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return the given arguments, and the input size for a model that has a fixed one.
+
+    Raises:
+        UserError: an argument is a setting of its own.
+    """
     for key, remedy in RESERVED.items():
-        if key in arguments:
+        if key in given:
             raise UserError(SETTING.format(key=key, remedy=remedy))
-    sized = {"img_size": input_size} if cfg.fixed_input_size else {}
-    what = f"timm/{name} refuses images of {input_size} px with its arguments {dict(arguments)}"
-    if "pretrained" in more:
-        return library().create_model(name, **{**sized, **arguments, **more})
-    with user_code_errors(what, "see timm's page on it"):
-        return library().create_model(name, **{**sized, **arguments, **more})
+    sized = {"img_size": input_size} if _cfg(name).fixed_input_size else {}
+    return {**sized, **given}
 
 
 def with_outputs(model: nn.Module, name: str, num_classes: int, input_size: int) -> nn.Module:
@@ -177,7 +188,7 @@ def with_outputs(model: nn.Module, name: str, num_classes: int, input_size: int)
 
 
 def _why_no_classifier(model: Any, name: str, num_classes: int, input_size: int) -> str:
-    """Return why the logits are not `classifier(pooled feature)`, or an empty text if they are."""
+    """Return why the logits are not `classifier(pooled feature)`, or an empty string if they are."""
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
         return f"get_classifier() gives a {type(classifier).__name__}"
@@ -185,9 +196,15 @@ def _why_no_classifier(model: Any, name: str, num_classes: int, input_size: int)
         image = noise(model, input_size)
         with running_on(name, input_size):
             logits = model(image)
-            pooled = model.forward_head(model.forward_features(image), pre_logits=True)
-        same = pooled.dim() == 2 and is_equal(classifier(pooled), logits)
-    return "" if same else "its logits are not those of get_classifier() for forward_head(pre_logits=True)"
+            last = model.forward_features(image)
+            pooled = model.forward_head(last, pre_logits=True)
+        if pooled.dim() != 2 or not is_equal(classifier(pooled), logits):
+            return "its logits are not those of get_classifier() for forward_head(pre_logits=True)"
+        if last.dim() == 3:
+            _, maps = model.forward_intermediates(image, **_arguments(model))
+            if last.shape[1] - getattr(model, "num_prefix_tokens", 0) != maps[-1].shape[2] * maps[-1].shape[3]:
+                return "its last tokens are not those of a map"
+    return ""
 
 
 def _arguments(model: Any) -> Dict[str, Any]:

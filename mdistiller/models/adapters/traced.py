@@ -6,12 +6,12 @@ Shapes: `B` batch, `N` classes, `C` channels, `H`/`W` height and width.
 from __future__ import annotations
 
 import copy
+from operator import attrgetter
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from ...errors import UserError
 from .._adapt import AdaptedModel, evaluation_mode, examine, insert, is_equal, noise
 from .graphs import Choice, NotTraceable, before_activation, choose, norm_before, trace
 from .layout import Layout
@@ -79,6 +79,7 @@ def trace_outputs(
     with torch.random.fork_rng(devices=[]):
         for training in (True, False):
             graph = trace(scratch, training)
+            _check_attributes(model, graph)
             with evaluation_mode(scratch):
                 choice = choose(scratch, graph, image, num_classes, features)
             preacts = [before_activation(scratch, stage.key) for stage in choice.stages]
@@ -100,6 +101,16 @@ def trace_outputs(
     )
     examine(traced, num_classes, input_size, choice.classifier)
     return traced
+
+
+def _check_attributes(model: nn.Module, graph: fx.Graph) -> None:
+    """Raise NotTraceable if a graph reads tensors that `forward` creates, which tracing keeps in the traced copy."""
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            try:
+                attrgetter(node.target)(model)
+            except AttributeError:
+                raise NotTraceable("its forward creates a tensor, which its graph would keep") from None
 
 
 def _forward(model: nn.Module, graph: fx.Graph, choice: Choice, preacts: List[fx.Node]) -> Callable[..., Any]:
@@ -159,6 +170,3 @@ def _copy_inplace(source: nn.Module, target: nn.Module) -> None:
     for mine, theirs in zip(target.modules(), source.modules()):
         if isinstance(getattr(mine, "inplace", None), bool):
             mine.inplace = theirs.inplace
-
-
-__all__ = ["NotTraceable", "TracedModel", "UserError", "trace_outputs"]

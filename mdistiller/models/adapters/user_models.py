@@ -25,7 +25,7 @@ from ...paths import portable_path, user_path
 from .._adapt import AdaptedModel, evaluation_mode, examine, insert, noise, running_on, user_code_errors
 from .._contract import ClassifierModel
 from .._outputs import logits_of
-from .given_models import given_constructor
+from .given_models import PLACE, given_constructor
 from .graphs import NotTraceable
 from .hooked import hook_outputs
 from .traced import trace_outputs
@@ -60,6 +60,20 @@ def same_model(name: str, other: str) -> bool:
     if parts is None or others is None or not (parts[2] and others[2]):
         return name == other
     return (Path(parts[0]).name, parts[1]) == (Path(others[0]).name, others[1])
+
+
+def may_build(name: str, recorded: str) -> bool:
+    """Whether code that the user permits is the model that a file records.
+
+    Args:
+        name: the name of the code.
+        recorded: the recorded name. For a model that was an object in Python, such as `python:student.MyNet`, that is
+            any class `MyNet`.
+    """
+    parts, recorded_parts = parts_of(name), parts_of(recorded)
+    if parts is not None and recorded_parts is not None and recorded_parts[0] == PLACE:
+        return parts[1] == recorded_parts[1].split(".", 1)[-1]
+    return same_model(name, recorded)
 
 
 def find_constructor(name: str) -> Callable[..., Any]:
@@ -173,13 +187,19 @@ def adapt(
         features: the names of modules by the keys of `USER_FEATURES`.
 
     Raises:
-        UserError: the model cannot run on these images, or returns something other than `OUTPUTS` describes.
+        UserError: the model cannot run on these images, returns something other than `OUTPUTS` describes, or returns
+            maps of its own although `features` names some.
     """
-    if isinstance(model, (ClassifierModel, AdaptedModel)):
+    if isinstance(model, AdaptedModel):
         return model
     if not isinstance(model, nn.Module):
         raise UserError(f"the constructor of {name} returns a {type(model).__name__}; expected a torch.nn.Module")
-    if not _returns_logits_alone(model, name, num_classes, input_size):
+    complete = isinstance(model, ClassifierModel)
+    if complete or not _returns_logits_alone(model, name, num_classes, input_size):
+        if features:
+            raise UserError(f"{name} returns its own maps; leave STUDENT_FEATURES or TEACHER_FEATURES out")
+        if complete:
+            return model
         adapted = insert(model, AdaptedModel, name)
         examine(adapted, num_classes, input_size)
         return adapted

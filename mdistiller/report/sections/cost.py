@@ -31,7 +31,7 @@ def cost_section(material: Material) -> Section:
             rows,
             "Parameters that the deployed logits depend on. MACs: multiply-accumulate operations of one image, in"
             " convolutions and matrix products, counted by PyTorch's FlopCounterMode. Weights: the parameters in"
-            " float32. File: student_best.pth, which also holds the student's own classifier and statistics.",
+            " float32. File: the checkpoint, which also holds the student's own classifier and statistics.",
         )
     )
     return section

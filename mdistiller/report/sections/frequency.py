@@ -116,8 +116,8 @@ def _channel_figure(run: Run, fusion: Any) -> Figure:
     return Figure(
         panels,
         f"The {len(chosen)} channels of {run.label} whose filter differs most from the mean filter, where the mask lets"
-        " frequencies pass; mind the scale. A phase of 180° turns the sign of a frequency, other phases move its wave"
-        " within the map.",
+        " frequencies pass. The color scale need not start at zero. A phase of 180° turns the sign of a frequency,"
+        " other phases move its wave within the map.",
     )
 
 

@@ -6,8 +6,7 @@ from typing import Any, Dict, List
 
 import torch
 
-from ...distillers import distiller_dict
-from ...engine.cfg import CFG, leaves, to_dict
+from ...engine.cfg import CFG, leaves, own_leaves, to_dict
 from ...engine.log.run_text import duration
 from ...engine.run.environment import describe_hardware, versions
 from ..blocks import Section, Table, plain
@@ -25,7 +24,7 @@ def configuration_section(material: Material) -> Section:
         "Every key whose value differs from the default in at least one run. config.yaml in a run's folder has all.",
     )
     defaults = dict(leaves(to_dict(CFG)))
-    values = [_own_leaves(run) for run in material.runs]
+    values = [own_leaves(run.config, run.method) for run in material.runs]
     keys = sorted({key for own in values for key, value in own.items() if repr(value) != repr(defaults.get(key))})
     rows: List[List[str]] = []
     marked = []
@@ -45,12 +44,6 @@ def configuration_section(material: Material) -> Section:
         )
     )
     return section
-
-
-def _own_leaves(run: Run) -> Dict[str, Any]:
-    """Return the values of a run by full key, without the sections of other methods."""
-    others = tuple(f"{name}." for name in distiller_dict if name != run.method)
-    return {key: value for key, value in leaves(run.config) if not key.startswith(others)}
 
 
 def _text(value: object) -> str:

@@ -12,12 +12,12 @@ from ..measures import paired_difference
 def summary_section(material: Material) -> Section:
     """Return the table of accuracies."""
     runs, reference = material.runs, material.runs[material.reference]
-    info = reference.source.info
+    info, sizes = reference.source.info, sorted({run.source.info.input_size for run in runs})
     section = Section(
         "summary",
         "Summary",
         f"{material.num_images:,} validation images of {plain(info.name)}, {info.num_classes} classes,"
-        f" {info.input_size} px. Every student and every teacher saw all of them once, in float32.",
+        f" {' and '.join(map(str, sizes))} px. Every student and every teacher saw all of them once, in float32.",
     )
     if len(material.in_focus) == 1:
         section.blocks.append(_facts(material, material.in_focus[0]))
@@ -56,7 +56,9 @@ def summary_section(material: Material) -> Section:
     section.blocks += [Note(why) for why in material.why_no_teacher()]
     unfinished = [run.label for run in runs if not run.summary]
     if unfinished:
-        section.blocks.append(Note(f"Not finished, so far without a summary: {', '.join(unfinished)}."))
+        section.blocks.append(
+            Note(f"These runs are not finished, so they have no summary.json: {', '.join(unfinished)}.")
+        )
     return section
 
 

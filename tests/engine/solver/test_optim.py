@@ -14,6 +14,8 @@ from mdistiller.engine.training_state import TrainingState
 from mdistiller.engine.validate import check_settings
 from mdistiller.errors import UserError
 
+TIMM = "the name of an optimizer of timm.optim"
+
 
 def rates(steps_per_epoch=3, epochs=240, **solver):
     cfg = load_cfg(None, [part for key, value in solver.items() for part in (f"SOLVER.{key}", str(value))])
@@ -176,8 +178,14 @@ def test_all_of_timms_optimizers_resume(tmp_path):
         (["TYPE", "fusedlamb"], "SOLVER.TYPE fusedlamb cannot be used with these settings of SOLVER: "),
         (["TYPE", "lars", "BETAS", "[0.9, 0.99]"], "SOLVER.BETAS is given, but SOLVER.TYPE lars has none"),
         (["TYPE", "lamb", "BETAS", "[0.9]"], "SOLVER.BETAS is [0.9]; SOLVER.TYPE lamb has 2"),
-        (["TYPE", "ADAMW"], "SOLVER.TYPE is 'ADAMW'; did you mean AdamW"),
-        (["TYPE", "lamp"], "SOLVER.TYPE is 'lamp'; did you mean lamb"),
+        (
+            ["TYPE", "ADAMW"],
+            f"SOLVER.TYPE is 'ADAMW'; expected SGD or AdamW, or {TIMM}; did you mean AdamW",
+        ),
+        (
+            ["TYPE", "lamp"],
+            f"SOLVER.TYPE is 'lamp'; expected SGD or AdamW, or {TIMM}; did you mean lamb",
+        ),
     ],
 )
 def test_what_timm_cannot_do(overrides, line):

@@ -11,6 +11,7 @@ from mdistiller.distillers import Distiller
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.solver.optim import build_optimizer, set_learning_rate
 from mdistiller.engine.solver.parameter_groups import exempt_parameters, layers_of, lr_scales, parameter_groups
+from mdistiller.errors import UserError
 from mdistiller.models import build_model
 
 
@@ -109,3 +110,40 @@ def test_both_kinds_of_groups_together() -> None:
     table = [(g["lr_scale"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
     pairs = [(scale, decay) for scale in (1 / 8, 1 / 4, 1 / 2, 1) for decay in (0.25, 0.0)]
     assert table == [(1 / 16, 0.0, 1), *((*pair, 1 if pair[1] or pair[0] == 1 else 3) for pair in pairs)]
+
+
+class Wrapper(nn.Module):
+    """A network as an attribute, at a depth."""
+
+    def __init__(self, network: nn.Module, depth: int) -> None:
+        super().__init__()
+        self.network = network if depth == 1 else Wrapper(network, depth - 1)
+
+
+def test_a_wrapper_around_a_network_is_no_layer() -> None:
+    network = torchvision.models.resnet18()
+    assert layers_of(Wrapper(network, 2)) == layers_of(network)
+
+
+def test_blocks_at_any_depth_are_layers() -> None:
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            encoder = nn.Module()
+            encoder.layer = nn.ModuleList(nn.Linear(2, 2) for _ in range(12))
+            self.body = nn.Module()
+            self.body.embeddings, self.body.encoder = nn.Conv2d(3, 2, 1), encoder
+            self.classifier = nn.Linear(2, 2)
+
+    model = Transformer()
+    assert [names_of(model, layer)[0] for layer in layers_of(model)] == [
+        "body.embeddings.weight",
+        *(f"body.encoder.layer.{number}.weight" for number in range(12)),
+        "classifier.weight",
+    ]
+
+
+def test_a_student_whose_layers_cannot_be_told_apart() -> None:
+    distiller = Distiller(nn.Linear(4, 5))
+    with pytest.raises(UserError, match="LAYER_DECAY is 0.5, but the modules of Linear show only 1 layers"):
+        lr_scales(distiller, load_cfg(None, ["SOLVER.LAYER_DECAY", "0.5"]))

@@ -226,13 +226,13 @@ def test_a_folder_is_not_used_after_a_change_of_the_teachers_code(settings, tmp_
 
 @pytest.mark.parametrize("name", [FileTable.VECTORS, FileTable.CHECKSUMS, "about.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_a_damaged_folder_is_made_anew(settings, tmp_path, name, damage):
+def test_a_damaged_folder_is_made_again(settings, tmp_path, name, damage):
     _, networks, trainer = opened(settings, "TEACHER_CACHE", "./folder")
     fill(networks, trainer)
     (path,) = (tmp_path / "folder").glob(f"*/{name}")
     path.write_bytes(path.read_bytes()[:-3]) if damage == "truncated" else path.unlink()
     line, networks, trainer = opened(settings, "TEACHER_CACHE", "./folder")
-    assert "damaged, made anew, 0.0 % known" in line
+    assert "damaged, made again, 0.0 % known" in line
     fill(networks, trainer)
     assert "found, 5.6 % known" in opened(settings, "TEACHER_CACHE", "./folder")[0]
 

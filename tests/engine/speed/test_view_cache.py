@@ -141,7 +141,10 @@ BAD = [
     ("DATASET.VIEWS 2.5", "DATASET.VIEWS"),
     ("DATASET.VIEWS_SEED -3", "DATASET.VIEWS_SEED is -3; expected"),
     ("DATASET.VIEWS_SEED x", "DATASET.VIEWS_SEED is 'x'; expected"),
-    ("DATASET.VIEWS 5 DATASET.MIXUP 0.2", "expected 0 with DATASET.MIXUP 0.2: images are mixed anew in each step"),
+    (
+        "DATASET.VIEWS 5 DATASET.MIXUP 0.2",
+        "expected 0 with DATASET.MIXUP 0.2: images are mixed differently in each step",
+    ),
     ("DATASET.VIEWS 5 DATASET.CUTMIX 1.0", "expected 0 with DATASET.CUTMIX 1.0"),
     ("DATASET.VIEWS 5 DATASET.AUGMENT none", "AUGMENT none and no other changes, which shows an image as"),
     ("DATASET.VIEWS 5 DATASET.PADDING 0 DATASET.FLIP False", "expected 0 with DATASET.AUGMENT pad_crop and no other"),
@@ -149,6 +152,10 @@ BAD = [
     ("TEACHER_CACHE_GB nan", "TEACHER_CACHE_GB"),
     ("TEACHER_TOP_LOGITS -5 TEACHER_CACHE memory", "TEACHER_TOP_LOGITS is -5; expected a number of logits"),
     ("TEACHER_TOP_LOGITS 5", "TEACHER_TOP_LOGITS is 5; expected 0 with TEACHER_CACHE off"),
+    (
+        "TEACHER_TOP_LOGITS 5 TEACHER_CACHE memory DISTILLER.TYPE KD KD.LOGIT_STAND True DISTILLER.TEACHER resnet14",
+        "expected 0 with KD.LOGIT_STAND, which needs the mean of all logits",
+    ),
     ("TEACHER_CACHE_VIEWS 5", "unknown config key"),
 ]
 

@@ -195,3 +195,38 @@ def fails(num_classes):
 
 
 number = 3
+
+
+class HalfFrozen(Net):
+    """Its body gets no gradient."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.forward_map(x)
+        return self.head(x.mean((2, 3)))
+
+
+class PartlyFloat32(Net):
+    """Its body runs in float32, also under autocast."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.forward_map(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Scaling(Net):
+    """Creates a tensor in training mode alone."""
+
+    def forward(self, x):
+        x = self.forward_map(x).mean((2, 3))
+        return self.head(x * torch.tensor(1.5) if self.training else x)
+
+
+class Pair(Net):
+    """Returns its own maps."""
+
+    def forward(self, x):
+        x = self.forward_map(x)
+        pooled = x.mean((2, 3))
+        return self.head(pooled), {"feats": [x], "preact_feats": [x], "pooled_feat": pooled}

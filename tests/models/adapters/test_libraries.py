@@ -122,6 +122,7 @@ def test_the_input_of_inceptions_weights(name):
         ("torchvision/resnet18", {"depth": 3}, "torchvision/resnet18 refuses .*'depth'"),
         ("torchvision/vit_b_16", {"image_size": 30}, "vit_b_16 (refuses|cannot)"),
         ("timm/resnet19", {}, "timm has no model 'resnet19'; did you mean"),
+        ("timm/resnet18.a1_in2k", {}, "timm has no weights 'resnet18.a1_in2k'; did you mean .*resnet18.a1_in1k"),
         ("timm/resnet10t", {"depth": 3}, "timm/resnet10t refuses images of 32 px .*'depth'"),
         ("timm/resnet10t", {"pretrained": True}, "pretrained is no argument .*TEACHER_WEIGHTS or STUDENT_WEIGHTS to"),
         ("timm/resnet10t", {"checkpoint_path": "x"}, "checkpoint_path is no argument"),
@@ -164,3 +165,11 @@ def test_weights_that_cannot_be_downloaded(name, download, monkeypatch, tmp_path
 def test_images_that_are_too_small_for_torchvision_are_named():
     with pytest.raises(UserError, match="torchvision/squeezenet1_1 cannot take two images of 16 px"):
         build_model("torchvision/squeezenet1_1", 3, "imagefolder", 16)
+
+
+def test_a_model_of_timm_that_pools_its_tokens_gives_logits():
+    pytest.importorskip("timm")
+    model = build_model("timm/pit_ti_224", 5, "imagefolder", 224).eval()
+    assert model(torch.zeros(1, 3, 224, 224))[0].shape == (1, 5)
+    with pytest.raises(UserError, match="its last tokens are not those of a map"):
+        model.get_classifier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from mdistiller.engine.speed.fold_batchnorm import fold_batchnorm
 from mdistiller.errors import UserError
-from mdistiller.models import build_model
+from mdistiller.models import build_model, may_build
 from mdistiller.models.adapters.hooked import HookedModel
 from mdistiller.models.adapters.traced import TracedModel
 from tests.conftest import REPO
@@ -195,3 +196,45 @@ def test_a_file_imports_its_neighbors(tmp_path, registries_as_before):
     model = build_model("whole.py:make", 5, "imagefolder", 32)
     assert model.get_classifier() is model[3]
     assert model.eval()(images())[1]["final_map"].shape == (2, 4, 30, 30)
+
+
+def test_a_part_without_gradients_gets_none():
+    model = build("HalfFrozen").train()
+    assert isinstance(model, HookedModel)
+    model(images())[0].sum().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {"head.weight", "head.bias"}
+
+
+def test_a_part_without_autocast_stays_in_float32():
+    model = build("PartlyFloat32")
+    assert isinstance(model, HookedModel)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images())[1]["final_map"].dtype == torch.float32
+
+
+def test_a_tensor_that_only_training_creates():
+    model = build("Scaling").train()
+    assert isinstance(model, HookedModel)
+    model(images())[0].sum().backward()
+
+
+@pytest.mark.parametrize("name", [f"{FILE}:Pair", "resnet8"])
+def test_features_of_a_model_that_returns_them_are_refused(name):
+    with pytest.raises(UserError, match=f"{re.escape(name)} returns its own maps; leave STUDENT_FEATURES"):
+        build_model(name, 5, "imagefolder", 32, features={"final_map": "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded", "expected"),
+    [
+        ("new/nets.py:Net", "old/nets.py:Net", True),
+        ("new/nets.py:Net", "old/nets.py:Other", False),
+        ("nets.py:Net", "python:student.Net", True),
+        ("package.nets:Net", "python:teacher.Net", True),
+        ("nets.py:make", "python:student.Net", False),
+        ("resnet8", "python:student.resnet8", False),
+    ],
+)
+def test_what_code_may_build_a_recorded_model(name, recorded, expected):
+    assert may_build(name, recorded) is expected
