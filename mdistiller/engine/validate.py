@@ -129,8 +129,8 @@ def check_settings(cfg: CfgNode) -> None:
 def setting_errors(cfg: CfgNode) -> List[str]:
     """Return one line for each impossible value, or combination of values; `config_errors` also checks names.
 
-    The sections `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET` are checked, and that of the chosen distiller. For a plug-in,
-    so are the sections of other distillers that differ from the defaults.
+    The sections `SOLVER`, `LOG`, `EXPERIMENT` and `DATASET` are checked, and that of the chosen distiller. For a
+    plug-in, so are the sections of other distillers that differ from the defaults.
     """
     errors = [*solver_errors(cfg)]
     errors += unmet(
