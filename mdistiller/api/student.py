@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..dataset.images.pictures import as_picture
-from ..dataset.loading.loader import Normalizer
+from ..dataset.loading.normalizer import Normalizer
 from ..dataset.loading.splits import FileSplit
 from ..errors import UserError
 from ..export.card import model_card

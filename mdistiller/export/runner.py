@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..dataset.images.decode import View
-from ..dataset.loading.loader import Normalizer
+from ..dataset.loading.normalizer import Normalizer
 from ..errors import UserError, one_line
 from .source import Source, to_input
 

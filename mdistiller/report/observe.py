@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..dataset.loading.loader import Normalizer
+from ..dataset.loading.normalizer import Normalizer
 from ..distillers import DeployedStudent
 from ..distillers.heads import split_forward
 from ..engine.evaluation.eval_checkpoint import note_missing_folder

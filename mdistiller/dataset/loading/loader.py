@@ -10,28 +10,13 @@ from torch import Tensor
 from ... import distributed
 from ...errors import UserError
 from ..augment.epoch_plan import EpochPlan, derive_seed, plan_epoch, plan_in_order
-from ..augment.mixing import Mixing, with_neighbor
+from ..augment.mixing import Batch, Mixing, with_neighbor
 from ..augment.views import Views
 from ..info import DatasetInfo
 from ..options import Options
 from .forms import describe_forms, limit_forms
+from .normalizer import Normalizer
 from .unlabeled import with_unlabeled
-
-Batch = Dict[str, Tensor]
-
-
-class Normalizer:
-    """Normalizes uint8 images: `(x / 255 − mean) / std`, computed as one multiply-add."""
-
-    def __init__(self, info: DatasetInfo, device: torch.device) -> None:
-        mean = torch.tensor(info.mean, dtype=torch.float64)
-        std = torch.tensor(info.std, dtype=torch.float64)
-        self.scale = (1 / (255 * std)).float().to(device)
-        self.shift = (-mean / std).float().to(device)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Convert uint8 [B, S, S, 3] to float32 [B, 3, S, S] with channels_last strides."""
-        return torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
 
 
 class Loader:

@@ -5,13 +5,11 @@ Shapes: `L` labeled images of this process in a batch, `U` images without labels
 
 from __future__ import annotations
 
-from typing import Dict
-
 import torch
-from torch import Tensor
+
+from ..augment.mixing import Batch
 
 NO_LABEL = -1
-Batch = Dict[str, Tensor]
 
 
 def with_unlabeled(batch: Batch, more: Batch, num_labeled: int, weight: float) -> Batch:

@@ -22,8 +22,9 @@ ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
     *(nn.Hardtanh, F.relu, torch.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish),
     *(F.hardswish, F.hardtanh),
-    "relu",
+    *("relu", "relu_", torch.relu_),
 )
+OUT_OF_PLACE: Dict[Any, Any] = {"relu_": "relu", torch.relu_: torch.relu}
 POOLINGS = (
     *(nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d),
     *(F.adaptive_avg_pool2d, F.avg_pool2d, F.adaptive_max_pool2d, torch.mean, torch.amax),
@@ -150,6 +151,7 @@ def before_activation(model: nn.Module, node: fx.Node) -> fx.Node:
         model.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
     elif node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
+    node.target = OUT_OF_PLACE.get(node.target, node.target)
     return node.all_input_nodes[0]
 
 

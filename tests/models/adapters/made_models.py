@@ -230,3 +230,14 @@ class Pair(Net):
         x = self.forward_map(x)
         pooled = x.mean((2, 3))
         return self.head(pooled), {"feats": [x], "preact_feats": [x], "pooled_feat": pooled}
+
+
+class InPlace(Net):
+    """Ends two maps in a ReLU in place, as a function and as a method."""
+
+    def __init__(self, num_classes=10, width=8):
+        super().__init__(num_classes, width)
+        self.more, self.last = nn.Conv2d(4 * width, 4 * width, 3, 2, 1), nn.Conv2d(4 * width, 4 * width, 3, 2, 1)
+
+    def forward_map(self, x):
+        return self.last(torch.relu_(self.more(super().forward_map(x)))).relu_()

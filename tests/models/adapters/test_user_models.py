@@ -238,3 +238,10 @@ def test_features_of_a_model_that_returns_them_are_refused(name):
 )
 def test_what_code_may_build_a_recorded_model(name, recorded, expected):
     assert may_build(name, recorded) is expected
+
+
+def test_maps_before_an_activation_in_place():
+    feats = build("InPlace")(images())[1]
+    for before, after in zip(feats["preact_feats"][-2:], feats["feats"][-2:]):
+        assert before.min() < 0
+        assert torch.equal(before.relu(), after)
