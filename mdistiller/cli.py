@@ -46,8 +46,8 @@ def new_file(parser: argparse.ArgumentParser, option: str, path: str) -> Optiona
         parser.error(f"{option} {path} is a folder; give the name of a file")
     if not place.absolute().parent.is_dir():
         parser.error(f"{option} {path}: there is no such folder")
-    if not os.access(place.absolute().parent, os.W_OK):
-        parser.error(f"{option} {path}: the folder is read-only")
+    if not os.access(place if place.exists() else place.absolute().parent, os.W_OK):
+        parser.error(f"{option} {path} is read-only; give another place")
     return place
 
 

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from ..distributed import gather_with_grad
 from ..models._adapt import require_output
-from ..ranges import above, weights
+from ..ranges import above, at_least, weights
 from ._base import Distiller, register
 
 
@@ -89,7 +89,8 @@ class RKD(Distiller):
     }
     RANGES = {
         "PDIST.EPSILON": above(0, example=" (1e-12 is the default)"),
-        **weights("DISTANCE_WEIGHT", "ANGLE_WEIGHT", "LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
+        **dict.fromkeys(("DISTANCE_WEIGHT", "ANGLE_WEIGHT"), at_least(0)),
+        **weights("LOSS.CE_WEIGHT", "LOSS.FEAT_WEIGHT"),
     }
     teacher_needs = ("pooled",)
     soft_labels = True

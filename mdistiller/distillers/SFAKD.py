@@ -4,7 +4,7 @@ Source: "Smooth the Signal, Distill the Essence: A Frequency-Aware Modulation Fr
 (2025).
 
 Paper and published code differ in five points. The defaults follow the paper. The settings in brackets, which are those
-of `configs/cifar100/sfakd_code/`, follow the code, which the authors give for their results.
+of `configs/cifar100/sfakd_code/`, follow the code, which the authors published as the source of their results.
 
 - The paper aligns pooled features, the code aligns maps (`ALIGN: map`).
 - The code averages the squared error over the channels (`REDUCTION: mean`, `FEAT_WEIGHT: 1.0`). Here it is summed over
@@ -183,7 +183,7 @@ class SFAKD(Distiller):
             yield f"{section}.LEARNABLE_SIGMA needs {section}.FREQUENCY_BRANCH, which is off; switch one"
         if not (options.FREQUENCY_BRANCH or options.SPATIAL_BRANCH):
             yield f"{section}.FREQUENCY_BRANCH and {section}.SPATIAL_BRANCH are both off; switch at least one on"
-        if options.CLASSIFIER == "student" and options.CE_WEIGHT == options.KD_WEIGHT == 0:
+        if options.CLASSIFIER == "student" and options.FEAT_WEIGHT and options.CE_WEIGHT == options.KD_WEIGHT == 0:
             yield (
                 f"{section}.CLASSIFIER student trains the student's own classifier by cross-entropy or KD's loss, but"
                 f" {section}.CE_WEIGHT is 0, and so is {section}.KD_WEIGHT; set one, for example CE_WEIGHT to 1.0"

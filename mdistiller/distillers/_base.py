@@ -9,7 +9,6 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from ..ranges import Range, no_weight, out_of_range
 from ..registry import Registry
@@ -86,18 +85,9 @@ class Distiller(nn.Module):
             teacher.requires_grad_(False).eval()
         self.teacher = teacher
 
-    def options_of(self, base: Type[Distiller], cfg: CfgNode) -> CfgNode:
-        """Return the config section that the constructor of `base` reads.
-
-        It is the section of this object's class if that has all keys of `base`, as a subclass with `DEFAULTS =
-        {**Base.DEFAULTS, …}` has. Otherwise it is the section of `base`.
-
-        Args:
-            base: the class whose constructor asks.
-            cfg: the resolved configuration.
-        """
-        own = cfg.get(type(self).section)
-        return own if _has_keys(own, base.DEFAULTS) else getattr(cfg, base.section)
+    def options_of(self, base: Type[Distiller], cfg: Any) -> Any:
+        """Return the config section that the constructor of `base` reads for this object; see `section_owner`."""
+        return getattr(cfg, section_owner(type(self), base).section)
 
     @classmethod
     def config_errors(cls, options: Any, section: str) -> Iterator[str]:
@@ -109,7 +99,9 @@ class Distiller(nn.Module):
         """
         if knows(cls, "RANGES", options):
             yield from out_of_range(options, cls.RANGES, section)
-            yield from no_weight(options, cls.RANGES, section)
+            definer: Any = next(c for c in cls.__mro__ if "RANGES" in vars(c))
+            if cls.DEFAULTS is definer.DEFAULTS:  # otherwise there may be losses that the ranges do not know
+                yield from no_weight(options, cls.RANGES, section)
 
     @classmethod
     def loss_names(cls, options: Any) -> Optional[Tuple[str, ...]]:
@@ -192,6 +184,17 @@ class Distiller(nn.Module):
         if self.training:
             return self.forward_train(**kwargs)
         return self.forward_test(kwargs["image"])
+
+
+def section_owner(distiller: Type[Distiller], base: Type[Distiller]) -> Type[Distiller]:
+    """Return the class whose config section the constructor of `base` reads for a distiller.
+
+    It is the nearest class between the two that defines `DEFAULTS` with all keys of `base`, as `{**Base.DEFAULTS, …}`
+    has, otherwise `base`.
+    """
+    between: Any = distiller.__mro__[: distiller.__mro__.index(base)]
+    own = (c for c in between if "DEFAULTS" in vars(c) and _has_keys(c.DEFAULTS, base.DEFAULTS))
+    return next(own, base)
 
 
 def knows(distiller: Type[Distiller], hook: str, options: Any) -> bool:

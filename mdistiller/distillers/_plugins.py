@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from torch import nn
 from yacs.config import CfgNode
@@ -33,9 +33,13 @@ from .heads import Head, head_dict
 
 ENTRY_POINT_GROUP = "mdistiller.distillers"
 PACKAGE = __name__.rpartition(".")[0]
+# The modules of this library with a distiller. Others in this folder were pasted.
+LIBRARY = (
+    *("_base", "AT", "CATKD", "CRD", "CTKD", "DIST", "DKD", "FitNet", "KD", "KDSVD", "MLKD", "NST", "OFD", "PKT"),
+    *("RKD", "RLD", "ReviewKD", "SFAKD", "SP", "SimKD", "VID", "WTTM"),
+)
 
 adopted_modules: Dict[str, ModuleType] = {}  # by name
-adopted_classes: Set[type] = set()  # without `@register`
 
 
 def adopt(module: ModuleType) -> None:
@@ -51,7 +55,6 @@ def adopt(module: ModuleType) -> None:
             if "channels_last" not in vars(entry):
                 entry.channels_last = False
             entry.section = entry.__name__
-            adopted_classes.add(entry)
             for name in dict.fromkeys((entry.__name__, entry.__name__.upper())):
                 distiller_dict[name] = entry
     adopted_modules[module.__name__] = module
@@ -71,7 +74,7 @@ def unread_sections(method: str) -> Tuple[str, ...]:
     A distiller of a user's own may read any section, so for it there are none.
     """
     distiller = distiller_dict.get(method)
-    if distiller is None or distiller in adopted_classes or Path(origin(distiller)).parent != Path(__file__).parent:
+    if distiller is None or distiller.__module__ not in [f"{PACKAGE}.{name}" for name in LIBRARY]:
         return ()
     return tuple(name for name in distiller_dict if name != method)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence
 
 from yacs.config import CfgNode
 
@@ -12,7 +12,7 @@ from .. import distributed
 from ..dataset import dataset_dict
 from ..dataset.options import option_errors
 from ..distillers import distiller_dict
-from ..distillers._base import knows
+from ..distillers._base import knows, section_owner
 from ..distillers._plugins import unread_sections
 from ..errors import UserError, refuse
 from ..models import check_model
@@ -145,10 +145,25 @@ def setting_errors(cfg: CfgNode) -> List[str]:
     unread = unread_sections(chosen)
     read = [name for name in distiller_dict if name not in unread and cfg.get(name) != CFG.get(name)]
     by_class = {distiller_dict[name]: name for name in (*read, chosen) if name in distiller_dict}
+    errors += _unused_section(cfg)
     for distiller, name in by_class.items():
         if knows(distiller, "config_errors", cfg.get(name)):
             errors += distiller.config_errors(cfg[name], name)
     return errors
+
+
+def _unused_section(cfg: CfgNode) -> Iterator[str]:
+    """Yield a line if settings are in the section of a distiller that inherits its constructor and its `DEFAULTS`."""
+    name = cfg.DISTILLER.TYPE
+    distiller = distiller_dict.get(name)
+    if distiller is None or cfg.get(name) == CFG.get(name):
+        return
+    builder: Any = next(c for c in distiller.__mro__ if "__init__" in vars(c))
+    if builder is not distiller and builder.section and section_owner(distiller, builder) is builder:
+        yield (
+            f"{name} inherits the constructor of {builder.__name__}, which reads the section {builder.section}; set"
+            f" {builder.section}.KEY instead of {name}.KEY, or give the class DEFAULTS of its own"
+        )
 
 
 def _folder_errors(cfg: CfgNode) -> Iterator[str]:

@@ -77,10 +77,14 @@ def _build(run: Run, options: Optional[Dict[str, Any]], key: str, own_code: Sequ
         return Teacher("", key, None, "No run here was trained with a teacher.")
     label = plain(options["TEACHER"])
     permitted = [name for name in own_code if may_build(name, options["TEACHER"])]
+    was_object = options["TEACHER"].startswith(f"{PLACE}:")
+    if was_object and not options.get("TEACHER_WEIGHTS"):
+        why = f"The teacher {label} was an object in Python, and its weights are in no file."
+        return Teacher(label, key, None, why)
     if permitted:  # the user's path, not the one that the configuration names
         options = {**options, "TEACHER": permitted[0]}
     elif library_of(options["TEACHER"]) == "user":
-        if options["TEACHER"].startswith(f"{PLACE}:"):
+        if was_object:
             class_name = plain(options["TEACHER"].rpartition(".")[2])
             why = f"The teacher {label} was an object in Python; name the file with its class: -m FILE.py:{class_name}."
         else:

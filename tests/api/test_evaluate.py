@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 import mdistiller
+from mdistiller.dataset.loading.dataset_split import split_of
 from mdistiller.engine import checkpoint as ck
 from tests.api.conftest import SIZE, OwnNet, Pictures
 from tests.export.conftest import build_student, describe
@@ -115,3 +116,18 @@ def test_labels_that_the_items_have_and_targets_has_not():
             return np.zeros((16, 16, 3), dtype=np.uint8), self.targets[index] // 2
 
     assert mdistiller.evaluate(Spy(2), Merged())["confusion"] == [[10, 0], [10, 0]]
+
+
+def test_items_that_cannot_be_read_do_not_hide_the_labels_of_others():
+    class Broken(torch.utils.data.Dataset):
+        targets = [0, 1] * 5
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, index):
+            if index == 9:
+                raise OSError("truncated")
+            return np.zeros((16, 16, 3), dtype=np.uint8), self.targets[index]
+
+    assert split_of(Broken(), "data").targets.tolist() == Broken.targets

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from mdistiller.distillers import distiller_dict
+from mdistiller.distillers._base import section_owner
 from mdistiller.distillers._common import blank_outputs, get_feat_shapes, stage_shapes
+from mdistiller.distillers._plugins import LIBRARY
+from mdistiller.distillers.KD import KD
 from mdistiller.engine.build import build_trainer, config_errors
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
@@ -81,7 +86,11 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
         "MINE": [],
         "PARTLY": [],
         "LOUDER": ["LOUDER.VOLUME is 11; expected less"],
-        "SAME": ["SAME.TEMPERATURE is -1.0; expected a number above 0"],
+        "SAME": [
+            "SAME inherits the constructor of KD, which reads the section KD; set KD.KEY instead of SAME.KEY, or give"
+            " the class DEFAULTS of its own",
+            "SAME.TEMPERATURE is -1.0; expected a number above 0",
+        ],
     }
     for name, faults in expected.items():
         cfg.DISTILLER.TYPE = name
@@ -90,4 +99,27 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
         assert config_errors(cfg) == faults
     student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
     assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor reads KD's section
-    assert distiller_dict["SAME"](student, teacher, cfg).temperature == -1.0  # which has all keys of KD's
+
+
+def test_the_library_lists_its_own_methods():
+    modules = {distiller.__module__ for distiller in distiller_dict.values()}
+    assert {f"mdistiller.distillers.{name}" for name in LIBRARY} == {m for m in modules if m.startswith("mdistiller.")}
+
+
+def test_the_section_that_a_subclass_of_a_subclass_reads(registries_as_before):
+    class Mine(KD):
+        DEFAULTS = {**KD.DEFAULTS, "MORE": 1.0}
+        section = "MINE"
+
+    class Below(Mine):
+        DEFAULTS = {"OTHER": 1.0}
+        section = "BELOW"
+
+    class Plain(KD):
+        section = "PLAIN"
+
+    owners = [section_owner(kind, KD) for kind in (KD, Mine, Below, Plain)]
+    assert owners == [KD, Mine, Mine, KD]
+    student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
+    cfg = SimpleNamespace(KD=load_cfg(None, ["KD.TEMPERATURE", "8.0"]).KD)  # as in MDistiller: sections as attributes
+    assert Plain(student, teacher, cfg).temperature == 8.0

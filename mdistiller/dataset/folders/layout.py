@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
 
@@ -163,7 +164,10 @@ def hold_out(files: Images, folder: Path, classes: Sequence[str], fraction: floa
     """
 
     def rank(index: int) -> bytes:
-        name = files.path(index).relative_to(folder).as_posix()
+        path = files.path(index)
+        with suppress(ValueError):  # a member of a shard may have an absolute name
+            path = path.relative_to(folder)
+        name = path.as_posix()
         return hashlib.blake2b(os.fsencode(name), digest_size=8, person=b"validation").digest()
 
     held_out = torch.zeros(len(files), dtype=torch.bool)

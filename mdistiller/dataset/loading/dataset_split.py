@@ -105,10 +105,16 @@ def split_of(dataset: Any, role: str) -> DatasetSplit:
 
 
 def _are_returned(targets: List[int], dataset: Any, role: str) -> bool:
-    """Whether a data set returns the labels `targets`, by one image of each class and some others."""
-    indices = {*{label: index for index, label in enumerate(targets)}.values()}
-    indices.update(range(0, len(targets), max(1, len(targets) // SAMPLED)))
-    return all(_label(dataset, index, role) == targets[index] for index in sorted(indices))
+    """Whether the items of a data set have the labels `targets`, by images of different classes and some others."""
+    of_classes = list({label: index for index, label in enumerate(targets)}.values())
+    for indices in (of_classes, range(len(targets))):
+        for index in indices[:: max(1, len(indices) // SAMPLED)]:
+            try:
+                if _label(dataset, index, role) != targets[index]:
+                    return False
+            except UserError:  # an image that cannot be read is reported later, or left out
+                continue
+    return True
 
 
 def _label(dataset: Any, index: int, role: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Set, Tuple
 
 from ...errors import UserError, one_line
 from ..folders.class_folders import listed
@@ -111,14 +111,19 @@ def _files(root: Path) -> Dict[str, List[Path]]:
     if not found:
         raise UserError(f"DATASET.ROOT {root} holds no Parquet or Arrow file; {LAYOUT}")
     parts: Dict[str, List[Path]] = {}
-    configurations = set()
+    configurations: Dict[str, Set[Tuple[str, ...]]] = {}
     for path in found:
         inside = path.relative_to(root.parent if root.is_file() else root).with_suffix("")
         parts.setdefault(part_of(str(inside)) or TRAIN, []).append(path)
-        configurations.add(_before_part(inside))
-    if len(configurations) > 1:
-        names = [str(root.joinpath(*folders)) for folders in sorted(configurations)]
-        raise UserError(f"DATASET.ROOT {root} holds several data sets; give one of the folders {listed(names)}")
+        if part_of(str(inside)):
+            configurations.setdefault(part_of(str(inside)), set()).add(_before_part(inside))
+    for part, places in configurations.items():
+        if len(places) > 1:
+            names = [str(root.joinpath(*folders)) for folders in sorted(places)]
+            raise UserError(
+                f"DATASET.ROOT {root} has {part} images in several folders, {listed(names)}; if these are different"
+                " data sets, give one of them, otherwise move their files into one folder"
+            )
     return parts
 
 

@@ -100,19 +100,30 @@ def layers_of(model: nn.Module) -> List[List[nn.Parameter]]:
     """Return the parameters of a model layer by layer, in the order in which its modules are defined.
 
     A layer is a child of the model; or a block, of a child that is a sequence of blocks. A child that contains a long
-    sequence at any depth, as the encoder of a vision transformer does, is divided in the same way. Normalization layers
-    and single parameters with at most one dimension belong to the layer before them.
+    sequence at any depth, as the encoder of a vision transformer does, is divided in the same way. If that gives fewer
+    than `MIN_LAYERS`, as for a wrapper around a network, the largest child is replaced by its own children.
+    Normalization layers and single parameters with at most one dimension belong to the layer before them.
     """
+    first, parts = list(model.parameters(recurse=False)), list(model.children())
+    while True:
+        layers = _merged([first, *(unit for part in parts for unit in _units_of(part))])
+        divisible = [part for part in parts if any(_size(child) for child in part.children())]
+        if len(layers) >= MIN_LAYERS or not divisible:
+            return layers
+        largest = max(divisible, key=_size)
+        first += largest.parameters(recurse=False)
+        place = parts.index(largest)
+        parts[place : place + 1] = largest.children()
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _merged(units: Iterable[List[nn.Parameter]]) -> List[List[nn.Parameter]]:
+    """Return the layers that units make, each parameter once."""
     layers: List[List[nn.Parameter]] = []
     seen: Set[int] = set()
-    while True:  # a wrapper around the network is not a layer
-        children = [child for child in model.children() if any(True for _ in child.parameters())]
-        if len(children) != 1 or _is_sequence(model) or any(True for _ in model.parameters(recurse=False)):
-            break
-        model = children[0]
-    units: List[List[nn.Parameter]] = [list(model.parameters(recurse=False))]
-    for child in model.children():
-        units += _units_of(child)
     for unit in units:
         new = [parameter for parameter in unit if id(parameter) not in seen]
         seen.update(map(id, new))

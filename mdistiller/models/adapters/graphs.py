@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -30,6 +31,7 @@ POOLINGS = (
     *(F.adaptive_avg_pool2d, F.avg_pool2d, F.adaptive_max_pool2d, torch.mean, torch.amax),
     *("mean", "amax"),
 )
+SWITCHES = "its forward switches gradients off, or autocast, which a graph would not"
 AUTOCAST_DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 WEIGHTED = (F.conv2d, torch.conv2d, F.linear)
 PADDINGS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, F.pad)  # their sizes are not those of a stage
@@ -62,20 +64,18 @@ def trace(model: nn.Module, training: bool) -> fx.Graph:
 
     Raises:
         NotTraceable: its `forward` takes decisions that depend on the images, draws random numbers by itself, or
-            switches gradients or autocast off.
+            switches gradients or autocast.
     """
     model.train(training)
     before, values = _random_state(), _plain_values(model)
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            for device in AUTOCAST_DEVICES:
-                stack.enter_context(torch.autocast(device, torch.bfloat16))
-            graph = _Tracer().trace(model)
+        graph, under_autocast = (_Tracer(autocast).trace_in_mode(model) for autocast in (False, True))
     except NotTraceable:
         raise
     except Exception as error:  # the model's code meets placeholders instead of tensors, and may raise any type
         raise NotTraceable(str(error)) from error
+    if str(graph) != str(under_autocast):
+        raise NotTraceable(SWITCHES)
     if _random_state() != before:
         raise NotTraceable("its forward draws random numbers that a graph would repeat")
     if _plain_values(model) != values:
@@ -84,12 +84,28 @@ def trace(model: nn.Module, training: bool) -> fx.Graph:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that refuses a `forward` which changes how gradients or autocast work; a graph would not."""
+    """A tracer that refuses a `forward` which switches gradients off, or autocast on or off; a graph would not.
+
+    Args:
+        autocast: whether to trace under autocast.
+    """
+
+    def __init__(self, autocast: bool) -> None:
+        super().__init__()
+        self.autocast = autocast
+
+    def trace_in_mode(self, model: nn.Module) -> fx.Graph:
+        """Return the graph of a model."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            for device in AUTOCAST_DEVICES:
+                stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.autocast))
+            return self.trace(model)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        autocast = all(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES)
-        if not autocast or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            raise NotTraceable("its forward switches gradients or autocast off, which a graph would not")
+        switched = any(torch.is_autocast_enabled(device) != self.autocast for device in AUTOCAST_DEVICES)
+        if switched or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise NotTraceable(SWITCHES)
         return super().create_node(*args, **kwargs)
 
 
@@ -134,7 +150,7 @@ def choose(
             f"its classifier {name} takes {list(shapes.found.get(pooled, ()))}; expected one vector each"
         )
     candidates = _candidates(model, graph, shapes, pooled)
-    stages = stages_of(candidates, given, lambda path: _named(graph, path, candidates))
+    stages = stages_of(candidates, given, partial(_named, graph))
     if not stages:
         raise NotTraceable("it computes no map on the way to its classifier")
     return Choice(logits, pooled, name, stages)

@@ -7,7 +7,7 @@ Shapes: `B` batch, `N` classes, `C` channels, `H`/`W` height and width.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ def hook_outputs(
         calls, logits = _record(model, noise(model, input_size))
     classifier = _find_classifier(calls, logits, given.get("classifier"), num_classes)
     candidates = _candidates(calls, calls.index(classifier))
-    stages = stages_of(candidates, given, lambda path: _named(path, candidates))
+    stages = stages_of(candidates, given, _named)
     if not stages:
         raise NotTraceable("no module of it computes a map on the way to its classifier")
     hooked = insert(
@@ -166,7 +166,7 @@ def _candidates(calls: List[_Call], end: int) -> List[Candidate]:
     return found
 
 
-def _named(path: str, candidates: List[Candidate]) -> Candidate:
+def _named(path: str, candidates: Sequence[Candidate]) -> Candidate:
     found = [candidate for candidate in candidates if candidate.key == path]
     if not found:
         raise UserError(f"{path!r} is no module that gives one map before the classifier")

@@ -27,7 +27,7 @@ RESERVED = {
     "pretrained_cfg_overlay": "give the weights as DISTILLER.TEACHER_WEIGHTS or STUDENT_WEIGHTS",
     "features_only": "the maps are read from the whole model",
 }
-LOGITS = "timm gives it no map or no classifier of one nn.Linear: {reason}"
+LOGITS = "its outputs in timm are not those of a map and an nn.Linear: {reason}"
 
 
 class TimmModel(AdaptedModel):

@@ -147,3 +147,14 @@ def test_a_student_whose_layers_cannot_be_told_apart() -> None:
     distiller = Distiller(nn.Linear(4, 5))
     with pytest.raises(UserError, match="LAYER_DECAY is 0.5, but the modules of Linear show only 1 layers"):
         lr_scales(distiller, load_cfg(None, ["SOLVER.LAYER_DECAY", "0.5"]))
+
+
+def test_layers_of_a_backbone_beside_a_classifier() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.fc = torchvision.models.resnet18(), nn.Linear(1000, 5)
+
+    network, both = torchvision.models.resnet18(), Both()
+    assert len(layers_of(both)) == len(layers_of(network)) + 1
+    assert len(layers_of(nn.Sequential(nn.Identity(), network))) == len(layers_of(network))

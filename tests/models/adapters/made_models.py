@@ -241,3 +241,20 @@ class InPlace(Net):
 
     def forward_map(self, x):
         return self.last(torch.relu_(self.more(super().forward_map(x)))).relu_()
+
+
+class SwitchingInTraining(Net):
+    """Switches autocast on in training alone."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+            x = self.forward_map(x)
+        return self.head(x.float().mean((2, 3)))
+
+
+class AskingForAutocast(Net):
+    """Does something else under autocast."""
+
+    def forward(self, x):
+        x = self.forward_map(x).mean((2, 3))
+        return self.head(x * 2 if self.training and torch.is_autocast_enabled("cpu") else x)

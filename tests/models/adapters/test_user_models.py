@@ -245,3 +245,14 @@ def test_maps_before_an_activation_in_place():
     for before, after in zip(feats["preact_feats"][-2:], feats["feats"][-2:]):
         assert before.min() < 0
         assert torch.equal(before.relu(), after)
+
+
+@pytest.mark.parametrize("name", ["SwitchingInTraining", "AskingForAutocast"])
+def test_autocast_is_what_the_model_makes_of_it(name):
+    assert isinstance(build(name), HookedModel)
+
+
+@pytest.mark.parametrize("name", ["Net", "Deciding"])
+def test_maps_after_the_final_map_are_refused(name):
+    with pytest.raises(UserError, match="'stage3'"):
+        build(name, {"final_map": "stage2", "feats": ["stage1", "stage3"]})
