@@ -28,6 +28,11 @@ from .trainer import trainer_dict
 from .validate_solver import error_of, solver_errors, unmet
 
 MAX_NAME_LENGTH = 255  # characters
+OPTIONS_OF_METHODS = {  # published methods that are not values of DISTILLER.TYPE
+    "DOT": "set DISTILLER.TYPE KD, or another method with cross-entropy, and SOLVER.TRAINER dot",
+    "LSKD": "set DISTILLER.TYPE KD or DKD, and KD.LOGIT_STAND True or DKD.LOGIT_STAND True",
+    "TTM": "set DISTILLER.TYPE WTTM and WTTM.WEIGHTED False",
+}
 
 
 def load_valid_cfg(
@@ -87,7 +92,10 @@ def _name_errors(cfg: CfgNode) -> Iterator[str]:
         (trainer_dict, cfg.SOLVER.TRAINER),
         (dataset_dict, cfg.DATASET.TYPE),
     ):
-        yield from error_of(registry.__getitem__, name)
+        if name in OPTIONS_OF_METHODS and registry is distiller_dict and name not in distiller_dict:
+            yield f"DISTILLER.TYPE {name} is an option of other methods: {OPTIONS_OF_METHODS[name]}"
+        else:
+            yield from error_of(registry.__getitem__, name)
     distiller = distiller_dict.get(cfg.DISTILLER.TYPE)
     needs_teacher = distiller is not None and distiller.needs_teacher
     for role in ("STUDENT", *(["TEACHER"] if needs_teacher else [])):

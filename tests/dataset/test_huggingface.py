@@ -318,7 +318,9 @@ def test_a_test_part_does_not_choose_the_best_epoch(load: Make, image_folder: Pa
 def test_several_data_sets_in_one_folder(load: Make, image_folder: Path, tmp_path: Path) -> None:
     for name in ("large", "small"):
         write(tmp_path / "both" / name, image_folder)
-    with pytest.raises(UserError, match="both has train images in several folders, .*large.data, .*small.data; if these"):
+    with pytest.raises(
+        UserError, match="both has train images in several folders, .*large.data, .*small.data; if these"
+    ):
         load(tmp_path / "both")
     (file,) = (tmp_path / "both" / "large").rglob("train*")
     file.rename(tmp_path / "both" / "large" / "train.parquet")  # parts at different depths are one data set

@@ -198,3 +198,9 @@ def test_the_recipe(overrides, line):
 def test_the_strength_of_ctkd_is_not_negative():
     faults = setting_errors(load_cfg(None, ["DISTILLER.TYPE", "CTKD", "CTKD.LAMBDA_MAX", "-1"]))
     assert faults == ["CTKD.LAMBDA_MAX is -1.0; expected 0 or more (the published code writes -1 for 1)"]
+
+
+@pytest.mark.parametrize(("name", "setting"), [("DOT", "SOLVER.TRAINER dot"), ("TTM", "WTTM.WEIGHTED False")])
+def test_methods_that_are_options_of_others(name, setting):
+    (fault,) = config_errors(load_cfg(None, ["DISTILLER.TYPE", name]))
+    assert fault.startswith(f"DISTILLER.TYPE {name} is an option of other methods: set") and setting in fault
