@@ -145,10 +145,10 @@ def _schedule_errors(solver: CfgNode) -> Iterator[str]:
         (0 < solver.LR_DECAY_RATE <= 1, "SOLVER.LR_DECAY_RATE", "a number above 0 and up to 1"),
         (warmup, "SOLVER.WARMUP_EPOCHS", "a number from 0 to SOLVER.EPOCHS"),
     )
-    if rising and stages and solver.SCHEDULE == "step" and 1 <= solver.EPOCHS <= stages[-1]:
-        # Otherwise the last decay would silently never happen.
+    if rising and stages and solver.SCHEDULE == "step" and 1 <= solver.EPOCHS < stages[-1]:
+        # Otherwise the last decay would silently never happen. A stage at EPOCHS is for a run that is continued later.
         yield (
-            f"SOLVER.LR_DECAY_STAGES is {solver.LR_DECAY_STAGES!r}; expected stages below SOLVER.EPOCHS,"
+            f"SOLVER.LR_DECAY_STAGES is {solver.LR_DECAY_STAGES!r}; expected none above SOLVER.EPOCHS,"
             f" {solver.EPOCHS}: give earlier ones, [] for a constant rate, or SOLVER.SCHEDULE linear"
         )
 

@@ -135,7 +135,11 @@ EXPORTS = [
     ("gone.pth", (), "no checkpoint at .*gone.pth; give the path"),
     ("text.onnx", (), "text.onnx is an export for another runtime; give its checkpoint"),
     ("good", ("-m", "vgg8", "--format", "safetensors"), "holds a resnet8, not a vgg8"),
-    ("good", ("--format", "safetensors", "--push", "a/b/c"), "--push 'a/b/c' is no repository .*; give USER/NAME"),
+    (
+        "good",
+        ("--format", "safetensors", "--push", "a/b/c"),
+        "--push 'a/b/c' is not the name of a repository .*; give USER/NAME",
+    ),
     ("good", ("--format", "safetensors", "SOLVER.LR"), "SOLVER.LR"),
     ("good", ("--format", "safetensors", "DATASET.ROOT", "gone"), "the proof needs the validation images: .*gone"),
     (

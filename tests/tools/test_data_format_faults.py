@@ -179,7 +179,7 @@ WRITING = [
     ("images out", spoil_one, "or leave it out with --corrupt skip"),
     ("away out", nothing, "val is missing; expected an image folder with train/<class>/<image>"),
     ("images out -n 0", nothing, "--images-per-shard is 0; expected at least 1"),
-    ("images out --val-fraction 0.5", nothing, "val is there; set --val-fraction 0"),
+    ("images out --val-fraction 0.5", nothing, "images has validation images; set --val-fraction 0"),
     ("images", nothing, "expected FOLDER and OUT, or --index SHARDS --classes FILE"),
     (f"{INDEX} -n 5 --workers 1", nothing, "--index writes an index only, and does not take --images-per-shard, --w"),
     (INDEX, cut("shards/val-000000.tar"), "val-000000.tar cannot be read (unexpected end of data)"),

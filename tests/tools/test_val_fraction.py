@@ -25,4 +25,4 @@ def test_evaluation_takes_the_images_that_training_held_out(place, command):
     (place / "images" / "val").mkdir()
     status, _, err = command("eval", "-m", "resnet8", "-c", checkpoint)
     assert status == 2 and err.count("\n") == 1
-    assert f"which takes validation images out of train/, but {place}/images/val is there" in err
+    assert f"which takes validation images out of the training images, but {place}/images has" in err
