@@ -161,13 +161,14 @@ def setting_errors(cfg: CfgNode) -> List[str]:
 
 
 def _unused_section(cfg: CfgNode) -> Iterator[str]:
-    """Yield a line if settings are in the section of a distiller that inherits its constructor and its `DEFAULTS`."""
+    """Yield a line if settings are in a section that the constructor, inherited from the library, does not read."""
     name = cfg.DISTILLER.TYPE
     distiller = distiller_dict.get(name)
     if distiller is None or cfg.get(name) == CFG.get(name):
         return
     builder: Any = next(c for c in distiller.__mro__ if "__init__" in vars(c))
-    if builder is not distiller and builder.section and section_owner(distiller, builder) is builder:
+    of_library = bool(unread_sections(builder.section))  # a constructor of a plug-in may read any section
+    if of_library and builder is not distiller and section_owner(distiller, builder) is builder:
         yield (
             f"{name} inherits the constructor of {builder.__name__}, which reads the section {builder.section}; set"
             f" {builder.section}.KEY instead of {name}.KEY, or give the class DEFAULTS of its own"

@@ -131,3 +131,17 @@ def test_items_that_cannot_be_read_do_not_hide_the_labels_of_others():
             return np.zeros((16, 16, 3), dtype=np.uint8), self.targets[index]
 
     assert split_of(Broken(), "data").targets.tolist() == Broken.targets
+
+
+def test_an_item_with_a_label_that_is_no_number_is_refused_although_targets_has_one():
+    class Words(torch.utils.data.Dataset):
+        targets = [0, 1] * 5
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, index):
+            return np.zeros((16, 16, 3), dtype=np.uint8), "cat" if index == 9 else self.targets[index]
+
+    with pytest.raises(mdistiller.UserError, match="the label of item 9 of data is 'cat'; expected a whole number"):
+        split_of(Words(), "data")

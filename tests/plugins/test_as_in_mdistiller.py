@@ -21,6 +21,8 @@ from tests.plugins.files import FORK, FORK_CFG, write
 # a test starts up to three processes, one after the other
 pytestmark = [pytest.mark.usefixtures("registries_as_before"), pytest.mark.timeout(900)]
 
+BASE_TRAINER = ["SOLVER.TRAINER", "base"]
+
 # --- what MDistiller's own scripts do
 
 
@@ -99,6 +101,26 @@ def test_a_method_with_a_section_of_its_own_inherits_no_checks_for_it(settings):
         assert config_errors(cfg) == faults
     student, teacher = build_model("resnet8", 3), build_model("resnet14", 3)
     assert distiller_dict["LOUDER"](student, teacher, cfg).temperature == 4.0  # KD's constructor reads KD's section
+
+
+def test_a_constructor_of_a_plug_in_may_read_the_section_of_its_subclass(settings):
+    write(
+        settings,
+        mine="""
+        from ._base import Distiller
+
+        class Common(Distiller):
+            def __init__(self, student, teacher, cfg):
+                super().__init__(student, teacher)
+                self.weight = cfg.MINE.WEIGHT
+
+        class Mine(Common):
+            DEFAULTS = {"WEIGHT": 1.0}
+        """,
+    )
+    cfg = load_cfg("base.yaml", ["PLUGINS", "mine.py", "DISTILLER.TYPE", "MINE", "MINE.WEIGHT", "3", *BASE_TRAINER])
+    assert config_errors(cfg) == []
+    assert distiller_dict["MINE"](build_model("resnet8", 3), build_model("resnet14", 3), cfg).weight == 3.0
 
 
 def test_the_library_lists_its_own_methods():

@@ -110,21 +110,29 @@ def _are_returned(targets: List[int], dataset: Any, role: str) -> bool:
     for indices in (of_classes, range(len(targets))):
         for index in indices[:: max(1, len(indices) // SAMPLED)]:
             try:
-                if _label(dataset, index, role) != targets[index]:
-                    return False
+                item = _item(dataset, index, role)
             except UserError:  # an image that cannot be read is reported later, or left out
                 continue
+            if _label_of(item, index, role) != targets[index]:
+                return False
     return True
 
 
-def _label(dataset: Any, index: int, role: str) -> int:
+def _item(dataset: Any, index: int, role: str) -> Any:
     try:
-        item = dataset[index]
+        return dataset[index]
     except Exception as error:  # a user's code can raise any type
         reason = one_line(error)
         raise UserError(
             f"item {index} of {role} cannot be read ({type(error).__name__}: {reason}); correct it"
         ) from error
+
+
+def _label(dataset: Any, index: int, role: str) -> int:
+    return _label_of(_item(dataset, index, role), index, role)
+
+
+def _label_of(item: Any, index: int, role: str) -> int:
     if not (isinstance(item, (tuple, list)) and len(item) >= 2):
         raise UserError(f"item {index} of {role} is a {type(item).__name__}; expected (image, label)")
     label = _as_int(item[1])

@@ -32,7 +32,6 @@ POOLINGS = (
     *("mean", "amax"),
 )
 SWITCHES = "its forward switches gradients off, or autocast, which a graph would not"
-AUTOCAST_DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 WEIGHTED = (F.conv2d, torch.conv2d, F.linear)
 PADDINGS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, F.pad)  # their sizes are not those of a stage
 
@@ -93,17 +92,18 @@ class _Tracer(fx.Tracer):
     def __init__(self, autocast: bool) -> None:
         super().__init__()
         self.autocast = autocast
+        self.devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
     def trace_in_mode(self, model: nn.Module) -> fx.Graph:
         """Return the graph of a model."""
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            for device in AUTOCAST_DEVICES:
+            for device in self.devices:
                 stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.autocast))
             return self.trace(model)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        switched = any(torch.is_autocast_enabled(device) != self.autocast for device in AUTOCAST_DEVICES)
+        switched = any(torch.is_autocast_enabled(device) != self.autocast for device in self.devices)
         if switched or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise NotTraceable(SWITCHES)
         return super().create_node(*args, **kwargs)
