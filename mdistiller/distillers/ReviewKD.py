@@ -103,12 +103,28 @@ class ABF(nn.Module):
         """
         fused = self.conv1(feature)
         if self.att_conv is not None and deeper is not None:
+            attention = _attention(self.att_conv, fused, deeper)
             deeper = F.interpolate(deeper, fused.shape[-2:], mode="nearest")
-            attention = self.att_conv(torch.cat([fused, deeper], dim=1))
             fused = fused * attention[:, :1] + deeper * attention[:, 1:]
         if tuple(fused.shape[-2:]) != tuple(out_size):
             fused = F.interpolate(fused, tuple(out_size), mode="nearest")
         return self.conv2(fused), fused
+
+
+def _attention(att_conv: Any, fused: Tensor, deeper: Tensor) -> Tensor:
+    """Return the weights of both maps, `[B, 2, H, W]`: `att_conv` of the two joined, after enlarging `deeper`.
+
+    To save time, the maps are not joined, and `deeper` is convolved at its own size.
+    """
+    conv, sigmoid = att_conv
+    own, other = conv.weight.flatten(1).chunk(2, dim=1)
+    scores_deeper = F.interpolate(_pixelwise(deeper, other), fused.shape[-2:], mode="nearest")
+    return sigmoid(_pixelwise(fused, own, conv.bias) + scores_deeper)
+
+
+def _pixelwise(feature: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """Return the 1×1 convolution of `feature` `[B, C, H, W]` with `weight` `[D, C]`, as a matrix product."""
+    return F.linear(feature.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
 @register("REVIEWKD")
