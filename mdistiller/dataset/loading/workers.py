@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import warnings
 import weakref
 from contextlib import contextmanager
 from multiprocessing import queues
@@ -15,6 +16,8 @@ from typing import Any, Iterable, Iterator, TypeVar
 from ...errors import UserError, dead_worker, one_line
 
 T = TypeVar("T")
+
+warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores; harmless
 
 
 def explain_worker_deaths(batches: Iterable[T]) -> Iterator[T]:
