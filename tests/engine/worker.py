@@ -21,7 +21,7 @@ from mdistiller.engine.build import build_trainer
 from mdistiller.engine.speed.fast_networks import FastNetworks
 from tests.engine.test_trainer import settings
 
-STEPS = 20
+STEPS = 16
 OPTIONS = [
     *("SOLVER.BATCH_SIZE", "9", "DATASET.IN_MEMORY", "yes", "CRD.NCE.K", "16", "MLKD.CONFIDENCE_MASK", "True"),
     *("SOLVER.PRECISE_BN", "3"),

@@ -29,8 +29,8 @@ def one_method(place):
     return place
 
 
-def test_a_killed_study_ends_like_an_undisturbed_one(one_method, command, started):
-    """Killed three times with two runs at a time, and undisturbed with one at a time."""
+def test_a_killed_study_ends_like_an_undisturbed_one(one_method, command, started, launcher):
+    """Killed three times with two runs at a time, and undisturbed with all runs in this process."""
     longer = ["small.yaml", "SOLVER.EPOCHS", "8", "SOLVER.CHECKPOINT_EVERY", "1 steps"]
     for run, epoch in (("resnet14/seed0", 2), ("small/student_alone/seed0", 4), ("small/KD/seed0", 2)):
         log = Path("killed/logs") / f"{run}.txt"
@@ -41,7 +41,7 @@ def test_a_killed_study_ends_like_an_undisturbed_one(one_method, command, starte
             assert study.process.wait() == -signal.SIGKILL
     status, out, err = command("study", *longer, "--output", "killed")
     assert (status, err) == (0, ""), out
-    assert command("study", *longer, "--output", "whole")[0] == 0
+    run_study(read_study(longer[0], longer[1:]), Path("whole"), launcher)
     assert rows(Path("killed")) == rows(Path("whole"))
 
 
