@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mdistiller.distillers import distiller_dict
+from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.meter import EpochMeter
 from mdistiller.engine.solver.optim import build_optimizer
 from tests.distillers.one_step import batch, build
@@ -32,7 +33,7 @@ def images(device, dtype=torch.float32):
 def test_two_steps(method, precision):
     distiller = make(method).cuda().to(memory_format=torch.channels_last)
     given, meter = images("cuda"), EpochMeter(1)
-    cfg = SimpleNamespace(SOLVER=SimpleNamespace(MOMENTUM=0.9, WEIGHT_DECAY=1e-4, NESTEROV=False, LR=1e-3))
+    cfg = load_cfg(None, ["SOLVER.LR", "0.001"])
     optimizer = build_optimizer(cfg, distiller.get_learnable_parameters())
 
     def step(number):
