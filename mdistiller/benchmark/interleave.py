@@ -25,6 +25,7 @@ from .hardware import synchronize_device
 
 MIB = 2**20
 EXIT_SECONDS = 10
+FIRST_STEPS = 5  # a first step compiles, which may take longer than a turn, and a third one records CUDA graphs
 
 
 class TurnBudget(NamedTuple):
@@ -163,7 +164,7 @@ def run_interleaved(
     """Run several loops in rounds, in which each loop has one turn.
 
     The order of the loops is reversed from round to round. One more round precedes the others and does not count,
-    because the first steps tune kernels and fill caches.
+    because the first steps tune kernels and fill caches. In it, each loop takes `FIRST_STEPS` steps after its turn.
 
     Returns:
         the results of each loop, one per round, and the results of `after_round()`, which is called after each round.
@@ -176,8 +177,12 @@ def run_interleaved(
         order = list(zip(loops, results))
         for loop, own_results in order if number % 2 else order[::-1]:
             own_results.append(loop.run_turn(budget))
+            if not number:
+                loop.run_turn(TurnBudget(steps=FIRST_STEPS))
         round_results.append(after_round())
-        print(f"round {number} of {rounds}" if number else "warmed up", file=sys.stderr, flush=True)
+        rates = ", ".join(f"{loop.name} {own_results[-1].rate:.1f}" for loop, own_results in zip(loops, results))
+        text = f"round {number} of {rounds}: {rates} images/s" if number else "warmed up"
+        print(text, file=sys.stderr, flush=True)
     return [own_results[1:] for own_results in results], round_results[1:]
 
 

@@ -46,13 +46,16 @@ def save_plot(path: Path, found: Sequence[Group]) -> None:
 
 def _draw(axes: Any, block: str, groups: Sequence[Group]) -> None:
     """Draw the groups of a block from top to bottom on matplotlib axes."""
-    teachers = set()
+    accuracies: Dict[str, List[float]] = {}  # of a teacher, by its weights; on a GPU they vary a little
     for place, group in enumerate(groups):
         values = group.values("last")
         axes.plot(values, [place] * len(values), "o", color=POINT, alpha=0.6)
         axes.plot(statistics.mean(values), place, "|", color=MEAN, markersize=16, markeredgewidth=2)
-        taught = [summary["teacher_accuracy"] for summary in group.summaries.values()]
-        teachers |= {accuracy["deployed_top1"] for accuracy in taught if accuracy}
+        for summary in group.summaries.values():
+            if summary["teacher_accuracy"]:
+                weights = str(summary["origin"].get("teacher"))
+                accuracies.setdefault(weights, []).append(summary["teacher_accuracy"]["deployed_top1"])
+    teachers = {statistics.median(values) for values in accuracies.values()}
     for top1 in teachers:
         axes.axvline(top1, color=TEACHER, linestyle="--", linewidth=1)
     low, high = axes.get_xlim()

@@ -28,6 +28,7 @@ def images(device, dtype=torch.float32):
     return {"image": image.to(device, dtype), "target": target.to(device), "index": torch.arange(4, device=device)}
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # is a prototype
 @pytest.mark.parametrize("precision", [None, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", distiller_dict)
 def test_two_steps(method, precision):

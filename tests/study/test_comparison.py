@@ -1,6 +1,7 @@
 """Means, paired differences and verdicts, with values by hand."""
 
 import pytest
+from matplotlib.figure import Figure
 
 from mdistiller.study.comparison import (
     Conditions,
@@ -16,7 +17,7 @@ from mdistiller.study.comparison import (
     spread,
 )
 from mdistiller.study.grid import Row, Study
-from mdistiller.study.plot import save_plot
+from mdistiller.study.plot import _draw, save_plot
 from mdistiller.study.tables import markdown_tables, show_difference, show_spread
 
 
@@ -124,6 +125,17 @@ def test_names_with_dollar_signs(tmp_path):
     runs = {0: {**summary(50.0), "teacher_accuracy": {}}}
     save_plot(tmp_path / "x.png", [Group(Row("$a_$", "", "from $1 to $\\x$"), conditions_of(runs[0]), runs, ())])
     assert (tmp_path / "x.png").is_file()
+
+
+def test_a_teacher_has_one_line_in_the_plot():
+    teachers = [("t1", 42.46), ("t1", 42.48), ("t1", 42.48), ("t2", 44.0)]
+    found = []
+    for number, (weights, top1) in enumerate(teachers):
+        run = {**summary(50.0, teacher=weights), "teacher_accuracy": {"deployed_top1": top1}}
+        found.append(Group(Row("p", "", f"m{number}"), conditions_of(run), {0: run}, ()))
+    axes = Figure().subplots()
+    _draw(axes, "p", found)
+    assert sorted(text.get_text().strip() for text in axes.texts) == ["teacher 42.48", "teacher 44.00"]
 
 
 def test_other_teachers_are_not_averaged():
