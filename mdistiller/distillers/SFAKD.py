@@ -8,9 +8,9 @@ of `configs/cifar100/sfakd_code/`, follow the code, which the authors published 
 
 - The paper aligns pooled features, the code aligns maps (`ALIGN: map`).
 - The code averages the squared error over the channels (`REDUCTION: mean`, `FEAT_WEIGHT: 1.0`). Here it is summed over
-  them. The paper gives no weight; the default comes from a small measurement.
+  them. The paper gives no weight.
 - The code's filter is initialized near zero (`FILTER_INIT: uniform`). The paper does not specify the initialization;
-  the default is the identity.
+  with the default, the identity, the branch starts as the plain high-pass filter.
 - If the student's final map is larger than the teacher's, the code pools it before the frequency branch. Here it is
   pooled before the comparison, with `ALIGN: map`. No published pair has a larger one.
 - For a WRN the code uses the last block's raw output as the final map. Here it is always the activated map, which the
@@ -88,9 +88,9 @@ class SFAKD(Distiller):
 
     With `CLASSIFIER: teacher` (the default, as published) the deployed student consists of backbone, head and the
     teacher's classifier. The student's own classifier is trained as a probe on detached features. With
-    `CLASSIFIER: student` the bare student is deployed. Its own classifier is trained by cross-entropy or KD's loss, the
-    alignment regularizes the backbone, and the head is dropped after training. `forward_train` needs `epoch`, counted
-    from 1, if there is a warm-up.
+    `CLASSIFIER: student` the bare student is deployed. Its own classifier is trained by cross-entropy, KD's loss, or
+    both; the alignment regularizes the backbone, and the head is dropped after training. `forward_train` needs `epoch`,
+    counted from 1, if there is a warm-up.
     """
 
     DEFAULTS = {
@@ -186,7 +186,7 @@ class SFAKD(Distiller):
         if options.CLASSIFIER == "student" and options.FEAT_WEIGHT and options.CE_WEIGHT == options.KD_WEIGHT == 0:
             yield (
                 f"{section}.CLASSIFIER student trains the student's own classifier by cross-entropy or KD's loss, but"
-                f" {section}.CE_WEIGHT is 0, and so is {section}.KD_WEIGHT; set one, for example CE_WEIGHT to 1.0"
+                f" {section}.CE_WEIGHT is 0, and so is {section}.KD_WEIGHT; set one or both, for example to 1.0"
             )
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..engine.run.origin import other_images
 from .grid import Cell, Row, Study
@@ -54,6 +54,7 @@ class Conditions(NamedTuple):
 
     Attributes:
         precision: the precision of the training.
+        device: the kind of device, such as `cpu` or `cuda`.
         processes: the number of processes.
         train_images: the number of training images.
         val_labels, val_content: digests of the validation images.
@@ -61,6 +62,7 @@ class Conditions(NamedTuple):
     """
 
     precision: str
+    device: str
     processes: int
     train_images: int
     val_labels: Optional[str]
@@ -74,7 +76,7 @@ class Conditions(NamedTuple):
 
     def comparable(self, other: Conditions) -> bool:
         """Whether results may be compared, if their training images and teachers are the same."""
-        same = (self.precision, self.processes) == (other.precision, other.processes)
+        same = (self.precision, self.device, self.processes) == (other.precision, other.device, other.processes)
         return same and self.same_validation(other)
 
     def same_validation(self, other: Conditions) -> bool:
@@ -118,10 +120,24 @@ def conditions_of(summary: Summary) -> Conditions:
     origin = summary["origin"]
     return Conditions(
         summary["precision"],
+        summary.get("device", "cpu").partition(":")[0],
         summary.get("processes", 1),
         summary["train_images"],
         *(origin.get(key) for key in ("val_labels", "val_content", "teacher")),
     )
+
+
+def teacher_accuracies(summaries: Iterable[Summary]) -> Dict[str, float]:
+    """Return the top-1 of each teacher in percent, by the digest of its weights.
+
+    Runs on a GPU may measure slightly different values; the result is one of them, their lower median.
+    """
+    measured: Dict[str, List[float]] = {}
+    for summary in summaries:
+        if summary["teacher_accuracy"]:
+            values = measured.setdefault(str(summary["origin"].get("teacher")), [])
+            values.append(summary["teacher_accuracy"]["deployed_top1"])
+    return {digest: statistics.median_low(values) for digest, values in measured.items()}
 
 
 def groups(study: Study, summaries: Dict[str, Summary]) -> List[Group]:
@@ -205,6 +221,8 @@ def _label(group: Group, block: Sequence[Group]) -> str:
     if mine is None:
         return group.row.method
     parts = [mine.precision] if len({each.precision for each in others}) > 1 else []
+    if len({each.device for each in others}) > 1:
+        parts.append(mine.device)
     if len({each.processes for each in others}) > 1:
         parts.append(f"{mine.processes} processes" if mine.processes > 1 else "1 process")
     if len({each.train_images for each in others}) > 1:

@@ -9,7 +9,7 @@ import time
 from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
-from typing import Dict, Iterable, List, Tuple
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import torch
 
@@ -97,7 +97,13 @@ def on_this_hardware(summaries: Dict[str, Summary], threads: int) -> Dict[str, S
     return {name: summary for name, summary in summaries.items() if summary["hardware"] == here}
 
 
-def total_seconds(seconds: Dict[str, float], jobs: int) -> Tuple[float, float]:
-    """Return the sum of the durations, and the time that they take with `jobs` runs at a time."""
+def total_seconds(cells: Sequence[Cell], seconds: Dict[str, float], jobs: int) -> Tuple[float, float]:
+    """Return the sum of the durations of runs, and the time that they take with `jobs` runs at a time.
+
+    Args:
+        cells: the runs. A student starts after its teacher.
+        seconds: the duration of each run, by name.
+    """
     everything = sum(seconds.values())
-    return everything, max([everything / jobs, *seconds.values()])
+    chains = [seconds[cell.name] + seconds.get(cell.teacher, 0.0) for cell in cells]
+    return everything, max([everything / jobs, *chains])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from ..atomic_files import replace
-from .comparison import Group, labels
+from .comparison import Group, labels, teacher_accuracies
 
 PANELS_IN_A_ROW = 3
 MIN_SPAN = 4.0  # percentage points that a panel shows at least, so that noise does not look like a difference
@@ -38,24 +38,20 @@ def save_plot(path: Path, found: Sequence[Group]) -> None:
         figure.suptitle("Points are seeds, bars their means", fontsize=10)
         panels = list(figure.subplots(height, width, squeeze=False).flat)
         for panel, (block, groups) in zip(panels, blocks.items()):
-            _draw(panel, block, groups)
+            draw_panel(panel, block, groups)
         for panel in panels[len(blocks) :]:
             panel.set_visible(False)
         replace(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
-def _draw(axes: Any, block: str, groups: Sequence[Group]) -> None:
+def draw_panel(axes: Any, block: str, groups: Sequence[Group]) -> None:
     """Draw the groups of a block from top to bottom on matplotlib axes."""
-    accuracies: Dict[str, List[float]] = {}  # of a teacher, by its weights; on a GPU they vary a little
     for place, group in enumerate(groups):
         values = group.values("last")
         axes.plot(values, [place] * len(values), "o", color=POINT, alpha=0.6)
         axes.plot(statistics.mean(values), place, "|", color=MEAN, markersize=16, markeredgewidth=2)
-        for summary in group.summaries.values():
-            if summary["teacher_accuracy"]:
-                weights = str(summary["origin"].get("teacher"))
-                accuracies.setdefault(weights, []).append(summary["teacher_accuracy"]["deployed_top1"])
-    teachers = {statistics.median(values) for values in accuracies.values()}
+    runs = [summary for group in groups for summary in group.summaries.values()]
+    teachers = set(teacher_accuracies(runs).values())
     for top1 in teachers:
         axes.axvline(top1, color=TEACHER, linestyle="--", linewidth=1)
     low, high = axes.get_xlim()

@@ -6,7 +6,7 @@ import fnmatch
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Set
 
 from tqdm import tqdm
 
@@ -149,7 +149,7 @@ def dry_run(study: Study, output: Path, jobs: int, only: Sequence[str] = ()) -> 
     text = f"{len(left)} of {len(study.all_cells())} runs to do"
     if unknown:
         return "\n".join([*lines, f"{text}; their time cannot be estimated ({unknown})"])
-    one_by_one, together = total_seconds(times, jobs)
+    one_by_one, together = total_seconds(left, times, jobs)
     text += f", about {duration(one_by_one)} one after the other, {duration(together)} with --jobs {jobs}"
     return "\n".join([*lines, text])
 
@@ -209,6 +209,7 @@ class _Runner:
         self.launcher = launcher
         self.summaries = summaries
         self.failed: Dict[str, str] = {}  # reason by name
+        self.ended: Set[str] = set()  # runs that have ended here; a teacher without weights here may be in `summaries`
         self.running: Dict[str, Handle] = {}
         self.pending = cells_to_run(study, folder, summaries, only)
         self.cells = {cell.name: cell for cell in self.pending}
@@ -229,9 +230,9 @@ class _Runner:
 
     def _epochs(self) -> int:
         """Return the epochs that the runs to do have completed; those of a failed run count as done."""
-        lost = (*self.failed, *self.summaries)
+        over = {*self.failed, *self.ended}
         return sum(
-            cell.cfg.SOLVER.EPOCHS if name in lost else completed_epochs(self.folder.runs, cell)
+            cell.cfg.SOLVER.EPOCHS if name in over else completed_epochs(self.folder.runs, cell)
             for name, cell in self.cells.items()
         )
 
@@ -262,6 +263,7 @@ class _Runner:
     def _collect(self, bar: tqdm) -> None:
         for name in [name for name, handle in self.running.items() if handle.done()]:
             reason = self._result(self.running.pop(name), self.cells[name])
+            self.ended.add(name)
             if reason:
                 self._fail(name, reason)
                 continue

@@ -9,7 +9,7 @@ import statistics
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ..engine.cfg import settings_digest
-from .comparison import LEVEL, MIN_SEEDS, Difference, Group, Spread, labels, spread
+from .comparison import LEVEL, MIN_SEEDS, Difference, Group, Spread, labels, spread, teacher_accuracies
 from .grid import Study
 from .results import Summary
 from .study_file import ALONE
@@ -131,12 +131,10 @@ def _notes(mine: Sequence[Tuple[int, Group]]) -> Iterator[str]:
         f" {LEVEL:.0%} confidence interval (Student's t). The choice of the validation images, which all runs share,"
         f" has a standard error of {error:.1f}. *s/epoch*: median of the training epochs, without evaluation."
     )
-    teachers = {run["origin"]["teacher"]: run for run in runs if run["teacher_accuracy"]}
-    if teachers:
-        names = [
-            f"{run['teacher']} {run['teacher_accuracy']['deployed_top1']:.2f} (weights {str(digest)[:6]})"
-            for digest, run in teachers.items()
-        ]
+    accuracies = teacher_accuracies(runs)
+    if accuracies:
+        models = {str(run["origin"].get("teacher")): run["teacher"] for run in runs}
+        names = [f"{models[digest]} {top1:.2f} (weights {digest[:6]})" for digest, top1 in accuracies.items()]
         yield f"Teacher: {', '.join(names)}." + (" Only runs with the same weights are paired." if names[1:] else "")
     machines = {f"{run['hardware']}, PyTorch {run['versions']['torch']}" for run in runs}
     yield f"Measured on {'; '.join(sorted(machines))}."
@@ -169,5 +167,10 @@ def show_spread(value: Spread) -> str:
 
 def show_difference(value: Difference) -> str:
     """Return text such as `+1.20 (0.40 to 2.00)`."""
-    interval = f" ({value.interval[0]:.2f} to {value.interval[1]:.2f})" if value.interval is not None else ""
+    interval = f" ({_bound(value.interval[0])} to {_bound(value.interval[1])})" if value.interval is not None else ""
     return f"{value.mean:+.2f}{interval}"
+
+
+def _bound(value: float) -> str:
+    """Return a bound of an interval with two decimals, or four if they would hide its sign."""
+    return f"{value:.2f}" if abs(value) >= 0.005 else f"{value:.4f}"

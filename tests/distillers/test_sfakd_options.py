@@ -318,7 +318,7 @@ def test_evaluation_rebuilds_the_student(image_folder):
         ("SFAKD.LEARNABLE_SIGMA True SFAKD.FREQUENCY_BRANCH False", "LEARNABLE_SIGMA needs SFAKD.FREQUENCY_BRANCH"),
         (
             "SFAKD.CLASSIFIER student",
-            "CE_WEIGHT is 0, and so is SFAKD.KD_WEIGHT; set one, for example CE_WEIGHT to 1.0",
+            "CE_WEIGHT is 0, and so is SFAKD.KD_WEIGHT; set one or both, for example to 1.0",
         ),
     ],
 )

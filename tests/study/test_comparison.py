@@ -17,7 +17,7 @@ from mdistiller.study.comparison import (
     spread,
 )
 from mdistiller.study.grid import Row, Study
-from mdistiller.study.plot import _draw, save_plot
+from mdistiller.study.plot import draw_panel, save_plot
 from mdistiller.study.tables import markdown_tables, show_difference, show_spread
 
 
@@ -49,6 +49,7 @@ def test_the_interval_is_students():
     result = paired("KD", [1.0, 2.0, 3.0])
     assert result.interval == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
     assert show_difference(result) == "+2.00 (-0.48 to 4.48)"
+    assert show_difference(Difference("KD", -1.55, (-3.1, -0.0025), 3)) == "-1.55 (-3.10 to -0.0025)"  # not -0.00
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,14 @@ def test_other_numbers_of_training_images_are_not_averaged():
     assert [list(each.summaries) for each in found] == [[0], [1]]
 
 
+def test_runs_on_a_gpu_are_not_averaged_with_those_on_the_cpu():
+    cells = tuple(Cell("KD", seed) for seed in (0, 1, 2))
+    study = Study("s", (), cells, (), 1, True, (), ())
+    devices = ("cpu", "cuda:0", "cuda:1")
+    found = groups(study, {cell.name: {**summary(50.0), "device": devices[cell.seed]} for cell in cells})
+    assert [list(each.summaries) for each in found] == [[0], [1, 2]]
+
+
 def test_names_with_dollar_signs(tmp_path):
     runs = {0: {**summary(50.0), "teacher_accuracy": {}}}
     save_plot(tmp_path / "x.png", [Group(Row("$a_$", "", "from $1 to $\\x$"), conditions_of(runs[0]), runs, ())])
@@ -134,7 +143,7 @@ def test_a_teacher_has_one_line_in_the_plot():
         run = {**summary(50.0, teacher=weights), "teacher_accuracy": {"deployed_top1": top1}}
         found.append(Group(Row("p", "", f"m{number}"), conditions_of(run), {0: run}, ()))
     axes = Figure().subplots()
-    _draw(axes, "p", found)
+    draw_panel(axes, "p", found)
     assert sorted(text.get_text().strip() for text in axes.texts) == ["teacher 42.48", "teacher 44.00"]
 
 
@@ -164,8 +173,9 @@ def test_a_table_of_several_teachers_and_odd_names():
 
 def test_labels_name_what_differs():
     row = Row("p", "", "KD")
-    one = Conditions("float32", 1, 9, "v", "pixels: 123456789", "t")
+    one = Conditions("float32", "cpu", 1, 9, "v", "pixels: 123456789", "t")
     for change, names in (
+        ({"device": "cuda"}, ["KD (cpu)", "KD (cuda)"]),
         ({"processes": 2}, ["KD (1 process)", "KD (2 processes)"]),
         ({"train_images": 1000}, ["KD (9 training images)", "KD (1,000 training images)"]),
         ({"val_content": "pixels: abcdefghi"}, ["KD (validation images 123456)", "KD (validation images abcdef)"]),

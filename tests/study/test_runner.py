@@ -6,11 +6,14 @@ import shutil
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tqdm import tqdm
 
 from mdistiller.engine.run.lock import locked
 from mdistiller.errors import UserError
+from mdistiller.study.estimate import total_seconds
 from mdistiller.study.grid import read_study
 from mdistiller.study.runner import dry_run, run_study
 from mdistiller.study.tables import MACHINE_COLUMNS
@@ -28,7 +31,15 @@ def states(folder=OUT):
     return {f"{row['method']} {row['seed']}": row["state"] for row in rows(folder)}
 
 
-def test_a_study_from_start_to_end(place, launcher):
+def test_a_study_from_start_to_end(place, launcher, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            bars.append((options["initial"], options["total"]))
+            super().__init__(**options)
+
+    monkeypatch.setattr("mdistiller.study.runner.tqdm", Bar)
     study = read_study("small.yaml")
     summaries = run_study(study, OUT, launcher)
     assert [job.name for job in launcher.jobs] == [cell.name for cell in study.all_cells()]
@@ -67,6 +78,7 @@ def test_a_study_from_start_to_end(place, launcher):
         "resnet14/seed0",
         *(f"small/{method}/seed2" for method in ("student_alone", "KD", "SFAKD")),
     ]
+    assert bars == [(0, 7), (0, 0), (0, 0), (0, 4)]  # epochs; the teacher's count, though its results are known
 
 
 def test_the_demo_at_its_smallest(launcher):
@@ -187,6 +199,12 @@ def test_a_run_in_use_fails_alone(place, launcher, monkeypatch):
     with locked(OUT / "runs/small/KD/seed1"), pytest.raises(UserError, match="^small/KD/seed1: a run is writing to"):
         run_study(read_study("small.yaml"), OUT, launcher)
     assert sorted(states().values()) == ["failed", *["finished"] * 6]
+
+
+def test_a_student_waits_for_its_teacher():
+    cells = [SimpleNamespace(name="T", teacher=""), SimpleNamespace(name="S", teacher="T")]
+    assert total_seconds(cells, {"T": 40.0, "S": 10.0}, 2) == (50.0, 50.0)
+    assert total_seconds(cells[1:], {"S": 10.0}, 2) == (10.0, 10.0)  # the teacher is trained
 
 
 def test_dry_run(place):
