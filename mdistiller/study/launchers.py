@@ -55,7 +55,7 @@ class LocalLauncher:
         self._processes: List[subprocess.Popen] = []
         self._stopping = False
         self._devices: queue.SimpleQueue[Dict[str, str]] = queue.SimpleQueue()
-        for _, device in zip(range(jobs), itertools.cycle(_visible_devices())):
+        for _, device in zip(range(jobs), itertools.cycle(visible_devices())):
             self._devices.put(device)
 
     def submit(self, job: Job) -> Handle:
@@ -86,7 +86,7 @@ def _end(process: subprocess.Popen) -> None:
     process.stdin.close()
 
 
-def _visible_devices() -> Sequence[Dict[str, str]]:
+def visible_devices() -> Sequence[Dict[str, str]]:
     """Return the variables that select each of several GPUs, or no variables without a choice."""
     if torch.cuda.device_count() < 2:
         return [{}]

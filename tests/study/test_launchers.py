@@ -13,7 +13,7 @@ from mdistiller.engine.run.folder import RunFolder
 from mdistiller.errors import UserError
 from mdistiller.study.grid import read_study
 from mdistiller.study.job import Job
-from mdistiller.study.launchers import ClusterJob, ClusterLauncher, LocalLauncher, _visible_devices
+from mdistiller.study.launchers import ClusterJob, ClusterLauncher, LocalLauncher, visible_devices
 from mdistiller.study.runner import run_study
 from tests.processes import REPO
 from tests.study.test_runner import rows
@@ -54,12 +54,14 @@ def no_teacher(one_method):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
 @pytest.mark.parametrize("cluster", ["debug", "local"])
-def test_submitit(no_teacher, command, cluster):
+def test_submitit(no_teacher, command, launcher, cluster):
     options = ["--cluster", cluster, "--cluster-option", "timeout_min=5"]
     status, out, err = command("study", "small.yaml", *options, "--output", "jobs")
     assert (status, err) == (0, ""), out
     assert {row["state"] for row in rows(Path("jobs"))} == {"finished"}
     assert any(Path("jobs/submitit").iterdir())
+    run_study(read_study("small.yaml"), Path("here"), launcher)
+    assert rows(Path("jobs")) == rows(Path("here"))
 
 
 def test_a_failed_process(one_method, command):
@@ -91,11 +93,11 @@ def test_bad_command_lines(one_method, command, arguments, line):
 def test_each_process_gets_a_gpu_in_turn(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert _visible_devices() == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert visible_devices() == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert _visible_devices() == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert visible_devices() == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert _visible_devices() == [{}]
+    assert visible_devices() == [{}]
 
 
 def test_a_process_gets_the_gpu_that_is_free(monkeypatch, tmp_path):
