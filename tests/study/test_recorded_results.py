@@ -1,5 +1,6 @@
 """The recorded results of the shipped studies: they belong to the studies, and the documents show their figures."""
 
+import csv
 import json
 import re
 from functools import lru_cache
@@ -7,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mdistiller.study.comparison import differences, groups
+from mdistiller.study.comparison import differences, groups, spread
 from mdistiller.study.elsewhere import finished_elsewhere
 from mdistiller.study.grid import read_study
-from mdistiller.study.tables import markdown_tables
+from mdistiller.study.tables import markdown_tables, show_spread
 from mdistiller.study.validation_images import ValidationImages
 from tests.processes import REPO
 
@@ -105,3 +106,16 @@ def test_the_table_of_the_readme():
                 if cell.name in summaries and (cell.row.pair, cell.row.method) == (pair, method)
             ]
             assert row[method] == (f"{sum(last) / len(last):.1f}" if last else "–"), (row, method)
+
+
+def test_the_table_of_precise_bn():
+    with (REPO / "configs/studies/results/precise_bn_epochs.csv").open(encoding="utf-8") as file:
+        recorded_epochs = list(csv.DictReader(file))
+    (table,) = (rows for rows in tables((REPO / "docs/results.md").read_text(encoding="utf-8")) if "12" in rows[0])
+    assert len(table) == 4
+    for row in table:
+        method, _, kind = row.pop("epoch (measured)").partition(", ")
+        key = {"running": "running_top1", "re-estimated": "re_estimated_top1"}[kind]
+        for epoch, value in row.items():
+            values = [float(e[key]) for e in recorded_epochs if (e["method"], e["epoch"]) == (method, epoch)]
+            assert value == show_spread(spread(values)) and len(values) == 3, (method, kind, epoch)
