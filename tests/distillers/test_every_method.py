@@ -18,12 +18,12 @@ from tests.distillers.one_step import check_gradients
 
 PAIRS = sorted(path.stem for path in (REPO / "configs/cifar100/sfakd").glob("*.yaml"))
 NUM_CLASSES = 100
-BATCH = 6
+BATCH = 3
 
 
 @pytest.fixture(scope="module")
 def images():
-    """`(image [6, 3, 32, 32], target [6])`: the first validation image of each of six classes."""
+    """`(image [3, 3, 32, 32], target [3])`: the first validation image of each of three classes."""
     splits = fashion_demo(load_cfg(None, ["DATASET.ROOT", str(REPO / "data" / FOLDER)]))
     first = [splits.val.targets.tolist().index(label) for label in range(BATCH)]
     pixels = torch.from_numpy(splits.val.images[first]).float() / 255
