@@ -209,7 +209,7 @@ class _Runner:
         self.launcher = launcher
         self.summaries = summaries
         self.failed: Dict[str, str] = {}  # reason by name
-        self.ended: Set[str] = set()  # runs that have ended here; `summaries` may have a teacher that still has to be trained
+        self.ended: Set[str] = set()  # here; `summaries` may have a teacher that still has to be trained
         self.running: Dict[str, Handle] = {}
         self.pending = cells_to_run(study, folder, summaries, only)
         self.cells = {cell.name: cell for cell in self.pending}
