@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from typing import Iterable, Mapping
+from typing import Iterable, Mapping, Optional
 
 MAX_LINE_LENGTH = 2000  # characters
 MAX_NAMES = 50  # listed when no name is similar
@@ -76,13 +76,22 @@ def memory_shortage(error: BaseException) -> str:
     return ""
 
 
-def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Return `"; did you mean A or B?"` with the names most similar to `name`, or a list of all names without one."""
+def did_you_mean(name: str, known: Iterable[str], limit: int = 3, listed: Optional[Iterable[str]] = None) -> str:
+    """Return `"; did you mean A or B?"` with the names most similar to `name`, or a list of names without one.
+
+    Args:
+        name: the name that is not known.
+        known: all names.
+        limit: how many similar names to give at most.
+        listed: the names to list when none is similar; by default `known`.
+    """
     names = sorted(str(n) for n in known)
     by_lower = {n.lower(): n for n in names}
     close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=limit, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(by_lower[c] for c in close)}?"
+    if listed is not None:
+        names = sorted(listed)
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return f"; known: {', '.join(names[:MAX_NAMES]) or 'none'}{more}"
 

@@ -14,7 +14,11 @@ def main() -> None:
     parser.add_argument("--output", metavar="DIR", help="folder of the study; default output/studies/NAME")
     parser.add_argument("--jobs", type=int, help="runs at the same time; default 1, or all jobs of a cluster")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="RUN", help="run only these, such as 'small/*/seed0'; repeatable"
+        "--only",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="run only this one, or those of a pattern such as 'small/*/seed0'; may be repeated: --only A --only B",
     )
     parser.add_argument("--fresh", action="store_true", help="use no results of other studies or machines")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate their time")

@@ -1,8 +1,8 @@
 """CRD: "Contrastive Representation Distillation" (2020).
 
 The contrast images of a step are sampled on the device from labels and indices, so CRD needs no special data loader.
-There is one difference from well-known code: negatives are sampled with replacement, each uniformly from the images of
-all other classes. Well-known code samples without replacement if there are enough images.
+There is one difference from RepDistiller and MDistiller: negatives are sampled with replacement, each uniformly from
+the images of all other classes. They sample without replacement if there are enough images.
 
 Shapes: `B` batch, `N` training images, `D` embedding dimensions, `K` negatives for each image.
 """

@@ -4,9 +4,9 @@ From the deepest level to the shallowest, each of the student's maps is fused wi
 attention based fusion). Each fused map is compared with the teacher's map of its level at several scales (HCL,
 hierarchical context loss). The pooled feature counts as the last, 1×1 map; the stem's map is not used.
 
-There are two differences from well-known code. `MAX_MID_CHANNEL` has an effect; there it is always 512. Shapes are read
-from the models. Lists of shapes in the configuration only set how many maps are used, counted from the deepest, and
-must agree with the models.
+There are two differences from the authors' code and MDistiller. `MAX_MID_CHANNEL` has an effect; there it is always
+512. Shapes are read from the models. Lists of shapes in the configuration only set how many maps are used, counted from
+the deepest, and must agree with the models.
 
 Shapes: `B` batch, `C` channels, `C_m` channels of the fused maps, `H`/`W` height and width of a map, `N` classes.
 """

@@ -3,32 +3,32 @@
 Source: "Smooth the Signal, Distill the Essence: A Frequency-Aware Modulation Framework for Knowledge Distillation"
 (2025).
 
-Paper and published code differ in five points. The defaults follow the paper. The settings in brackets, which are those
-of `configs/cifar100/sfakd_code/`, follow the code, which the authors published as the source of their results.
+The authors' repository describes the method in its README, and its code differs from that description in five points.
+The defaults follow the description. The settings in brackets, those of `configs/cifar100/sfakd_code/`, follow the code.
 
-- The paper aligns pooled features, the code aligns maps (`ALIGN: map`).
+- The description aligns pooled features, the code aligns maps (`ALIGN: map`).
 - The code averages the squared error over the channels (`REDUCTION: mean`, `FEAT_WEIGHT: 1.0`). Here it is summed over
-  them. The paper gives no weight.
-- The code's filter is initialized near zero (`FILTER_INIT: uniform`). The paper does not specify the initialization;
-  with the default, the identity, the branch starts as the plain high-pass filter.
+  them. The description gives no weight.
+- The code's filter is initialized near zero (`FILTER_INIT: uniform`). The description does not specify the
+  initialization. With the default, the identity, the branch starts as the plain high-pass filter.
 - If the student's final map is larger than the teacher's, the code pools it before the frequency branch. Here it is
   pooled before the comparison, with `ALIGN: map`. No published pair has a larger one.
 - For a WRN the code uses the last block's raw output as the final map. Here it is always the activated map, which the
   classifier pools.
 
-Further options are for ablations. Their defaults are what both paper and code do, or what the code does where the paper
-says nothing.
+Further options are for ablations. Their defaults are what both description and code do, or what the code does where the
+description says nothing.
 
-- Paper and code learn the weights of the fusion; `FUSION: fixed` keeps them at 0.5.
-- Paper and code have a depthwise separable convolution in the projector. `PROJECTOR: full` replaces it by one full 3×3
-  convolution.
-- The code applies weight decay to all parameters, and the paper does not mention it. `DECAY_FILTER: False` exempts the
-  filter, a learnable σ and the weights of the fusion.
-- Neither paper nor code has a warm-up of the alignment (`WARMUP_EPOCHS`), or KD's loss on the logits (`KD_WEIGHT`).
+- Description and code learn the weights of the fusion; `FUSION: fixed` keeps them at 0.5.
+- Description and code have a depthwise separable convolution in the projector. `PROJECTOR: full` replaces it by one
+  full 3×3 convolution.
+- The code applies weight decay to all parameters, which the description does not mention. `DECAY_FILTER: False` exempts
+  the filter, a learnable σ and the weights of the fusion.
+- Neither of them has a warm-up of the alignment (`WARMUP_EPOCHS`), or KD's loss on the logits (`KD_WEIGHT`).
 
-Other values were measured for VGG13 → VGG8 ("Parts of SFAKD" in docs/results.md). None is a point better, so the
-defaults stay those of the published form, and those that it leaves open stay as they were chosen first. Top-1 with seed
-0 is 37.9 %; the three seeds of the defaults are 1.2 points apart.
+Other values were measured for VGG13 → VGG8 ("Parts of SFAKD" in docs/results.md). None improves top-1 by a full point,
+so the defaults stay those of the published form, and those that it leaves open stay as they were chosen first. Top-1
+with seed 0 is 37.9 %; the three seeds of the defaults are 1.2 points apart.
 
 - `FEAT_WEIGHT: 0.1` was chosen in a first measurement, on 40 of the 100 classes. 0.5 gives 37.7 %.
 - `SIGMA: 0.1`: 0.05 gives 37.6 %. `MASK.TYPE: none` gives 37.6 %.
@@ -121,7 +121,7 @@ class SFAKD(Distiller):
         "REDUCTION": "sum",  # reduction of the squared error over channels: "sum" | "mean", as in the authors' code
         "ALIGN": "pooled",  # what is aligned: "pooled" features, or the "map" before pooling
         "CLASSIFIER": "teacher",  # deployed classifier: "teacher", frozen and behind the head | "student", its own
-        "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's feature can be negative
+        "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: yes, unless the teacher's feature can be negative
     }
     RANGES = {
         "MASK.TYPE": one_of("gaussian", "hard", "none"),

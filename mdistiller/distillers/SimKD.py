@@ -99,7 +99,7 @@ class SimKD(Distiller):
     DEFAULTS = {
         "FEAT_WEIGHT": 1.0,
         "FACTOR": 2,  # the projector's inner width is the teacher's channels divided by FACTOR
-        "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: unless the teacher's final map can be negative
+        "PROJECTOR_RELU": None,  # end the projector in a ReLU; None: yes, unless the teacher's map can be negative
     }
     RANGES = {"FACTOR": at_least(1), "PROJECTOR_RELU": YES_NO_OR_NONE, **weights("FEAT_WEIGHT")}
     teacher_needs = ("maps",)

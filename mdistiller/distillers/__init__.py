@@ -12,7 +12,7 @@ from typing import Any, Mapping
 
 from . import _plugins
 from ._base import Distiller, Vanilla, distiller_dict, register
-from ._common import blank_outputs
+from ._common import blank_outputs, image_size
 from .heads import DeployedStudent, Head, head_dict
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "distiller_dict",
     "has_teacher",
     "head_dict",
+    "image_size",
     "register",
 ]
 

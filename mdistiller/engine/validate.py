@@ -202,7 +202,7 @@ def _folder_errors(cfg: CfgNode) -> Iterator[str]:
 def _cache_errors(cfg: CfgNode) -> Iterator[str]:
     """Yield a line for each error in the keys of the teacher cache.
 
-    A misspelt word is one of them, which would otherwise become a folder of that name.
+    A misspelled word is one of them, which would otherwise become a folder of that name.
     """
     choice = cfg.TEACHER_CACHE
     yield from unmet(

@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say."""
+        """The conclusion that the interval supports."""
         if self.interval is None or self.n < MIN_SEEDS:
             return "too few seeds"
         if self.interval[0] > 0:
@@ -50,7 +50,7 @@ class Difference(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What the settings of a run leave open, and must be equal for results to be averaged.
+    """Conditions that the settings do not fix, but that must be equal for results to be averaged.
 
     Attributes:
         precision: the precision of the training.

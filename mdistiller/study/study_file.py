@@ -4,7 +4,7 @@ Placeholders `{pair}`, `{teacher}` and `{student}` in a `_BASE_` stand for the n
 
     PAIRS:                                     # the models of each pair, by its name
       vgg13_vgg8: {TEACHER: vgg13, STUDENT: vgg8}
-    TEACHER:                                   # how each teacher is trained, once; without it, weights are released
+    TEACHER:                                   # how each teacher is trained, once; default: released weights
       _BASE_: cifar100/vanilla/{teacher}
     ALONE:                                     # the student alone, at the same schedule
       _BASE_: cifar100/vanilla/{student}

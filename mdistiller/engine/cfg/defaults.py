@@ -88,7 +88,7 @@ _C.DISTILLER.STUDENT_WEIGHTS = ""
 _C.DISTILLER.TEACHER_ARGS = None  # keyword arguments of the teacher's constructor, such as `{img_size: 96}`
 _C.DISTILLER.STUDENT_ARGS = None  # keyword arguments of the student's constructor
 # For a teacher that returns logits alone: names of its modules, as `{classifier: fc, final_map: layer4, feats: [stem,
-# layer1, layer4]}`. `None`: found.
+# layer1, layer4]}`. `None`: found automatically.
 _C.DISTILLER.TEACHER_FEATURES = None
 _C.DISTILLER.STUDENT_FEATURES = None  # the same for the student
 # The images that the teacher sees, as `{size: 224, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], interpolation:

@@ -55,6 +55,8 @@ def test_an_upstream_yaml_loads_unchanged(tmp_path):
         (["SOLVER.LRR", "1"], "unknown config key SOLVER.LRR in the command line; did you mean SOLVER.LR"),
         (["SOLVR.LR", "1"], "unknown config key SOLVR.*did you mean"),
         (["KD.LOSS.CE", "1"], "unknown config key KD.LOSS.CE .*did you mean.*KD.LOSS.CE_WEIGHT"),
+        (["KD.XXXXXXXXXXXX", "1"], "key KD.XXXXXXXXXXXX .*; known: KD.LOGIT_STAND, KD.LOSS, KD.TEMPERATURE$"),
+        (["some/run", "1"], "unknown config key some/run .*; known: DATASET, DISTILLER, EXPERIMENT, LOG"),
         (["SOLVER.LR"], "override 'SOLVER.LR' has no value; expected KEY VALUE pairs"),
         (["SOLVER.LR", "fast"], "SOLVER.LR in the command line is 'fast'; expected a number"),
         (["SOLVER.LR", "9" * 400], "SOLVER.LR .* 9+; expected a number"),
