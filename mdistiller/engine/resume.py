@@ -15,8 +15,7 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..distillers._plugins import unread_sections
 from ..errors import UserError
-from ..models import same_model
-from .cfg import CFG, FREE, FROM_DATA, experiment_name, leaves, merge_known, setting_changes, to_dict
+from .cfg import FREE, FROM_DATA, experiment_name, leaves, merge_known, setting_changes, to_dict
 from .run.folder import RunFolder
 from .run.saved_state import find_latest
 from .solver.optim import learning_rate
@@ -28,11 +27,6 @@ SCHEDULE = ("EPOCHS", "LR_DECAY_STAGES")  # keys of SOLVER that may change
 FREE_ON_RESUME = (
     *FREE,
     *("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER", "DISTILLER.STUDENT_WEIGHTS"),
-)
-MODELS = ("DISTILLER.TEACHER", "DISTILLER.STUDENT")
-MAPPINGS = (
-    *(f"{model}_{kind}" for model in MODELS for kind in ("ARGS", "FEATURES")),
-    "DISTILLER.TEACHER_INPUT",
 )
 
 
@@ -188,15 +182,9 @@ def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: S
         return
     unread = (f"{name}." for name in unread_sections(given["DISTILLER"]["TYPE"]))
     free = (*FREE_ON_RESUME, *leave_out, *unread)
-    before, now = {**dict(leaves(to_dict(CFG))), **dict(leaves(saved))}, dict(leaves(given))
-    for name in MODELS:  # the file of a model may have moved
-        if same_model(str(before.get(name)), str(now.get(name))):
-            before[name] = now.get(name)
-    if before["DATASET.UNLABELED"] and now["DATASET.UNLABELED"]:  # it may have moved; its content is compared later
+    before, now = dict(leaves(saved)), dict(leaves(given))
+    if before.get("DATASET.UNLABELED") and now["DATASET.UNLABELED"]:  # its content is compared later
         before["DATASET.UNLABELED"] = now["DATASET.UNLABELED"]
-    for name in MAPPINGS:  # values of one key each, not sections
-        for config, leaf in ((saved, before), (given, now)):
-            leaf[name] = config.get("DISTILLER", {}).get(name.partition(".")[2]) or None
-    changed = setting_changes(before, now, (*free, *(f"{name}." for name in MAPPINGS)))
+    changed = setting_changes(before, now, free)
     if changed:
         raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")

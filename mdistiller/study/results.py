@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence
 from yacs.config import CfgNode
 
 from ..atomic_files import replace_text
-from ..engine.cfg import FROM_DATA, leaves, setting_changes, settings_of
+from ..engine.cfg import FROM_DATA, own_leaves, setting_changes, settings_of
 from ..engine.cfg.yaml_files import read_file
 from ..engine.run.folder import RunFolder
 from ..engine.run.records import read_metrics, read_summary
@@ -51,7 +51,7 @@ def finished(runs: Path, cells: Iterable[Cell]) -> Dict[str, Summary]:
             settings = summary["settings"]
             found[cell.name] = {**summary, "epoch_seconds": _epoch_seconds(folder.metrics)}
         elif folder.config.is_file() and folder.latest.is_file():
-            settings = dict(leaves(read_file(folder.config)))
+            settings = own_leaves(read_file(folder.config), cell.cfg.DISTILLER.TYPE)
         changes = changed_settings(settings, cell.cfg) if settings else []
         if changes:
             errors.append(

@@ -306,6 +306,22 @@ def test_resume_without_a_state_removes_no_student(image_folder):
     assert trainer.folder.student_best.is_file()
 
 
+def test_resume_removes_nothing_of_a_run_without_checkpoints(image_folder):
+    """Checkpoints may be deleted to save space; what is left of the run is kept."""
+    trainer = build_trainer(settings(image_folder, epochs=1))
+    trainer.train()
+    for path in trainer.folder.path.glob("*.pth"):
+        path.unlink()
+    with pytest.raises(UserError, match="no run to continue, .* does not exist; start again with --overwrite"):
+        build_trainer(settings(image_folder)).train(resume=True)
+    trainer.folder.summary.unlink()
+    with trainer.folder.metrics.open("a") as log:
+        log.write('{"epoch": 2}\n')
+    with pytest.raises(UserError, match="no run to continue"):
+        build_trainer(settings(image_folder)).train(resume=True)
+    assert len(rows(trainer)) == 2
+
+
 def test_a_row_cut_off_in_the_middle_does_not_stop_a_resume(image_folder):
     first = build_trainer(settings(image_folder, epochs=1))
     first.train()

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import PurePath
 from typing import Any, Dict, List, Sequence
 
 from yacs.config import CfgNode
 
 from ...distillers._plugins import unread_sections
+from ...models import same_model
 from .config import CFG
-from .values import leaves, to_dict
+from .values import MAPPINGS, leaves, to_dict
 
-# Keys that change a result by rounding at most. The data and the teacher's weights, after the choice of its outputs,
-# are compared by their content; see `run.origin`.
+# Keys that are not compared: they change a result by rounding at most, or name data and weights that are compared by
+# their content, see `run.origin`.
 FREE = (
     *("LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
     *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
     *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
     *("SOLVER.CHECKPOINT_EVERY", "DISTILLER.TEACHER_CLASSES"),
 )
+MODELS = ("DISTILLER.TEACHER", "DISTILLER.STUDENT")
+FILES = ("DATASET.UNLABELED", "DISTILLER.STUDENT_WEIGHTS")  # compared by name, because their folder may have moved
+NOT_SET = "not set"
 FROM_DATA = ("INPUT_SIZE", "MEAN", "STD")  # keys of DATASET that the data set determines where they are None
 DIGEST_LENGTH = 12  # characters
 
@@ -41,15 +46,30 @@ def setting_changes(before: Dict[str, Any], now: Dict[str, Any], free: Sequence[
 
     Args:
         before: values by full key. An earlier version lacks newer keys; it behaved as their present defaults do.
-        now: values by full key.
+        now: values by full key. Keys that it lacks are not compared, except those of sections without defaults.
         free: beginnings of keys that are not compared.
     """
     before = {**dict(leaves(to_dict(CFG))), **before}
-    return [
-        f"{key} was {before[key]!r}, now {value!r}"
-        for key, value in now.items()
-        if key in before and before[key] != value and not key.startswith(tuple(free))
-    ]
+    undeclared = tuple(f"{name}." for name, section in CFG.items() if _is_open(section))
+    keys = [key for key in now if key in before or key.startswith(undeclared)]
+    keys += [key for key in before if key not in now and key.startswith(undeclared)]
+    pairs = ((key, before.get(key, NOT_SET), now.get(key, NOT_SET)) for key in keys if not key.startswith(tuple(free)))
+    return [f"{key} was {old!r}, now {new!r}" for key, old, new in pairs if not _is_same(key, old, new)]
+
+
+def _is_open(section: Any) -> bool:
+    """Return whether a section has no defaults, as that of a plug-in without `DEFAULTS`, and takes any key."""
+    return isinstance(section, CfgNode) and section.is_new_allowed()
+
+
+def _is_same(key: str, before: Any, now: Any) -> bool:
+    if key in MODELS:
+        return same_model(str(before), str(now))
+    if key in FILES:
+        return PurePath(str(before)).name == PurePath(str(now)).name
+    if key in MAPPINGS:
+        return (before or None) == (now or None)
+    return bool(before == now)
 
 
 def settings_digest(settings: Dict[str, Any]) -> str:

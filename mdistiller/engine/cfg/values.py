@@ -11,6 +11,11 @@ from yacs.config import CfgNode as CN
 from ...errors import UserError
 from .yaml_files import parse
 
+# Keys whose values are mappings, not sections.
+MAPPINGS = (
+    *(f"DISTILLER.{role}_{kind}" for role in ("TEACHER", "STUDENT") for kind in ("ARGS", "FEATURES")),
+    "DISTILLER.TEACHER_INPUT",
+)
 TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
 
 # YAML 1.1 reads `off` and `no` as false and `yes` as true. These are the strings that such keys mean by them.
@@ -84,10 +89,11 @@ def undeclared(value: Any) -> Any:
 def leaves(node: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
     """Yield each `(key, value)` of a configuration or of nested dictionaries, with full keys such as `SOLVER.LR`."""
     for key, value in node.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in MAPPINGS:
+            yield from leaves(value, f"{name}.")
         else:
-            yield f"{prefix}{key}", value
+            yield name, value
 
 
 def to_dict(node: Any) -> Any:

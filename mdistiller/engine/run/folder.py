@@ -73,7 +73,7 @@ class RunFolder:
         if self._is_restarted():
             resume = self._has_state()
             overwrite = not resume
-        elif resume and not overwrite and lock_file(self.path).is_file() and not any(self.path.glob("*.pth")):
+        elif resume and not overwrite and self._holds_nothing_to_lose():
             resume, overwrite = False, True
         self._refuse(resume, overwrite)
         return resume, overwrite
@@ -106,6 +106,15 @@ class RunFolder:
 
     def _has_state(self) -> bool:
         return os.path.isfile(self.latest) or os.path.isfile(self.previous)
+
+    def _holds_nothing_to_lose(self) -> bool:
+        """Return whether the run in this folder was killed before it saved anything.
+
+        The first epoch is logged before it is saved. More epochs, or a summary, show that checkpoints were removed.
+        """
+        epochs = self.metrics.read_bytes().count(b"\n") if self.metrics.is_file() else 0
+        saved = self.summary.exists() or any(self.path.glob("*.pth"))
+        return lock_file(self.path).is_file() and epochs <= 1 and not saved
 
     def _is_restarted(self) -> bool:
         """Return whether torchrun has restarted its workers and the run in this folder is theirs."""
