@@ -17,7 +17,7 @@ from ..dataset.given import NAME
 from ..dataset.images.decode import View
 from ..dataset.loading.dataset_split import DatasetSplit, split_of
 from ..dataset.loading.in_memory import decode_all
-from ..dataset.loading.splits import ImageSplit
+from ..dataset.loading.splits import ImageSplit, of_any_size
 from ..dataset.loading.statistics import measure_sample
 from ..dataset.options import DEFAULT_SIZE, Channels, Options, read_options
 from ..errors import UserError, did_you_mean
@@ -86,7 +86,11 @@ def read_data(
         raise UserError("val_data is missing; give a folder or a Dataset whose images the networks are not trained on")
     val_part = read_part(val, "val_data", VAL)
     names = class_names(classes, train_part, val_part, otherwise=otherwise)
-    return GivenData({"DATASET.TYPE": NAME}, lambda cfg: _splits(cfg, train_part, val_part, names))
+
+    def make(cfg: CfgNode) -> Splits:
+        return _splits(cfg, train_part, val_part, names)
+
+    return GivenData({"DATASET.TYPE": NAME}, make if folder is None else of_any_size(make))
 
 
 def is_name(data: Any) -> bool:

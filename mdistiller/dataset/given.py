@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Callable, Iterator, Optional
+from typing import Iterator, Optional
 
 from yacs.config import CfgNode
 
 from ..errors import UserError
-from .loading.splits import Splits, dataset_dict
+from .loading.splits import Make, Splits, dataset_dict, is_of_any_size
 
 NAME = "python"  # value of DATASET.TYPE
-
-Make = Callable[[CfgNode], Splits]
 
 _make: ContextVar[Optional[Make]] = ContextVar("given_data", default=None)
 
@@ -42,3 +40,11 @@ def given(cfg: CfgNode) -> Splits:
             " from here; give a data set: -d imagefolder DATASET.ROOT FOLDER, or use mdistiller.evaluate"
         )
     return make(cfg)
+
+
+def has_own_size(cfg: CfgNode) -> bool:
+    """Return whether the images of `DATASET.TYPE` have a common size, which pretrained weights do not change."""
+    make = dataset_dict[cfg.DATASET.TYPE]
+    if make is given:
+        make = _make.get() or make
+    return not is_of_any_size(make)

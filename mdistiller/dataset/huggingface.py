@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from ..errors import UserError, did_you_mean
 from .folders.layout import TRAIN, VAL, check_val_fraction, hold_out
 from .imagefolder import own_images
-from .loading.splits import Splits, dataset_dict
+from .loading.splits import Splits, dataset_dict, of_any_size
 from .options import DEFAULT_SIZE, read_options
 from .tables.find import LAYOUT, Tables, find_root, library, open_tables
 from .tables.split import TableSplit
@@ -21,6 +21,7 @@ from .webdataset import local_root
 
 
 @dataset_dict.register("huggingface")
+@of_any_size
 def huggingface(cfg: CfgNode) -> Splits:
     """Find the images in the tables of `DATASET.ROOT`: a Parquet file, a folder, or a name in the library's cache.
 

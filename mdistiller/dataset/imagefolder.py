@@ -18,7 +18,7 @@ from .info import DatasetInfo
 from .loading import statistics
 from .loading.encoded import EncodedSplit
 from .loading.in_memory import decode_all
-from .loading.splits import ImageSplit, Splits, dataset_dict
+from .loading.splits import ImageSplit, Splits, dataset_dict, of_any_size
 from .options import DEFAULT_SIZE, Channels, Options, read_options
 
 log = logging.getLogger("mdistiller")
@@ -29,6 +29,7 @@ LAYOUT = "expected <DATASET.ROOT>/train/<class>/<image> and <DATASET.ROOT>/val/<
 
 
 @dataset_dict.register("imagefolder")
+@of_any_size
 def imagefolder(cfg: CfgNode) -> Splits:
     """Find the images below `DATASET.ROOT`. A class is a folder or a link to one; labels follow the sorted names.
 

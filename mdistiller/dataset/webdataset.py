@@ -12,7 +12,7 @@ from ..errors import UserError
 from .folders.class_folders import is_folder
 from .folders.layout import TRAIN, VAL, check_val_fraction, hold_out
 from .imagefolder import own_images
-from .loading.splits import Splits, dataset_dict
+from .loading.splits import Splits, dataset_dict, of_any_size
 from .options import DEFAULT_SIZE, Options, read_options
 from .shards.index import INDEX, Shard, read_index
 from .shards.split import ShardSplit, check_shards
@@ -21,6 +21,7 @@ LAYOUT = f"expected a folder of shards with an {INDEX}, as tools/make_shards.py 
 
 
 @dataset_dict.register("webdataset")
+@of_any_size
 def webdataset(cfg: CfgNode) -> Splits:
     """Find the images in the shards of the folder `DATASET.ROOT`.
 

@@ -8,6 +8,7 @@ import stat
 from functools import cached_property
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Protocol, Sequence, Tuple, Union
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -160,7 +161,20 @@ class Splits:
         return self._train() if callable(self._train) else self._train
 
 
-dataset_dict: Registry[Callable[[CfgNode], Splits]] = Registry("data set")
+Make = Callable[[CfgNode], Splits]
+dataset_dict: Registry[Make] = Registry("data set")
+_of_any_size: WeakSet[Make] = WeakSet()
+
+
+def of_any_size(make: Make) -> Make:
+    """Mark the function of a data set whose images have no common size, such as a folder of photos."""
+    _of_any_size.add(make)
+    return make
+
+
+def is_of_any_size(make: Make) -> bool:
+    """Return whether the images of a data set have no common size, so that the networks determine it."""
+    return make in _of_any_size
 
 
 def balanced_part(targets: Tensor, fraction: float, seed: int) -> Tensor:

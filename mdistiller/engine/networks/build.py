@@ -10,6 +10,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ...dataset import cifar100, imagenet
+from ...dataset.given import has_own_size
 from ...dataset.info import DatasetInfo
 from ...errors import UserError
 from ...models import (
@@ -27,7 +28,6 @@ from ..cfg import PRETRAINED
 from ..checkpoint import constructor_of, is_described, load_checkpoint, read_checkpoint, weights_of
 from .teacher_outputs import check_num_outputs, find_outputs, keep_outputs
 
-OF_ANY_SIZE = ("imagefolder", "webdataset", "huggingface")  # values of DATASET.TYPE: sets without a size of their own
 RELEASED_INPUT = {  # what released teachers of the zoo were trained on, by data set
     "cifar100": InputSpec(32, cifar100.MEAN, cifar100.STD),
     "imagenet": InputSpec(224, imagenet.MEAN, imagenet.STD, "bilinear"),
@@ -121,7 +121,7 @@ def with_student_input(cfg: CfgNode) -> CfgNode:
     values: Dict[str, Any] = {}
     if own is not None and data.MEAN is None and data.STD is None:
         values.update(MEAN=list(own.mean), STD=list(own.std))
-    if own is not None and data.INPUT_SIZE is None and data.TYPE in OF_ANY_SIZE:
+    if own is not None and data.INPUT_SIZE is None and not has_own_size(cfg):
         values["INPUT_SIZE"] = own.size
     if not values:
         return cfg

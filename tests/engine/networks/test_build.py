@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mdistiller.api.data import read_data
 from mdistiller.dataset import get_val_loader
+from mdistiller.dataset.given import given_data
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import read_checkpoint
@@ -206,6 +209,19 @@ def test_a_pretrained_student_sees_its_own_images(settings, monkeypatch, caplog)
         assert with_student_input(given) is given
     cfg, _ = settings(*unset)
     assert with_student_input(cfg) is cfg
+
+
+def test_only_data_without_a_size_of_their_own_take_that_of_the_weights(image_folder, tmp_path, monkeypatch):
+    """Folders do, whatever way they are given; the sizes of a data set and of a Dataset stay."""
+    monkeypatch.setattr("mdistiller.engine.networks.build.library_input", lambda name: OWN)
+    shutil.copytree(image_folder / "val", tmp_path / "elsewhere")
+    pairs = ("DISTILLER.STUDENT_WEIGHTS", "pretrained", "DATASET.INPUT_SIZE", "None")
+    pictures = [(torch.zeros(3, 16, 16), label) for label in (0, 1, 2)]
+    for train, size in ((image_folder / "train", OWN.size), (pictures, None)):
+        data = read_data(train, tmp_path / "elsewhere")
+        with given_data(data.make):
+            assert with_student_input(load_cfg(None, [*pairs, "DATASET.TYPE", "python"])).DATASET.INPUT_SIZE == size
+    assert with_student_input(load_cfg(None, [*pairs, "DATASET.TYPE", "cifar100"])).DATASET.INPUT_SIZE is None
 
 
 @pytest.mark.parametrize(
