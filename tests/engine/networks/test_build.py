@@ -220,7 +220,8 @@ def test_only_data_without_a_size_of_their_own_take_that_of_the_weights(image_fo
     for train, size in ((image_folder / "train", OWN.size), (pictures, None)):
         data = read_data(train, tmp_path / "elsewhere")
         with given_data(data.make):
-            assert with_student_input(load_cfg(None, [*pairs, "DATASET.TYPE", "python"])).DATASET.INPUT_SIZE == size
+            found = with_student_input(load_cfg(None, [*pairs, "DATASET.TYPE", "python"]))
+        assert found.DATASET.INPUT_SIZE == size
     assert with_student_input(load_cfg(None, [*pairs, "DATASET.TYPE", "cifar100"])).DATASET.INPUT_SIZE is None
 
 
