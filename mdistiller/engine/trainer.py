@@ -21,6 +21,7 @@ from .log import run_text
 from .log.logger import RunLogger, SilentLogger, open_logger
 from .log.progress_bar import progress_bar
 from .meter import EpochMeter
+from .run.environment import machine
 from .run.folder import RunFolder
 from .run.nonfinite import NonFiniteLoss, save_evidence
 from .run.origin import origin_of
@@ -85,8 +86,8 @@ class Trainer:
         self.teacher_accuracy: Dict[str, float] = {}  # percent
         self.save_interval = SaveInterval(cfg.SOLVER.CHECKPOINT_EVERY)
         self.logger: RunLogger = SilentLogger()
-        # Shifted back by the time that an interrupted process had spent on the epoch.
-        self._epoch_start = time.perf_counter()
+        # The moment at which training of the epoch began, shifted by the time that an interrupted process had spent.
+        self._training_since: Optional[float] = None
 
     @property
     def progress(self) -> Progress:
@@ -135,22 +136,22 @@ class Trainer:
             raise save_evidence(error, self.state.state_dict(), self.folder.nonfinite) from None
 
     def _run(self, resumed: bool) -> Dict[str, Any]:
-        self._epoch_start = time.perf_counter() - self.progress.epoch_seconds
         # Counted before training, so that a student that cannot be counted is reported at once.
         cost = deployed_cost(self.distiller.student, self.distiller.head, self.train_loader.info.input_size)
         self._announce(resumed)
         if self.cfg.SOLVER.PROBE_EPOCHS and self.progress.epoch == self.progress.step == 0:
             self._probe()
         self.prepare()
+        if self.progress.epoch < self.cfg.SOLVER.EPOCHS:
+            self.progress.continue_on(machine(self.device))
         while self.progress.epoch < self.cfg.SOLVER.EPOCHS:
-            self._epoch_start = time.perf_counter() - self.progress.epoch_seconds
             self.stop.check()
             row = self.train_epoch(self.progress.epoch + 1)
-            train_seconds = time.perf_counter() - self._epoch_start
+            evaluation_start = time.perf_counter()
             row.update(self.validate())  # may raise RunStopped, so the totals are updated afterwards
             row.update(self.distiller.get_log_values())
             row.update(memory_figures(self.device))
-            self._finish_epoch(train_seconds)
+            self._finish_epoch(time.perf_counter() - evaluation_start)
             distributed.run_on_main(partial(self._log_epoch, row))
             self.save()
         summary = run_text.summary_of(
@@ -220,6 +221,7 @@ class Trainer:
         """
         self.distiller.train()
         self.train_loader.set_epoch(epoch)
+        self._training_since = time.perf_counter() - self.progress.epoch_seconds
         num_steps, meter = len(self.train_loader), self.meter
         first_step = (epoch - 1) * num_steps
         title = f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}"
@@ -238,13 +240,14 @@ class Trainer:
                 if self.save_interval.due(first_step + step):
                     self._save_within_epoch()
                 self.stop.check()
-        seconds = time.perf_counter() - self._epoch_start
+        self._count_seconds()
+        self._training_since = None
         return {
             "epoch": epoch,
             "lr": max(group["lr"] for group in self.step.optimizer.param_groups),
             **meter.averages(),
-            "images_per_second": round(meter.images / seconds, 1),
-            "seconds": round(seconds, 2),
+            "images_per_second": round(meter.images / self.progress.epoch_seconds, 1),
+            "seconds": round(self.progress.epoch_seconds, 2),
         }
 
     def train_step(
@@ -263,12 +266,17 @@ class Trainer:
         self.progress.step, self.progress.epoch_seconds = 0, 0.0
         self.state.meter = EpochMeter(epoch)
 
-    def _finish_epoch(self, train_seconds: float) -> None:
-        self.progress.train_seconds += train_seconds
+    def _count_seconds(self) -> None:
+        """Update the time spent on training in this epoch. Evaluation does not count."""
+        if self._training_since is not None:
+            self.progress.epoch_seconds = time.perf_counter() - self._training_since
+
+    def _finish_epoch(self, evaluation_seconds: float) -> None:
+        self.progress.train_seconds += self.progress.epoch_seconds
+        self.progress.total_seconds += self.progress.epoch_seconds + evaluation_seconds
         self.progress.images += self.meter.images
         self.progress.epoch += 1
         self.start_epoch(self.progress.epoch + 1)
-        self.progress.total_seconds += time.perf_counter() - self._epoch_start
 
     def _log_epoch(self, row: Dict[str, Any]) -> None:
         self.logger.epoch(row)
@@ -293,7 +301,7 @@ class Trainer:
 
     def _save_within_epoch(self) -> None:
         fetched = self.meter.sync()
-        self.progress.epoch_seconds = time.perf_counter() - self._epoch_start
+        self._count_seconds()
         distributed.run_on_main(partial(self._write_within_epoch, fetched, self.state.state_dict()))
         self.save_interval.reset()
 

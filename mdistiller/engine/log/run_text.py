@@ -17,7 +17,7 @@ from ...models import InputSpec, library_of, released_teacher
 from ...paths import find_file, read_text
 from ..cfg import PRETRAINED, settings_of
 from ..evaluation.cost import Cost
-from ..run.environment import describe_hardware, versions
+from ..run.environment import machine
 from ..run.origin import short_origin
 from ..run.progress import Progress
 from ..speed.memory import memory_figures
@@ -185,8 +185,8 @@ def summary_of(
         "peak_memory_mib": memory_figures(device)["peak_memory_mib"],
         "device": str(device),
         "precision": str(precision),
-        "hardware": describe_hardware(device),
-        "versions": versions(),
+        **(progress.machines or [machine(device)])[-1],
+        **({"earlier_machines": progress.machines[:-1]} if len(progress.machines) > 1 else {}),
         "deployed": cost._asdict(),
         "origin": short_origin(origin),
         "settings": settings_of(cfg),

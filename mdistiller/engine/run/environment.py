@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 from pathlib import Path
-from typing import Dict
+from typing import Any, Dict
 
 import torch
 import torchvision
@@ -45,12 +45,17 @@ def _commit() -> Dict[str, str]:
     return {"commit": answer.stdout.strip()}
 
 
+def machine(device: torch.device) -> Dict[str, Any]:
+    """Return `hardware` and `versions` of this process, for summary.json."""
+    return {"hardware": describe_hardware(device), "versions": versions()}
+
+
 def versions() -> Dict[str, str]:
     """Return the versions of this package, Python, PyTorch and torchvision, and the commit of a Git checkout."""
     return {
         "mdistiller": __version__,
         **_commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),  # a subclass of str, which checkpoints may not hold
+        "torchvision": str(torchvision.__version__),
     }

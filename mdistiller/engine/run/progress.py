@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 MAX_COUNT = 2**53  # images or steps; larger counts come from a damaged file
 
@@ -23,6 +23,10 @@ def _is_accuracy(value: Any) -> bool:
     return all(isinstance(number, (int, float)) and number >= 0 for number in value.values())
 
 
+def _are_machines(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(machine, dict) for machine in value)
+
+
 def _is_wandb_id(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
@@ -37,10 +41,12 @@ class Progress:
         images: the number of training images seen in the completed epochs.
         train_seconds: the training time of the completed epochs in seconds, without evaluation.
         total_seconds: the time of the completed epochs in seconds, with evaluation.
-        epoch_seconds: the time in seconds spent on the current epoch before the state was saved.
+        epoch_seconds: the training time of the current epoch in seconds before the state was saved.
         best: the accuracies in percent of the epoch with the highest top-1, and its `epoch`.
         last: the accuracies in percent after the last completed epoch.
         wandb_id: the ID of the Weights & Biases run.
+        machines: the hardware and the versions that the run was trained with, from `environment.machine`, in order. A
+            run that is resumed elsewhere, or with other versions, has several.
     """
 
     epoch: int = 0
@@ -52,6 +58,7 @@ class Progress:
     best: Dict[str, float] = field(default_factory=dict)
     last: Dict[str, float] = field(default_factory=dict)
     wandb_id: Optional[str] = None
+    machines: List[Dict[str, Any]] = field(default_factory=list)
 
     def state_dict(self) -> Dict[str, Any]:
         """Return the fields as plain values, for `load_state_dict`."""
@@ -63,6 +70,7 @@ class Progress:
         Raises:
             ValueError: a field is missing or has an impossible value.
         """
+        state = {"machines": [], **state}  # earlier versions did not record them
         for entry in fields(self):
             if entry.name not in state:
                 raise ValueError(f"its {entry.name} is missing")
@@ -70,6 +78,11 @@ class Progress:
                 raise ValueError(f"its {entry.name} is {state[entry.name]!r:.60}")
         for entry in fields(self):
             setattr(self, entry.name, state[entry.name])
+
+    def continue_on(self, machine: Dict[str, Any]) -> None:
+        """Record the hardware and the versions with which training goes on."""
+        if machine not in self.machines[-1:]:
+            self.machines = [*self.machines, machine]
 
     @property
     def images_per_second(self) -> float:
@@ -82,4 +95,5 @@ VALID: Dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("train_seconds", "total_seconds", "epoch_seconds"), _is_duration),
     **dict.fromkeys(("best", "last"), _is_accuracy),
     "wandb_id": _is_wandb_id,
+    "machines": _are_machines,
 }

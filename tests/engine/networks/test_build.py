@@ -221,7 +221,7 @@ def test_only_data_without_a_size_of_their_own_take_that_of_the_weights(image_fo
         data = read_data(train, tmp_path / "elsewhere")
         with given_data(data.make):
             found = with_student_input(load_cfg(None, [*pairs, "DATASET.TYPE", "python"]))
-        assert found.DATASET.INPUT_SIZE == size
+        assert size == found.DATASET.INPUT_SIZE
     assert with_student_input(load_cfg(None, [*pairs, "DATASET.TYPE", "cifar100"])).DATASET.INPUT_SIZE is None
 
 

@@ -369,6 +369,46 @@ def test_wall_clock_goes_on(folder):
     assert set(MACHINE_FIELDS) <= set(rows(resumed)[0])
 
 
+def test_evaluation_is_no_training_time(folder, monkeypatch):
+    """A run that is stopped in an evaluation does it again. The time before it counts as it is."""
+    part = built(folder, "part", every="1 steps")
+    clock = [0.0]
+    monkeypatch.setattr("mdistiller.engine.trainer.time.perf_counter", lambda: clock[0])
+
+    def stopped():
+        clock[0] += 1e6
+        raise RunStopped(signal.SIGTERM)
+
+    before_step(part, STEPS, lambda: clock.__setitem__(0, 7.0))
+    part.evaluation = stopped
+    with pytest.raises(RunStopped):
+        part.train()
+    state = checkpoint.read_checkpoint(part.folder.latest)
+    assert (state["step"], state["epoch_seconds"]) == (STEPS, 7.0)
+    resumed = built(folder, "part", epochs=1)
+    resumed.train(resume=True)
+    assert rows(resumed)[0]["seconds"] == 7.0
+    assert resumed.progress.total_seconds == 7.0
+
+
+def test_versions_are_those_that_trained(folder, monkeypatch):
+    def named(commit):
+        monkeypatch.setattr("mdistiller.engine.run.environment._commit", lambda: {"commit": commit})
+
+    def summary(**options):
+        made = built(folder, "part", **options)
+        return made.train(resume=made.folder.latest.exists())
+
+    named("first")
+    assert summary(epochs=1)["versions"]["commit"] == "first"
+    named("later")
+    again = summary(epochs=1)  # trains nothing
+    assert again["versions"]["commit"] == "first" and "earlier_machines" not in again
+    longer = summary(epochs=2, more=("SOLVER.EPOCHS", "2"))
+    assert longer["versions"]["commit"] == "later"
+    assert [machine["versions"]["commit"] for machine in longer["earlier_machines"]] == ["first"]
+
+
 def test_resume_with_other_data_is_refused(folder):
     known = [*("DATASET.MEAN", "[0.4, 0.4, 0.4]"), *("DATASET.STD", "[0.2, 0.2, 0.2]")]
     built(folder, "part", epochs=1, more=known).train()
