@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Callable, NoReturn, Optional
+from typing import Callable, List, NoReturn, Optional, Sequence
 
 from .errors import UserError, dead_worker, memory_shortage
 from .paths import user_path
@@ -29,6 +29,16 @@ class OneLineParser(argparse.ArgumentParser):
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Accept `KEY VALUE` pairs. Call `parse_intermixed_args`, so that options may come before or after the pairs."""
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change, as SOLVER.LR 0.1")
+
+
+def with_pair(overrides: Sequence[str], key: str, value: object) -> List[str]:
+    """Return the `KEY VALUE` pairs with one more after them, unless `value` is `None`.
+
+    A key without a value stays last, so that the error message names it.
+    """
+    pair = [] if value is None else [key, str(value)]
+    whole = len(overrides) // 2 * 2
+    return [*overrides[:whole], *pair, *overrides[whole:]]
 
 
 def new_file(parser: argparse.ArgumentParser, option: str, path: str) -> Optional[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from ..cli import OneLineParser, add_overrides, new_file, run
+from ..cli import OneLineParser, add_overrides, new_file, run, with_pair
 
 
 def main() -> None:
@@ -33,11 +33,9 @@ def main() -> None:
 
     from ..engine.evaluation.eval_checkpoint import eval_checkpoint
 
-    if args.dataset:
-        args.overrides += ["DATASET.TYPE", args.dataset]
-    if args.batch_size is not None:
-        args.overrides += ["DATASET.TEST.BATCH_SIZE", str(args.batch_size)]
-    print(eval_checkpoint(args.model, args.ckpt, args.overrides, args.split, per_class, not args.no_speed))
+    overrides = with_pair(args.overrides, "DATASET.TYPE", args.dataset)
+    overrides = with_pair(overrides, "DATASET.TEST.BATCH_SIZE", args.batch_size)
+    print(eval_checkpoint(args.model, args.ckpt, overrides, args.split, per_class, not args.no_speed))
 
 
 def command() -> NoReturn:

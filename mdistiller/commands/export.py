@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from ..cli import OneLineParser, add_overrides, run
+from ..cli import OneLineParser, add_overrides, run, with_pair
 
 
 def main() -> None:
@@ -54,8 +54,7 @@ def main() -> None:
         use_data=not args.no_data,
         teacher_license=args.teacher_license,
     )
-    dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
-    result = export_student(args.ckpt, options, args.overrides + dataset)
+    result = export_student(args.ckpt, options, with_pair(args.overrides, "DATASET.TYPE", args.dataset))
     print(result.report(), flush=True)
     if args.push:
         print(f"pushed    {push(result.path, result.card, args.push, args.private)}")

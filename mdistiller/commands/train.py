@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from ..cli import OneLineParser, add_overrides, run
+from ..cli import OneLineParser, add_overrides, run, with_pair
 
 
 def main() -> None:
@@ -24,9 +24,9 @@ def main() -> None:
     from ..engine.run.folder import RunFolder
     from ..engine.validate import load_valid_cfg
 
-    dataset = ["DATASET.TYPE", args.dataset] if args.dataset else []
+    overrides = with_pair(args.overrides, "DATASET.TYPE", args.dataset)
     with distributed.process_group():
-        cfg = load_valid_cfg(args.cfg, args.overrides + dataset, args.resume, args.overwrite)
+        cfg = load_valid_cfg(args.cfg, overrides, args.resume, args.overwrite)
         folder = RunFolder(cfg.LOG.PREFIX, experiment_name(cfg))
         distributed.run_on_main(lambda: folder.check(args.resume, args.overwrite))  # before anything is built
         build_trainer(cfg, validate=False).train(args.resume, args.overwrite)

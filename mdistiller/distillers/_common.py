@@ -84,7 +84,8 @@ def resolve_input_size(given: Any, dataset_size: Any, key: str) -> Tuple[int, in
             f"{key} is None and the size of the images is unknown; set DATASET.INPUT_SIZE, for example to 32"
         )
     if size not in IMAGE_SIZE:
-        raise UserError(f"{key} is {given!r}; expected {IMAGE_SIZE.expected}")
+        key = "DATASET.INPUT_SIZE" if given is None else key
+        raise UserError(f"{key} is {size!r}; expected {IMAGE_SIZE.expected}")
     return _sides(size)
 
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import distributed
+from ..errors import UserError
 from .evaluation.evaluate import count_correct
 from .run.nonfinite import NonFiniteLoss
 from .run.progress import is_count
 
+TOTAL = "loss"  # the name of the sum of all losses
 EVIDENCE = ("index", "target", "variant")  # keys of a batch that are small, and enough to rebuild it
 
 
@@ -34,10 +36,20 @@ class EpochMeter:
         self._sums: Dict[str, float] = {}
 
     def add(self, step: int, losses: Dict[str, Tensor], logits: Tensor, batch: Dict[str, Tensor]) -> None:
-        """Add a training step: scalar losses by name, logits `[B, N]`, and the batch."""
-        self.names = tuple(losses)
+        """Add a training step: scalar losses by name, logits `[B, N]`, and the batch.
+
+        Raises:
+            UserError: the losses have other names than those of the epoch's first step, or one has the total's name.
+        """
+        self.names = self.names or tuple(losses)
+        if set(self.names) != set(losses) or TOTAL in losses:
+            raise UserError(
+                f"the distiller returned the losses {', '.join(losses) or 'none'} at epoch {self.epoch}, step {step};"
+                f" expected the same in each step of an epoch ({', '.join(self.names)}), and none named {TOTAL}, which"
+                " is their sum; return a tensor of 0 for a loss that does not apply"
+            )
         which = {key: value for key, value in batch.items() if key in EVIDENCE}
-        self._pending.append((step, which, torch.stack([loss.detach().float() for loss in losses.values()])))
+        self._pending.append((step, which, torch.stack([losses[name].detach().float() for name in self.names])))
         hits = count_correct(logits.detach(), batch["target"])
         self._correct = hits if self._correct is None else self._correct + hits
         if "label_weight" in batch:
@@ -121,7 +133,7 @@ class EpochMeter:
         top1, top5 = distributed.all_reduce(self._correct).tolist() if self._correct is not None else (0, 0)
         labeled = self._num_labeled()
         return {
-            "loss": sum(means.values()),
+            TOTAL: sum(means.values()),
             **means,
             "train_top1": round(100 * top1 / labeled, 2),
             "train_top5": round(100 * top5 / labeled, 2),

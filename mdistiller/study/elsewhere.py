@@ -59,8 +59,9 @@ def _usable(path: Path, study: Study, images: ValidationImages) -> Dict[str, Sum
         name, change = refused[0]
         others = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
         log.info(f"note: {path} has {name} under other conditions ({change}){others}; not used")
-    if found and images.missing:
-        log.info(f"note: results of {path} are used without a look at the data ({images.missing})")
+    reasons = [images.missing(cell.cfg) for cell in study.all_cells() if cell.name in found]
+    for reason in dict.fromkeys(filter(None, reasons)):
+        log.info(f"note: results of {path} are used without a look at the data ({reason})")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 from yacs.config import CfgNode
 
@@ -25,26 +25,35 @@ class ValidationImages:
 
     Images are read once for all runs that validate on the same ones.
 
-    Attributes:
-        missing: the reason why images cannot be read here; empty if they can.
     """
 
     def __init__(self) -> None:
-        self.missing = ""
-        self._known: Dict[str, Dict[str, str]] = {}  # by settings of the data
+        self._known: Dict[str, Tuple[Dict[str, str], str]] = {}  # by settings of the data
 
-    def changes(self, cfg: CfgNode, summary: Summary) -> List[str]:
-        """Return in what the validation images of a result differ from those that `cfg` names."""
+    def missing(self, cfg: CfgNode) -> str:
+        """Return the reason why the validation images that `cfg` names cannot be read here, or an empty string."""
+        return self._origin(cfg)[1]
+
+    def _origin(self, cfg: CfgNode) -> Tuple[Dict[str, str], str]:
+        """Return the digests of the validation images, or why they cannot be read."""
         data = {name: value for name, value in to_dict(cfg.DATASET).items() if name not in TRAIN_ONLY}
         models = cfg.DISTILLER
         student = (models.STUDENT, models.STUDENT_WEIGHTS) if models.STUDENT_WEIGHTS else None  # may set the image size
         key = json.dumps([data, student], sort_keys=True)
         if key not in self._known:
             try:
-                self._known[key] = short_origin(origin_of_val(get_val_loader(with_student_input(cfg), "cpu")))
+                loader = get_val_loader(with_student_input(cfg), "cpu")
+                self._known[key] = short_origin(origin_of_val(loader)), ""
             except UserError as error:
-                self._known[key], self.missing = {}, error.faults[0]
-        now, before = self._known[key], summary["origin"]
+                self._known[key] = {}, error.faults[0]
+        return self._known[key]
+
+    def changes(self, cfg: CfgNode, summary: Summary) -> List[str]:
+        """Return in what the validation images of a result differ from those that `cfg` names.
+
+        Images that cannot be read here are not compared; see `missing`.
+        """
+        now, before = self._origin(cfg)[0], summary["origin"]
         if not now:
             return []
         changes = []

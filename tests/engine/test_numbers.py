@@ -51,6 +51,19 @@ def test_meter_weights_batches_by_their_size():
     assert meter.averages() == {"loss": 4.0, "loss_a": 2.0, "loss_b": 2.0, "train_top1": 50.0, "train_top5": 75.0}
 
 
+def test_losses_that_change_their_names():
+    one, two = torch.tensor(1.0), torch.tensor(2.0)
+    meter = EpochMeter(1)
+    meter.add(1, {"loss_a": one, "loss_b": two}, LOGITS, {"target": TARGET})
+    meter.add(2, {"loss_b": two, "loss_a": one}, LOGITS, {"target": TARGET})  # another order
+    for losses, named in (({"loss_a": one}, "loss_a"), ({"loss_a": one, "loss_c": two}, "loss_a, loss_c")):
+        with pytest.raises(UserError, match=f"the losses {named} at epoch 1, step 3; .* epoch .loss_a, loss_b., and"):
+            meter.add(3, losses, LOGITS, {"target": TARGET})
+    assert meter.sync() == {step: {"loss_a": 1.0, "loss_b": 2.0} for step in (1, 2)}
+    with pytest.raises(UserError, match="none named loss, which is their sum"):
+        EpochMeter(1).add(1, {"loss": one}, LOGITS, {"target": TARGET})
+
+
 def test_float16_whose_gradients_stay_infinite():
     step = TrainStep.__new__(TrainStep)
     step.scaler = torch.amp.GradScaler("cpu")

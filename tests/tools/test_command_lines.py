@@ -80,6 +80,7 @@ BAD = [
     ((*TRAIN, "-d", "cifar1000"), "unknown data set 'cifar1000'; did you mean cifar100"),
     ((*TRAIN, "SOLVER.LRR", "1"), "unknown config key SOLVER.LRR in the command line; did you mean SOLVER.LR"),
     ((*TRAIN, "SOLVER.LR"), "override 'SOLVER.LR' has no value; expected KEY VALUE pairs"),
+    ((*TRAIN, "SOLVER.LR", "-d", "cifar100"), "override 'SOLVER.LR' has no value; expected KEY VALUE pairs"),
     ((*TRAIN, "SOLVER.LR", "fast"), "SOLVER.LR in the command line is 'fast'; expected a number"),
     ((*TRAIN, "SOLVER.EPOCHS", "many"), "SOLVER.EPOCHS in the command line is 'many'; expected a whole number"),
     ((*TRAIN, "SOLVER.AMP", "half"), "SOLVER.AMP is 'half'; expected one of"),

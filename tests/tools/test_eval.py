@@ -89,6 +89,13 @@ def test_the_teacher_is_measured_at_the_size_that_it_sees(command, student_file)
     assert macs("DISTILLER.TEACHER_INPUT", "same") < at_224 / 100
 
 
+def test_a_released_teacher_is_measured_at_the_size_that_it_was_trained_on():
+    section = {"TYPE": "KD", "TEACHER": "resnet20"}
+    small, large = (cost_report.teacher_lines(section, True, "cifar100", 100, size, False) for size in (32, 64))
+    assert small == large
+    assert cost_report.teacher_lines(section, True, "imagefolder", 100, 64, False) != small
+
+
 def test_speed_is_measured_unless_it_is_switched_off(command, student_file):
     out = evaluated(command)
     speeds = re.findall(
@@ -109,9 +116,10 @@ def test_a_teacher_of_somebodys_own_code_is_not_started(command, student_file):
     content["config"]["DISTILLER"].update({"TEACHER": "os:system", "TEACHER_ARGS": {"command": "touch hacked"}})
     torch.save(content, student_file)
     assert "teacher" not in evaluated(command, "--no-speed")
-    content["config"]["DISTILLER"].update({"TEACHER": "resnet9", "TEACHER_ARGS": 3, "TEACHER_INPUT": "x"})
-    torch.save(content, student_file)
-    assert "note: the cost of the teacher is not known here: unknown CIFAR model 'resnet9'" in evaluated(command)
+    for given, fault in ((None, "unknown CIFAR model 'resnet9'"), ("x", "DISTILLER.TEACHER_INPUT is 'x'; expected")):
+        content["config"]["DISTILLER"].update({"TEACHER": "resnet9", "TEACHER_ARGS": 3, "TEACHER_INPUT": given})
+        torch.save(content, student_file)
+        assert f"note: the cost of the teacher is not known here: {fault}" in evaluated(command, "--no-speed")
 
 
 def test_accuracy_by_class(command, student_file):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ...distillers import DeployedStudent, Head, has_teacher
-from ...errors import UserError
-from ...models import build_model, library_input, library_of
+from ...errors import UserError, refuse
+from ...models import InputSpec, build_model, library_of
 from ...paths import find_file
 from ..cfg import PRETRAINED
 from ..checkpoint import is_described, read_checkpoint
-from ..networks.build import SAME
+from ..networks.build import input_errors, teacher_input
 from ..speed.precision import pick_device
 from .cost import deployed_cost
 
@@ -101,7 +101,7 @@ def teacher_lines(
         return []
     constructor = _mapping(section, "TEACHER_ARGS"), _mapping(section, "TEACHER_FEATURES")
     try:
-        size = _teacher_size(section, name, input_size)
+        size = _teacher_size(section, dataset, input_size)
         with torch.random.fork_rng(devices=[]):
             teacher = build_model(name, num_classes, dataset, size, *constructor).eval()
     except UserError as error:
@@ -126,19 +126,19 @@ def _weights_file(section: Mapping[str, Any]) -> Optional[Path]:
     return file if file is not None and file.is_file() else None
 
 
-def _teacher_size(section: Mapping[str, Any], name: str, input_size: int) -> int:
-    """Return the side in pixels of the images that the teacher sees; see `teacher_input`.
+def _teacher_size(section: Mapping[str, Any], dataset: str, input_size: int) -> int:
+    """Return the side in pixels of the images that the teacher sees.
 
     Raises:
-        UserError: the file of its weights, which may record another size, cannot be read here.
+        UserError: the section is damaged, or the file of its weights, which may record another size, cannot be read.
     """
-    given, weights = section.get("TEACHER_INPUT"), section.get("TEACHER_WEIGHTS")
-    if isinstance(given, Mapping) or given == SAME:
-        return int(_mapping(section, "TEACHER_INPUT").get("size", input_size))
-    own = library_input(name) if PRETRAINED in (given, weights) else None
-    if own is not None:
-        return own.size
-    if not isinstance(weights, str) or weights in ("", PRETRAINED):
-        return input_size
-    checkpoint = read_checkpoint(find_file(weights))
-    return int(checkpoint["input_size"]) if is_described(checkpoint) else input_size
+    given, weights = section.get("TEACHER_INPUT"), section.get("TEACHER_WEIGHTS", "")
+    if not isinstance(weights, str):
+        raise UserError(f"DISTILLER.TEACHER_WEIGHTS is {weights!r}; expected a file")
+    refuse(filter(None, [input_errors(given)]))
+    recorded: Mapping[str, Any] = {}
+    if weights not in ("", PRETRAINED) and given is None:
+        checkpoint = read_checkpoint(find_file(weights))
+        recorded = checkpoint if is_described(checkpoint) else {}
+    student = InputSpec(input_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return teacher_input(section, dataset, student, recorded).size

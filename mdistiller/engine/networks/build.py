@@ -73,28 +73,29 @@ def input_errors(given: Any) -> str:
     return "" if valid else expected
 
 
-def teacher_input(cfg: CfgNode, info: DatasetInfo, checkpoint: Mapping[str, Any]) -> InputSpec:
+def teacher_input(
+    section: Mapping[str, Any], dataset: str, student: InputSpec, checkpoint: Mapping[str, Any]
+) -> InputSpec:
     """Return the images that the teacher sees; see `DISTILLER.TEACHER_INPUT`.
 
     Args:
-        cfg: the configuration.
-        info: the description of the data set.
+        section: the section `DISTILLER` of the configuration.
+        dataset: the name of the data set.
+        student: the images that the student sees.
         checkpoint: the teacher's checkpoint, if it describes itself; otherwise empty.
 
     Raises:
         UserError: the input of pretrained weights is asked for, and there are none.
     """
-    arch, given = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_INPUT
-    student = InputSpec(info.input_size, tuple(info.mean), tuple(info.std))
+    arch, given, weights = section["TEACHER"], section.get("TEACHER_INPUT"), section.get("TEACHER_WEIGHTS", "")
     if given == SAME:
         return student
     if isinstance(given, dict):
         entries: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         return student._replace(**entries)
-    weights = cfg.DISTILLER.TEACHER_WEIGHTS
     own = library_input(arch) if PRETRAINED in (given, weights) else None
     if not library_of(arch) and weights in ("", PRETRAINED):
-        own = RELEASED_INPUT.get(info.name)
+        own = RELEASED_INPUT.get(dataset)
     if own is not None:
         return own
     if given == PRETRAINED:
@@ -162,8 +163,8 @@ def build_teacher(cfg: CfgNode, info: DatasetInfo) -> nn.Module:
     if recorded:
         _check_described_teacher(cfg, info, recorded, path)
     num_outputs, rows = find_outputs(info, options.TEACHER_CLASSES, recorded, path)
-    own = teacher_input(cfg, info, recorded)
     given = InputSpec(info.input_size, tuple(info.mean), tuple(info.std))
+    own = teacher_input(options, info.name, given, recorded)
     arguments, features = constructor_of(recorded, options.TEACHER_ARGS, options.TEACHER_FEATURES)
     dataset, size = (recorded["dataset"], recorded["input_size"]) if recorded else (info.name, info.input_size)
     if library_of(arch):

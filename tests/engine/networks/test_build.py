@@ -50,6 +50,11 @@ def settings(image_folder):
     return make
 
 
+def seen_by_teacher(cfg, info, checkpoint=None):
+    student = InputSpec(info.input_size, tuple(info.mean), tuple(info.std))
+    return teacher_input(cfg.DISTILLER, info.name, student, checkpoint or {})
+
+
 @pytest.mark.parametrize("name", ["resnet8", f"{FILE}:Net"])
 def test_a_model_converts_its_images_once(name):
     """A mean of 0 and a deviation of 1 give the model the images themselves."""
@@ -104,10 +109,10 @@ def test_equal_images_need_no_conversion():
 )
 def test_what_the_teacher_sees(settings, overrides, expected):
     cfg, info = settings("DISTILLER.TEACHER", "resnet8", *overrides)
-    assert teacher_input(cfg, info, {}) == expected
+    assert seen_by_teacher(cfg, info) == expected
     described = {"input_size": 24, "mean": list(OWN.mean), "std": list(OWN.std)}
     if cfg.DISTILLER.TEACHER_INPUT is None and cfg.DISTILLER.TEACHER_WEIGHTS != "pretrained":
-        assert teacher_input(cfg, info, described) == OWN._replace(interpolation="bilinear")
+        assert seen_by_teacher(cfg, info, described) == OWN._replace(interpolation="bilinear")
 
 
 @pytest.mark.parametrize("weights", ["", "pretrained"])
@@ -115,9 +120,9 @@ def test_a_released_teacher_sees_its_own_normalization(settings, weights):
     """Also where the student's weights, or the user, give another one."""
     cfg, info = settings("DISTILLER.TEACHER", "resnet56", "DISTILLER.TEACHER_WEIGHTS", weights)
     for name, size, mean in (("cifar100", 32, 0.5071), ("imagenet", 224, 0.485)):
-        seen = teacher_input(cfg, replace(info, name=name), {})
+        seen = seen_by_teacher(cfg, replace(info, name=name))
         assert (seen.size, seen.mean[0]) == (size, mean)
-    assert teacher_input(cfg, info, {}) == GIVEN  # nothing is released for this data set
+    assert seen_by_teacher(cfg, info) == GIVEN  # nothing is released for this data set
 
 
 @pytest.mark.parametrize(
