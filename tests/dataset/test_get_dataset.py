@@ -85,6 +85,14 @@ def test_fraction_seed(make_cfg: Make) -> None:
     assert labels_and_pixels(1, None) == labels_and_pixels(0, 1) != labels_and_pixels(0, 0)
 
 
+def test_augmentation_does_not_change_the_fingerprint(make_cfg: Make) -> None:
+    def fingerprint(**keys: Any) -> Any:
+        return get_dataset(make_cfg(TYPE="fashion_demo", **keys), "cpu")[0].fingerprint()
+
+    assert fingerprint(PADDING=4) == fingerprint(PADDING=2) == fingerprint(AUGMENT="none")
+    assert fingerprint(PADDING=4) != fingerprint(TRAIN_FRACTION=0.5)
+
+
 def test_balanced_part() -> None:
     targets = torch.tensor([2] * 10 + [0] * 100 + [1] * 3)
     parts = {f: balanced_part(targets, f, seed=0) for f in (0.01, 0.1, 0.5, 1.0)}

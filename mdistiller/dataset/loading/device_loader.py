@@ -16,6 +16,9 @@ from ..options import Options
 from .loader import Batch, Loader
 from .splits import ArraySplit
 
+# The kind of a fingerprint. Before it had its present name, that of a training set included the padding.
+KIND = {False: "pixels", True: "pixels without padding"}  # by whether the loader is for training
+
 
 class DeviceLoader(Loader):
     """Batches of images on the device, without Python code per image, synchronization or copies from the host.
@@ -46,10 +49,11 @@ class DeviceLoader(Loader):
         self._distances = torch.stack([table, table.flip(1)]).view(2, size * size)
 
     def digest(self) -> str:
-        return hashlib.sha256(self.images.cpu().contiguous().numpy().data).hexdigest()
+        return _digest(self.images)
 
     def fingerprint(self) -> Tuple[str, str]:
-        return "pixels", self.digest()
+        p, size = self.padding, self.info.input_size
+        return KIND[self.train], _digest(self.images[:, p : p + size, p : p + size])
 
     def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
         order, variant = plan.order.to(self.device), self.variants(plan).to(self.device)
@@ -78,3 +82,7 @@ class DeviceLoader(Loader):
         """Return the pixels with the numbers `where` (int64 [B, S·S]) as images, uint8 [B, S, S, 3]."""
         size = self.info.input_size
         return self.images.view(-1, 3).index_select(0, where.view(-1)).view(-1, size, size, 3)
+
+
+def _digest(images: Tensor) -> str:
+    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
