@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from typing import Iterable, Mapping, Optional
+from typing import Iterable, Mapping, Optional, Sequence
 
 MAX_LINE_LENGTH = 2000  # characters
-MAX_NAMES = 50  # listed when no name is similar
+MAX_NAMES = 30  # listed when no name is similar
 MAX_REASON_LENGTH = 300  # characters of another exception's message within ours
 _NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
 
@@ -76,24 +76,27 @@ def memory_shortage(error: BaseException) -> str:
     return ""
 
 
-def did_you_mean(name: str, known: Iterable[str], limit: int = 3, listed: Optional[Iterable[str]] = None) -> str:
+def listed(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
+    """Return the first `limit` names as text, and the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 3, instead: Optional[Iterable[str]] = None) -> str:
     """Return `"; did you mean A or B?"` with the names most similar to `name`, or a list of names without one.
 
     Args:
         name: the name that is not known.
         known: all names.
         limit: how many similar names to give at most.
-        listed: the names to list when none is similar; by default `known`.
+        instead: the names to list when none is similar; by default `known`.
     """
     names = sorted(str(n) for n in known)
     by_lower = {n.lower(): n for n in names}
     close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=limit, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(by_lower[c] for c in close)}?"
-    if listed is not None:
-        names = sorted(listed)
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return f"; known: {', '.join(names[:MAX_NAMES]) or 'none'}{more}"
+    return f"; known: {listed(names if instead is None else list(instead), MAX_NAMES) or 'none'}"
 
 
 def dead_worker(error: BaseException) -> str:

@@ -10,7 +10,8 @@ import tokenize
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Set, Tuple
 
-from mdistiller.cli import OneLineParser
+from mdistiller.atomic_files import replace_text
+from mdistiller.cli import OneLineParser, run
 from mdistiller.paths import PACKAGE
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
@@ -215,7 +216,11 @@ def _sentence(comment: str) -> str:
     return f"{text}." if text and text[-1] not in ".…" else text
 
 
-if __name__ == "__main__":
+def main() -> None:
     OneLineParser(description="Write docs/configuration.md from the comments beside the defaults.").parse_args()
-    PAGE.write_text(configuration_page(), encoding="utf-8")
+    replace_text(PAGE, configuration_page())
     print(PAGE)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -7,8 +7,8 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from .. import paths
-from ..errors import UserError
-from .folders.class_folders import class_folders, find_images, folders_in, is_folder, listed
+from ..errors import UserError, listed
+from .folders.class_folders import class_folders, find_images, folders_in, is_folder
 from .folders.layout import TRAIN
 from .imagefolder import imagefolder
 from .info import DatasetInfo

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from typing import Any, Dict, List, Mapping, Optional, Set
+from typing import Any, Dict, Mapping, Optional, Set
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, listed
 
 # attributes of wrappers that hold a model: nn.DataParallel, averaged models, torch.compile, Lightning, distillers
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "student")
@@ -59,7 +59,7 @@ def load_weights(
         if value.is_floating_point() and isinstance(given.get(key), Tensor) and _kind(given[key]) != "numbers"
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen, "not usable": unusable}
-    problems = [f"{kind}: {_first_few(keys)}" for kind, keys in kinds.items() if keys]
+    problems = [f"{kind}: {listed(keys, MAX_NAMED_KEYS)}" for kind, keys in kinds.items() if keys]
     if problems:
         place = f"{source}, below {prefix!r}," if prefix else source
         raise UserError(
@@ -68,7 +68,9 @@ def load_weights(
         )
     beside = [key for key in state if not key.startswith(prefix) and not _is_counter(key)]
     if beside:
-        log.info(f"note: of {source}, the weights below {prefix!r} are read; left out: {_first_few(beside)}")
+        log.info(
+            f"note: of {source}, the weights below {prefix!r} are read; left out: {listed(beside, MAX_NAMED_KEYS)}"
+        )
     counters = {key: torch.zeros_like(value) for key, value in expected.items() if key not in given}
     complete: Any = OrderedDict({**given, **counters})
     complete._metadata = getattr(expected, "_metadata", {})  # the version of each module's layout
@@ -126,8 +128,3 @@ def _kind(value: Tensor) -> str:
     if not value.is_floating_point():
         return "complex" if value.is_complex() else "whole numbers"
     return "numbers" if value.isfinite().all() else "NaN or infinite"
-
-
-def _first_few(keys: List[str]) -> str:
-    more = len(keys) - MAX_NAMED_KEYS
-    return ", ".join(keys[:MAX_NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from ..engine.cfg import CFG, cfg_from
 from ..engine.cfg.yaml_files import base_file, merged, read_file
 from ..engine.validate import config_errors
-from ..errors import UserError, did_you_mean, refuse
+from ..errors import UserError, did_you_mean, listed, refuse
 from ..paths import find_config
 from .study_file import ALONE, Content, read_content
 
@@ -210,8 +210,7 @@ class _Builder:
         """Raise a UserError with one line for each error that was found."""
         lines = []
         for line, names in self.errors.items():
-            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            lines.append(f"{line} (in the run {names[0]}{others})")
+            lines.append(f"{line} (in the run {listed(names, 1)})")
         refuse(lines)
 
 

@@ -14,7 +14,7 @@ from ..engine.cfg import FROM_DATA, own_leaves, setting_changes, settings_of
 from ..engine.cfg.yaml_files import read_file
 from ..engine.run.folder import RunFolder
 from ..engine.run.records import read_metrics, read_summary
-from ..errors import UserError, refuse
+from ..errors import UserError, listed, refuse
 from .grid import Cell
 
 Summary = Dict[str, Any]  # the content of a run's summary.json
@@ -97,7 +97,7 @@ def check_summary(summary: Any, source: str) -> Summary:
             missing += [f"{key}.{part}" for part in parts if part not in summary[key]]
     if missing:
         raise UserError(
-            f"{source} is not the summary of a run of this version: it has no {', '.join(missing)}; give another"
+            f"{source} is not the summary of a run of this version: it has no {listed(missing, 3)}; give another"
             " --output, or remove it"
         )
     return summary

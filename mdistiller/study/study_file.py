@@ -84,7 +84,7 @@ def read_content(file: Path) -> Content:
 def _type_errors(content: Content) -> Iterator[str]:
     for key, value in content.items():
         if key not in TYPES:
-            yield f"unknown key {key}{did_you_mean(key, TYPES)}; a study has {', '.join(TYPES)}"
+            yield f"unknown key {key}{did_you_mean(key, TYPES)}"
         elif type(value) is not TYPES[key]:
             yield f"{key} is {value!r:.80}; expected {NAMES[TYPES[key]]}"
         elif key in NAMED:

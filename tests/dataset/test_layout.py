@@ -97,7 +97,7 @@ def without_val(root: Path) -> Path:
 
 
 def names_of(split: Any) -> Set[str]:
-    return {f"{path.parent.name}/{path.name}" for path in split.files}
+    return {f"{path.parent.name}/{path.name}" for path in split.paths()}
 
 
 @pytest.mark.parametrize("dataset", ["imagefolder", "imagenet"])
@@ -110,7 +110,7 @@ def test_validation_images_are_held_out_of_each_class(
     train, val = names_of(splits.train), names_of(splits.val)
     assert not train & val and len(train | val) == 24
     for split in (splits.train, splits.val):
-        assert [f"class_{label}" for label in split.targets.tolist()] == [path.parent.name for path in split.files]
+        assert [f"class_{label}" for label in split.targets.tolist()] == [path.parent.name for path in split.paths()]
     assert [record.getMessage() for record in caplog.records] == [
         f"DATASET.VAL_FRACTION 0.25: 6 of the 24 images in {without_val}/train are for validation, the others for"
         " training"
@@ -159,7 +159,7 @@ def test_statistics_are_those_of_the_training_part(make_cfg: Make, without_val: 
     splits = dataset_dict["imagefolder"](make_cfg(ROOT=str(without_val), VAL_FRACTION=0.25, **keys))
     moved = without_val.with_name("by_hand")
     for part, split in (("train", splits.train), ("val", splits.val)):
-        for path in split.files:
+        for path in split.paths():
             target = moved / part / path.parent.name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(path), str(target))
@@ -171,7 +171,7 @@ def test_statistics_are_those_of_the_training_part(make_cfg: Make, without_val: 
 def test_held_out_images_are_checked(make: Make, without_val: Path) -> None:
     cfg = make(VAL_FRACTION=0.25, IN_MEMORY="no")
     val = dataset_dict["imagefolder"](cfg).val
-    val.files[0].write_bytes(b"")
+    val.path(0).write_bytes(b"")
     with pytest.raises(UserError, match="cannot read the image"):
         check_images(val, "refuse", 0, "validation")
     assert refused(cfg).startswith("cannot read the image")

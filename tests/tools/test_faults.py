@@ -78,7 +78,7 @@ CONFIGURATIONS = [
         ["EXPERIMENT.NAME or LOG.PREFIX: '~nobody_of_that_name' cannot"],
     ),
     ("EXPERIMENT.REFERENCE [/dev/zero]", ["EXPERIMENT.REFERENCE /dev/zero is not the summary.json of a run (OSError"]),
-    ("X\x1bY 1", ["unknown config key X?Y in the command line; known: AT.LOSS.CE_WEIGHT, "]),
+    ("X\x1bY 1", ["unknown config key X?Y in the command line; known: EXPERIMENT, DATASET, DISTILLER, "]),
     ("DATASET.TEST.BATCH_SIZE 0", ["DATASET.TEST.BATCH_SIZE is 0; expected a whole number from 1 to 1000000"]),
     ("DATASET.CORRUPT delete", ["DATASET.CORRUPT is 'delete'; known: refuse, skip, unchecked"]),
     ("DATASET.STD [58,57,57]", ["DATASET.STD is [58, 57, 57]; give the values of images scaled to [0, 1]"]),

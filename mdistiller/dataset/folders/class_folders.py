@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import FrozenSet, List, Sequence
 
-from ...errors import UserError
+from ...errors import UserError, listed
 from ..images.file_names import is_leftover, picture_suffixes, suffix_of
 from ..loading.splits import FileSplit
 
@@ -112,12 +112,6 @@ def check_same_classes(where: Path | str, train: Sequence[str], val: Sequence[st
         wrong = [f"val has {listed(more)}, which train lacks"] if more else []
         wrong += [f"val lacks {listed(less)}, which train has"] if less else []
         raise UserError(f"the classes of {where} differ: {'; '.join(wrong)}; give both the same classes")
-
-
-def listed(names: Sequence[str], limit: int = MAX_NAMED) -> str:
-    """Return the first few names as text, and the number of the others."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
 
 
 def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] = ()) -> FileSplit:

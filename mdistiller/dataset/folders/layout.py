@@ -12,10 +12,10 @@ from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
 
 import torch
 
-from ...errors import UserError
+from ...errors import UserError, listed
 from ..loading.encoded import EncodedSplit
 from ..loading.splits import FileSplit
-from .class_folders import check_same_classes, class_folders, entries, find_images, is_folder, listed
+from .class_folders import check_same_classes, class_folders, entries, find_images, is_folder
 
 log = logging.getLogger("mdistiller")
 

@@ -56,12 +56,13 @@ class DeviceLoader(Loader):
         return KIND[self.train], _digest(self.images[:, p : p + size, p : p + size])
 
     def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
-        order, variant = plan.order.to(self.device), self.variants(plan).to(self.device)
+        order = plan.order.to(self.device)
         first = (order * self._width**2) + (plan.top * self._width + plan.left).to(self.device)
         flip = plan.flip.long().to(self.device)
         size = self.info.input_size
         if self.augment == "rotate_flip":
             steps = rotation_steps(plan.angle, plan.flip, size).to(self.device)
+        variant = None if self.num_variants is None else self.variants(plan).to(self.device)
         for part in slices:
             index = order[part]
             if self.augment == "none":
@@ -76,7 +77,7 @@ class DeviceLoader(Loader):
                 "target": self.targets.index_select(0, index),
                 "index": index,
             }
-            yield batch if self.num_variants is None else {**batch, "variant": variant[part]}
+            yield batch if variant is None else {**batch, "variant": variant[part]}
 
     def _gather(self, where: Tensor) -> Tensor:
         """Return the pixels with the numbers `where` (int64 [B, S·S]) as images, uint8 [B, S, S, 3]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, listed
 from ..images.decode import decode_region
 from ..images.orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
 from ..images.stats import FolderCache
@@ -112,15 +112,10 @@ def unusable_error(faults: Sequence[str], num_images: int) -> UserError:
     if len(faults) == 1:
         what, them = f"the image {faults[0]}", "it"
     else:
-        what, them = f"{len(faults)} of {num_images} images: {_first_few(faults)}", "them"
+        what, them = f"{len(faults)} of {num_images} images: {listed(faults, MAX_NAMED, '; ')}", "them"
     return UserError(
         f"cannot read {what}; replace, convert or remove {them}, or leave {them} out with DATASET.CORRUPT skip"
     )
-
-
-def _first_few(faults: Sequence[str]) -> str:
-    more = f" and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
-    return "; ".join(faults[:MAX_NAMED]) + more
 
 
 def usable_indices(split: ImageSplit, findings: SplitReport, corrupt: str, role: str) -> Tensor:
@@ -158,7 +153,7 @@ def usable_indices(split: ImageSplit, findings: SplitReport, corrupt: str, role:
         of_classes = "" if len(faults) == total else f" in {len(lost)} of the classes"
         first = next(fault for index, fault in findings.unusable.items() if int(split.targets[index]) in lost)
         raise UserError(f"no {role} image can be read{of_classes}, for example {first}; replace or convert some")
-    named = _first_few(faults)
+    named = listed(faults, MAX_NAMED, "; ")
     log.warning("left out %d of %d %s images that cannot be read: %s", len(faults), total, role, named)
     return keep.nonzero().squeeze(1)
 

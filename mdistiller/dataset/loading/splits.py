@@ -7,7 +7,7 @@ import os
 import stat
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Protocol, Sequence, Tuple, Union
+from typing import Callable, Iterator, Optional, Protocol, Sequence, Tuple, Union
 from weakref import WeakSet
 
 import numpy as np
@@ -72,10 +72,6 @@ class FileSplit(EncodedSplit):
         assert len(files) == len(targets), (len(files), len(targets))
         self._files = as_names(files)
         self.targets = torch.as_tensor(targets, dtype=torch.int64)
-
-    @property
-    def files(self) -> List[Path]:
-        return list(self.paths())
 
     def paths(self) -> Iterator[Path]:
         """Yield the files one by one; a million Path objects take a gigabyte."""

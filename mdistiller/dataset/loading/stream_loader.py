@@ -82,7 +82,7 @@ class StreamLoader(Loader):
 
     def _batches(self, plan: EpochPlan, slices: Iterable[Union[slice, Tensor]], seed: int) -> Iterator[Batch]:
         seed = derive_seed("images", seed, self.epoch)
-        variant = self.variants(plan)
+        variant = None if self.num_variants is None else self.variants(plan)
         slices = list(slices)  # a generator would refer to `self` and keep workers alive
         # A pass that starts during another one gets its own workers.
         workers: Optional[DataLoader] = self._workers(seed) if self._idle is None else self._idle
@@ -96,7 +96,7 @@ class StreamLoader(Loader):
             for batch, part in zip(explain_worker_deaths(batches), slices):
                 if "faults" in batch:
                     raise unusable_error(batch["faults"], self.num_images)
-                if self.num_variants is not None:
+                if variant is not None:
                     batch["variant"] = variant[part]
                 batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
                 batch["image"] = self._normalize(batch["image"])

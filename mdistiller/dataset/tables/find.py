@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Set, Tuple
 
-from ...errors import UserError, one_line
-from ..folders.class_folders import listed
+from ...errors import UserError, listed, one_line
 from ..folders.layout import TRAIN, part_of
 
 PARQUET, ARROW = ".parquet", ".arrow"

@@ -156,8 +156,8 @@ def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: s
     for key, value in change.items():
         name = f"{prefix}{key}"
         if key not in cfg and not cfg.is_new_allowed():
-            section = [f"{prefix}{known}" for known in defaults] if prefix else LIBRARY_SECTIONS
-            yield name, f"{UNKNOWN} {name} in {source}{did_you_mean(name, dict(leaves(CFG)), listed=section)}"
+            section = [f"{prefix}{known}" for known in defaults]
+            yield name, f"{UNKNOWN} {name} in {source}{did_you_mean(name, dict(leaves(CFG)), instead=section)}"
         elif key in cfg and isinstance(cfg[key], CN):
             if isinstance(value, dict):
                 yield from _merge(cfg[key], defaults.get(key, cfg[key]), value, source, f"{name}.")

@@ -20,7 +20,7 @@ def evaluate_teacher(
     """Return the teacher's accuracies in percent, and lines for the user about them.
 
     Args:
-        distiller: the distiller, with a teacher, in evaluation mode.
+        distiller: the distiller; its teacher is in evaluation mode.
         name: the name of the teacher.
         val_loader: the loader of the validation images.
         check: a function that is called between batches; an exception ends the evaluation.

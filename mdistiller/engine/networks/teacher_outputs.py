@@ -11,9 +11,8 @@ from typing import Any, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ...dataset.folders.class_folders import listed
 from ...dataset.info import DatasetInfo
-from ...errors import UserError
+from ...errors import UserError, listed
 from ..cfg import IMAGENET_CLASSES
 from .teacher_classes import KEY, Names, find_rows, read_outputs
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from ... import distributed, torchrun
 from ...atomic_files import replace_text, writing_to
-from ...errors import UserError
+from ...errors import UserError, listed
 from ...paths import check_not_device, expanded
 from ..checkpoint import save
 from .lock import check_free, lock_file, locked
@@ -97,7 +97,7 @@ class RunFolder:
         # A run that was killed early leaves only the lock file.
         is_run = lock_file(self.path).is_file() or (self.config.is_file() and self.worklog.is_file())
         if present and overwrite and not is_run:
-            names = ", ".join(sorted(path.name for path in present)[:3])
+            names = listed(sorted(path.name for path in present), 3)
             raise UserError(f"--overwrite: {self.path} holds {names}, but not of a run; move them away yourself")
 
     def continues(self, resume: bool, overwrite: bool) -> bool:

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from ...dataset import Batch
 from ...distillers import Distiller, distiller_dict
+from ...errors import listed
 
 KEYS = ("DATASET.MIXUP", "DATASET.CUTMIX", "SOLVER.LABEL_SMOOTHING")
 SOFT = ("soft_target", "label_weight")  # entries of a batch
@@ -47,7 +48,7 @@ def soft_label_errors(cfg: CfgNode, distiller: Type[Distiller]) -> Iterator[str]
         able = sorted(name for name, other in distiller_dict.items() if other.soft_labels)
         yield (
             f"{', '.join(given)}: labels are then probabilities, but DISTILLER.TYPE {cfg.DISTILLER.TYPE} is not known"
-            f" to take them; set it to 0, or use one of {', '.join(able)}"
+            f" to take them; set it to 0, or use another method, such as {listed(able, 3)}"
         )
 
 
@@ -58,7 +59,7 @@ def unlabeled_errors(cfg: CfgNode, distiller: Type[Distiller]) -> Iterator[str]:
         able = sorted(name for name, other in distiller_dict.items() if other.unlabeled)
         yield (
             f"DATASET.UNLABELED {folder}: DISTILLER.TYPE {method} needs a label for each image; leave UNLABELED out, or"
-            f" use one of {', '.join(able)}"
+            f" use another method, such as {listed(able, 3)}"
         )
     if folder and cfg.SOLVER.ACCUMULATE > 1:
         yield (

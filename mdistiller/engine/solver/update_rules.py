@@ -43,12 +43,6 @@ class UpdateRule:
         self.parameters = parameters
         self.max_norm = cfg.SOLVER.CLIP_GRAD_NORM
 
-    def __call__(self, losses: Losses) -> None:
-        """Take a step for these losses."""
-        self.zero_grad()
-        self.backward(losses)
-        self.step()
-
     def zero_grad(self) -> None:
         """Drop the gradients of the step before."""
         self.optimizer.zero_grad(set_to_none=True)

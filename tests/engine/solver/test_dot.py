@@ -33,6 +33,12 @@ class Toy(nn.Module):
         }
 
 
+def take_step(update, losses):
+    update.zero_grad()
+    update.backward(losses)
+    update.step()
+
+
 def rule(model, *overrides, of=DistillationOriented, scale=None, no_decay=()):
     cfg = load_cfg(None, ["SOLVER.LR", "0.1", "SOLVER.WEIGHT_DECAY", "0.01", *overrides])
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
@@ -43,7 +49,7 @@ def run(update, model, steps, first=0):
     for step in range(first, first + steps):
         for group in update.optimizer.param_groups:
             group["lr"] = 0.1 / (1 + step)
-        update(model.losses(step))
+        take_step(update, model.losses(step))
 
 
 def by_hand(model, steps, delta=0.075, momentum=0.9, decay=0.01):
@@ -86,7 +92,7 @@ def test_momentum_is_kept_while_a_loss_does_not_reach_a_parameter(absent):
         if not everywhere:
             terms[absent] = model.idle.sum() ** 2
             del grads[absent]
-        update(terms)
+        take_step(update, terms)
         deltas = {"loss_ce": -0.075, "loss_kd": 0.075} if everywhere else dict.fromkeys(grads, 0.0)
         for name, grad in grads.items():
             buffers[name] = (0.9 + deltas[name]) * buffers[name] + grad
@@ -118,8 +124,12 @@ def test_a_parameter_that_takes_no_weight_decay(exempt):
     update = rule(model, no_decay=[getattr(model, exempt)])
     for _ in range(2):  # what the distillation losses alone reach does not decay in its first step
         # gradients of zero, so that the weight decay alone moves a parameter
-        update(
-            {"loss_ce": 0 * (model.shared + model.task).sum(), "loss_kd": 0 * (model.shared + model.distillation).sum()}
+        take_step(
+            update,
+            {
+                "loss_ce": 0 * (model.shared + model.task).sum(),
+                "loss_kd": 0 * (model.shared + model.distillation).sum(),
+            },
         )
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"shared", "task", "distillation"} - {exempt}
@@ -143,7 +153,7 @@ def test_one_literal_step():
     model = nn.ParameterList([weight])
     update = rule(model, "SOLVER.WEIGHT_DECAY", "0.5")
     for _ in range(2):
-        update({"loss_ce": weight * 3, "loss_kd": weight * 5})
+        take_step(update, {"loss_ce": weight * 3, "loss_kd": weight * 5})
     # step 1: 2 − 0.1 (3 + 0.5 · 2 + 5) = 1.1; step 2: 1.1 − 0.1 (0.825 · 4 + 3 + 0.5 · 1.1 + 0.975 · 5 + 5)
     assert weight.item() == pytest.approx(1.1 - 0.1 * (3.3 + 3.55 + 4.875 + 5))
 
@@ -152,7 +162,7 @@ def test_literal_steps_of_parameters_that_one_loss_alone_reaches():
     task, distillation = (nn.Parameter(torch.tensor([2.0])) for _ in range(2))
     update = rule(nn.ParameterList([task, distillation]), "SOLVER.WEIGHT_DECAY", "0.5")
     for _ in range(2):
-        update({"loss_ce": task * 3, "loss_kd": distillation * 5})
+        take_step(update, {"loss_ce": task * 3, "loss_kd": distillation * 5})
     # step 1: 2 − 0.1 (3 + 0.5 · 2) = 1.6; step 2: 1.6 − 0.1 (0.9 · 4 + 3 + 0.5 · 1.6)
     assert task.item() == pytest.approx(1.6 - 0.1 * 7.4)
     # step 1, without decay: 2 − 0.1 · 5 = 1.5; step 2: 1.5 − 0.1 (0.9 · 5 + 5 + 0.5 · 1.5)
@@ -187,7 +197,7 @@ def test_an_overflow_of_either_loss_skips_the_whole_step(name):
     update = rule(model, scale=1024.0)
     losses = model.losses(0)
     losses[name] = losses[name] * float("inf")
-    update(losses)
+    take_step(update, losses)
     check_equal(model, Toy())
     assert update.scaler.get_scale() < 1024
 
@@ -197,7 +207,7 @@ def test_it_needs_the_task_and_something_else(kept):
     model = Toy()
     losses = {name: loss for name, loss in model.losses(0).items() if name in kept}
     with pytest.raises(UserError, match=f"needs loss_ce and another loss, this distiller gives {', '.join(kept)};"):
-        rule(model)(losses)
+        take_step(rule(model), losses)
 
 
 def check(*overrides):

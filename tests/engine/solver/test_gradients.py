@@ -20,6 +20,12 @@ from mdistiller.models import build_model
 from tests.engine.test_trainer import rows, settings
 
 
+def take_step(update, losses):
+    update.zero_grad()
+    update.backward(losses)
+    update.step()
+
+
 def batch_of(size: int) -> dict[str, torch.Tensor]:
     image = torch.randn(size, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     return {"image": image, "target": torch.arange(size) % 5, "index": torch.arange(size)}
@@ -108,10 +114,10 @@ def test_gradients_are_clipped_over_all_parameters() -> None:
     for scale in (1.0, 1024.0):  # with a scaler, the norm is that of the gradients without the scale
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
         rule = SummedLosses(load_cfg(None, settings), weights, scaler)
-        rule({"loss": 3 * weights[0][0] + 4 * weights[0][1] + 12 * weights[1][0]})  # of norm 13
+        take_step(rule, {"loss": 3 * weights[0][0] + 4 * weights[0][1] + 12 * weights[1][0]})  # of norm 13
         torch.testing.assert_close(weights[0].detach(), torch.tensor([-0.6, -0.8]), rtol=1e-5, atol=0)
         torch.testing.assert_close(weights[1].detach(), torch.tensor([-2.4]), rtol=1e-5, atol=0)
-        rule({"loss": weights[0][0] * 2})  # a smaller norm stays
+        take_step(rule, {"loss": weights[0][0] * 2})  # a smaller norm stays
         torch.testing.assert_close(weights[0].detach(), torch.tensor([-2.6, -0.8]), rtol=1e-5, atol=0)
         for weight in weights:
             nn.init.zeros_(weight)
