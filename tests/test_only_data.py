@@ -17,7 +17,7 @@ from mdistiller.dataset.images import stats
 from mdistiller.engine import checkpoint as ck
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.checkpoint import numpy_scalars
-from mdistiller.engine.log.run_text import read_references
+from mdistiller.engine.run.records import read_references
 from mdistiller.errors import UserError
 from mdistiller.models.imagenet import _pretrained
 from tests.conftest import REPO

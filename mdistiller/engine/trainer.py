@@ -26,6 +26,7 @@ from .run.folder import RunFolder
 from .run.nonfinite import NonFiniteLoss, save_evidence
 from .run.origin import origin_of
 from .run.progress import Progress
+from .run.records import read_references
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
@@ -74,7 +75,7 @@ class Trainer:
         self.origin: Dict[str, Any] = {}
         if train_loader is not None and val_loader is not None:
             self.origin = distributed.run_on_main(partial(origin_of, train_loader, val_loader, distiller.teacher))
-        self.references = run_text.read_references(cfg.EXPERIMENT.REFERENCE)
+        self.references = read_references(cfg.EXPERIMENT.REFERENCE)
         self.device = next(distiller.parameters()).device
         self.stop = StopSignals()
         self.step = TrainStep(self.distiller, self.update_rule, train_loader, cfg)

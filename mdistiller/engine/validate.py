@@ -19,10 +19,10 @@ from ..models import check_model
 from ..paths import expanded, find_file, validate_path
 from ..ranges import MAX_NUMBER
 from .cfg import CACHES, CFG, PRETRAINED, Fault, experiment_name, leaves, read_cfg, to_dict
-from .log.run_text import read_references
 from .networks.build import input_errors
 from .networks.teacher_classes import read_outputs
 from .resume import check_settings_unchanged, keep_schedule, saved_run
+from .run.records import read_references
 from .solver.soft_labels import soft_label_errors, unlabeled_errors
 from .trainer import trainer_dict
 from .validate_solver import error_of, solver_errors, unmet

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mdistiller.engine.evaluation.evaluate import count_correct, evaluate
-from mdistiller.engine.log.run_text import duration, epoch_line, final_line, final_table, read_references
+from mdistiller.engine.log.run_text import duration, epoch_line, final_line, final_table
 from mdistiller.engine.meter import EpochMeter, NonFiniteLoss
+from mdistiller.engine.run.records import read_references
 from mdistiller.engine.speed import precision
 from mdistiller.engine.step import TrainStep
 from mdistiller.errors import UserError

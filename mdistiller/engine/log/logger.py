@@ -16,6 +16,7 @@ from ...errors import UserError, one_line
 from ..cfg import dump, experiment_name, to_dict
 from ..run.folder import RunFolder
 from ..run.progress import Progress
+from ..run.records import read_metrics
 from ..run.signals import RunStopped
 from .tensorboard import EventFile, cut_events
 from .wandb_run import start_run
@@ -91,18 +92,10 @@ class RunLogger:
 
     def _drop_rows_after(self, epoch: int) -> None:
         if self.folder.metrics.is_file():
-            lines = self.folder.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a killed process may have cut off the last
-            kept = [line for line, number in zip(whole, self._epochs(whole)) if number <= epoch]
+            rows = read_metrics(self.folder.metrics)  # without a line that a killed process has cut off
+            lines = self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line, row in zip(lines, rows) if row["epoch"] <= epoch]
             replace_text(self.folder.metrics, "".join(kept))
-
-    def _epochs(self, lines: List[str]) -> List[int]:
-        try:
-            return [int(json.loads(line)["epoch"]) for line in lines]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{self.folder.metrics} holds a line that is not a row of this run; fix or remove the line"
-            ) from None
 
     def _start_wandb(self, cfg: CfgNode) -> Any:
         """Start a Weights & Biases run; return `None`, after a line, if that fails. It never prompts."""

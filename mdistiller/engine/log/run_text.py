@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List
 
 import torch
 from yacs.config import CfgNode
@@ -12,9 +11,8 @@ from yacs.config import CfgNode
 from ... import distributed
 from ...dataset import Loader
 from ...distillers import Distiller
-from ...errors import UserError
 from ...models import InputSpec, library_of, released_teacher
-from ...paths import find_file, read_text
+from ...paths import find_file
 from ..cfg import PRETRAINED, settings_of
 from ..evaluation.cost import Cost
 from ..run.environment import machine
@@ -124,31 +122,6 @@ def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
         f"  train {row['train_top1']:.2f}  val top-1 {row['deployed_top1']:.2f} top-5 {row['deployed_top5']:.2f}{probe}"
         f"{running}{plain}  {row['images_per_second']:.0f} images/s  {duration(left)} left"
     )
-
-
-def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
-    """Return the summaries of other runs by path, for `final_table`.
-
-    Raises:
-        UserError: a file is missing or is not the summary.json of a run.
-    """
-    summaries = {}
-    for path in paths:
-        try:
-            content = json.loads(read_text(find_file(path)))
-            for part, key in (("last", "deployed_top1"), ("last", "deployed_top5"), ("best", "deployed_top1")):
-                content[part][key] = float(content[part][key])
-            for key in ("student", "method"):
-                if not (isinstance(content[key], str) and content[key].isprintable()):
-                    raise TypeError(f"{key} is no name")
-        except UserError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise UserError(
-                f"EXPERIMENT.REFERENCE {path} is not the summary.json of a run ({type(error).__name__}: {error})"
-            ) from None
-        summaries[path] = content
-    return summaries
 
 
 def summary_of(

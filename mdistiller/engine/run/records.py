@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 from ...errors import UserError
-from ...paths import read_text
+from ...paths import find_file, read_text
 
 Row = Dict[str, Any]  # a line of metrics.jsonl
 
@@ -56,3 +56,27 @@ def read_summary(path: Path) -> Dict[str, Any]:
     if not isinstance(summary, dict):
         raise UserError(f"{path} is damaged ({reason}); get it again, or remove it: the run then counts as unfinished")
     return summary
+
+
+def read_references(paths: Sequence[str]) -> Dict[str, Dict[str, Any]]:
+    """Return the summaries of `EXPERIMENT.REFERENCE` by path, with what the final table of a run needs.
+
+    Raises:
+        UserError: a file is missing or is not the summary.json of a run.
+    """
+    summaries = {}
+    for path in paths:
+        try:
+            summaries[path] = summary = json.loads(read_text(find_file(path)))
+            for part, key in (("last", "deployed_top1"), ("last", "deployed_top5"), ("best", "deployed_top1")):
+                summary[part][key] = float(summary[part][key])
+            for key in ("student", "method"):
+                if not (isinstance(summary[key], str) and summary[key].isprintable()):
+                    raise TypeError(f"{key} is no name")
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"EXPERIMENT.REFERENCE {path} is not the summary.json of a run ({type(error).__name__}: {error})"
+            ) from None
+    return summaries

@@ -35,7 +35,7 @@ def test_rows_that_are_none(tmp_path, content):
     folder = RunFolder(str(tmp_path), "run")
     folder.path.mkdir()
     folder.metrics.write_bytes(content)
-    with pytest.raises(UserError, match="not a row of this run"):
+    with pytest.raises(UserError, match="is not a row of a run|cannot be read"):
         RunLogger(folder, load_cfg(None, ["LOG.WANDB", "False"]), 1)
     assert folder.metrics.read_bytes() == content
 
