@@ -24,7 +24,6 @@ from ..engine.build import build_trainer, seed_everything
 from ..engine.cfg import load_cfg, resolved
 from ..engine.run.environment import describe_hardware
 from ..engine.run.signals import StopSignals
-from ..engine.speed.fast_networks import FastNetworks
 from ..engine.speed.precision import pick_device, prepare_device
 from ..engine.trainer import Trainer, trainer_dict
 from ..engine.validate import check_settings
@@ -158,14 +157,15 @@ def cost_table(
         return distiller.to(device).train()
 
     rows: List[Row] = []
-    trainers: List[Tuple[Trainer, FastNetworks]] = []
+    trainers: List[Trainer] = []
     for method, cfg in zip((kd, *methods), configs):
         print(f"building {method.name}", file=sys.stderr)
         cfg = resolved(cfg, INPUT_SIZE=info.input_size)
         needs = used_outputs(partial(make_distiller, cfg), teacher, {**batches[0], "epoch": EPOCH})
         distiller = make_distiller(cfg, teacher)
         trainer = trainer_dict[cfg.SOLVER.TRAINER](method.name, distiller, train_loader, None, cfg)
-        trainers.append((trainer, FastNetworks(distiller, train_loader, cfg, trainer.precision, lambda line: None)))
+        trainer.prepare()
+        trainers.append(trainer)
         extra = distiller.get_extra_parameters()
         rows.append({"method": method.name, "paper": method.paper, "key": method.key, "needs": needs, "extra": extra})
     times = _interleaved_times(trainers, batches, rounds)
@@ -176,31 +176,30 @@ def cost_table(
     milliseconds = 1000 * statistics.median(round_times[0] for round_times in times) / len(batches)
     conditions = (
         f"{models[0]} → {models[1]}, {info.name} ({num_data} images), batch {train_loader.batch_size},"
-        f" {trainers[0][0].precision}, {describe_hardware(device)}; {rounds} interleaved rounds of {len(batches)}"
+        f" {trainers[0].precision}, {describe_hardware(device)}; {rounds} interleaved rounds of {len(batches)}"
         f" steps, median (quartiles); KD's step took {milliseconds:.0f} ms"
     )
     return rows[1:], conditions
 
 
-def _interleaved_times(
-    trainers: Sequence[Tuple[Trainer, FastNetworks]], batches: Sequence[Batch], rounds: int
-) -> List[List[float]]:
+def _interleaved_times(trainers: Sequence[Trainer], batches: Sequence[Batch], rounds: int) -> List[List[float]]:
     """Train on `batches` with each trainer, in each round; return the seconds by round and trainer."""
 
-    def seconds(trainer: Trainer, networks: FastNetworks) -> float:
+    def seconds(trainer: Trainer) -> float:
+        assert trainer.step.networks is not None
         started = time.perf_counter()
-        with networks.in_place():
+        with trainer.step.networks.in_place():
             for step, batch in enumerate(batches):
                 trainer.train_step(trainer.in_memory_format(batch), EPOCH, step, len(trainer.train_loader))
         synchronize_device(trainer.device)
         return time.perf_counter() - started
 
-    for pair in trainers:
-        seconds(*pair)  # the first steps tune kernels and fill caches
+    for trainer in trainers:
+        seconds(trainer)  # the first steps tune kernels and fill caches
     times = []
     for number in range(rounds):
         order = list(enumerate(trainers))[:: -1 if number % 2 else 1]  # so that none always comes first
-        times.append([took for _, took in sorted((place, seconds(*pair)) for place, pair in order)])
+        times.append([took for _, took in sorted((place, seconds(trainer)) for place, trainer in order)])
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return times
 

@@ -54,15 +54,23 @@ from yacs.config import CfgNode
 from ..ranges import YES_NO_OR_NONE, above, at_least, one_of, weights
 from ._base import Distiller, register
 from ._common import blank_outputs, image_size, match_size, warmup_factor
-from ._sfakd_head import BottleneckProjector as BottleneckProjector
-from ._sfakd_head import Fusion as Fusion
-from ._sfakd_head import SFAKDHead
-from ._sfakd_head import SpatialBranch as SpatialBranch
-from ._spectral import FrequencyBranch as FrequencyBranch
-from ._spectral import FrequencyFilter as FrequencyFilter
-from ._spectral import HighPass as HighPass
+from ._sfakd_head import BottleneckProjector, Fusion, SFAKDHead, SpatialBranch
+from ._spectral import FrequencyBranch, FrequencyFilter, HighPass
 from .heads import HeadOutput, check_teacher_map, ends_in_relu, own_logits, split_forward
 from .KD import kd_loss
+
+__all__ = [
+    "SFAKD",
+    "BottleneckProjector",
+    "FrequencyBranch",
+    "FrequencyFilter",
+    "Fusion",
+    "HighPass",
+    "SFAKDHead",
+    "SpatialBranch",
+    "map_alignment_loss",
+    "pooled_alignment_loss",
+]
 
 
 def pooled_alignment_loss(pooled_student: Tensor, pooled_teacher: Tensor, reduction: str = "sum") -> Tensor:
