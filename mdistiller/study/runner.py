@@ -151,6 +151,8 @@ def dry_run(study: Study, output: Path, jobs: int, only: Sequence[str] = ()) -> 
         return "\n".join([*lines, f"{text}; their time cannot be estimated ({unknown})"])
     one_by_one, together = total_seconds(left, times, jobs)
     text += f", about {duration(one_by_one)} one after the other, {duration(together)} with --jobs {jobs}"
+    if study.teacher_cache and one_by_one:
+        text += "; less where a teacher's outputs are cached"
     return "\n".join([*lines, text])
 
 

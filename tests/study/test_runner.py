@@ -210,7 +210,7 @@ def test_a_student_waits_for_its_teacher():
 def test_dry_run(place):
     text = dry_run(read_study("small.yaml"), OUT, 2).splitlines()
     assert len(text) == 8 and all("epoch 0 of 1, about" in line for line in text[:-1])
-    assert text[-1].startswith("7 of 7 runs to do, about ") and text[-1].endswith("with --jobs 2")
+    assert text[-1].startswith("7 of 7 runs to do, about ") and "with --jobs 2; less where" in text[-1]
     assert not OUT.exists()
     text = dry_run(read_study("small.yaml", ["DATASET.ROOT", "gone"]), OUT, 2, ["*/KD/*"]).splitlines()
     assert sum(line.endswith(" epoch 0 of 1") for line in text) == 3 and text[1].endswith(" not in --only")
