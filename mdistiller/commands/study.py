@@ -40,10 +40,11 @@ def main() -> None:
 
     from ..errors import check_libraries
     from ..paths import user_path
+    from ..study.dry_run import dry_run
     from ..study.grid import read_study
     from ..study.launchers import make_launcher
     from ..study.outputs import LIBRARIES
-    from ..study.runner import dry_run, run_study
+    from ..study.runner import run_study
 
     study = read_study(args.study, args.overrides)
     output = user_path(args.output or f"output/studies/{study.name}")

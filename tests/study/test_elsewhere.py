@@ -9,9 +9,10 @@ import pytest
 
 from mdistiller.errors import UserError
 from mdistiller.study import validation_images
+from mdistiller.study.dry_run import dry_run
 from mdistiller.study.elsewhere import finished_elsewhere
 from mdistiller.study.grid import read_study
-from mdistiller.study.runner import dry_run, run_study
+from mdistiller.study.runner import run_study
 from tests.conftest import make_image_folder
 from tests.study.test_runner import OUT, rows, states
 

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from mdistiller.engine.run.lock import locked
 from mdistiller.errors import UserError
+from mdistiller.study.dry_run import dry_run
 from mdistiller.study.estimate import total_seconds
 from mdistiller.study.grid import read_study
-from mdistiller.study.runner import dry_run, run_study
+from mdistiller.study.runner import run_study
 from mdistiller.study.tables import MACHINE_COLUMNS
 
 OUT = Path("out")
