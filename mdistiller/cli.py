@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Callable, List, NoReturn, Optional, Sequence
+from typing import Any, Callable, List, NoReturn, Optional, Sequence
 
 from .errors import UserError, dead_worker, memory_shortage
 from .paths import user_path
@@ -20,7 +20,10 @@ LOST_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports an error in one line and refers to `--help` for the usage."""
+    """A parser that reports an error in one line, refers to `--help` for the usage, and knows no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
@@ -28,7 +31,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Accept `KEY VALUE` pairs. Call `parse_intermixed_args`, so that options may come before or after the pairs."""
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change, as SOLVER.LR 0.1")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change, as SOLVER.LR 0.1"
+    )
 
 
 def with_pair(overrides: Sequence[str], key: str, value: object) -> List[str]:

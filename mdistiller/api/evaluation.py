@@ -31,8 +31,8 @@ def evaluate(
     model: Union[nn.Module, str, os.PathLike[str]],
     data: Optional[Data] = None,
     *,
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
+    mean: Optional[Sequence[float]] = None,
+    std: Optional[Sequence[float]] = None,
     input_size: Optional[int] = None,
     classes: Optional[Sequence[str]] = None,
     batch_size: Optional[int] = None,
@@ -49,7 +49,8 @@ def evaluate(
             left in the mode that it had.
         data: a folder with `<class>/<image>`, or with `val/` of this layout; a PyTorch `Dataset` of (image, label); or
             the name of a data set. `None` for the validation images of a student's training.
-        mean, std: channel statistics with which images in [0, 1] are normalized for a module; a `Student` has its own.
+        mean, std: channel statistics with which images in [0, 1] are normalized for a module, by default 0 and 1; a
+            `Student` has its own.
         input_size: `S`, the side of the images in pixels, for a module; by default that of the first image of a
             `Dataset`, and 32 for files.
         classes: the class names in label order, for a `Dataset` that does not name them; by default those of a
@@ -68,6 +69,9 @@ def evaluate(
         model = load(model)
     if not isinstance(model, nn.Module):
         raise UserError(f"model is a {type(model).__name__}; expected a torch.nn.Module, or the path of a student")
+    if isinstance(model, Student) and any(value is not None for value in (mean, std, input_size)):
+        raise UserError("mean, std and input_size are for a module; a student sees images as in its training")
+    mean, std = (0.0, 0.0, 0.0) if mean is None else mean, (1.0, 1.0, 1.0) if std is None else std
     for key, values in (("mean", mean), ("std", std)):
         if not isinstance(values, (list, tuple)) or len(values) != 3:
             raise UserError(f"{key} is {values!r:.100}; expected three numbers, one for each channel")

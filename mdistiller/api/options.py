@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from copy import deepcopy
 from typing import Any, Dict, Iterator, Mapping, Tuple
 
 from ..distillers._plugins import plugin_list
-from ..errors import UserError, did_you_mean, refuse
+from ..engine.cfg.values import MAPPINGS
+from ..errors import UserError, did_you_mean, listed, refuse
 
 SOURCE = "mdistiller.distill"
+EXPECTED = "expected values by key, such as {'SFAKD.SIGMA': 0.2}"
 
 OPTIONS = {
     "epochs": "SOLVER.EPOCHS",
@@ -57,16 +61,33 @@ def given_keys(options: Mapping[str, Any], settings: Mapping[str, Any]) -> Dict[
 
     Args:
         options: the values of options, by their names in `OPTIONS`.
-        settings: further values, by configuration key.
+        settings: further values, by configuration key; sections may also be mappings, as in a YAML file.
 
     Raises:
         UserError: one line for each unknown option, and for each key that is given twice or by an argument.
     """
-    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
-        raise UserError(f"settings is {settings!r:.200}; expected values by key, such as {{'SFAKD.SIGMA': 0.2}}")
-    refuse(_faults(options, settings))
-    values = {**{OPTIONS[name]: value for name, value in options.items()}, **settings}
-    return {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
+    if not isinstance(settings, Mapping):
+        raise UserError(f"settings is {settings!r:.200}; {EXPECTED}")
+    flat = list(_flat(settings))
+    repeated = [key for key, count in Counter(key for key, _ in flat).items() if count > 1]
+    if repeated:
+        raise UserError(f"settings gives {listed(repeated)} more than once; give each key once")
+    refuse(_faults(options, dict(flat)))
+    values = {**{OPTIONS[name]: value for name, value in options.items()}, **dict(flat)}
+    return {
+        key: os.fspath(value) if isinstance(value, os.PathLike) else deepcopy(value) for key, value in values.items()
+    }
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    """Yield the values of settings by full key; a section may be given as a mapping, as in a YAML file."""
+    for key, value in settings.items():
+        if not isinstance(key, str):
+            raise UserError(f"settings has the key {prefix}{key!r:.100}; {EXPECTED}")
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in MAPPINGS:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _faults(options: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:

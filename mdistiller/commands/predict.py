@@ -23,7 +23,7 @@ def main() -> None:
         "--plugin", action="append", default=[], metavar="FILE", help="plug-in of the student; may be repeated"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="pictures, or folders of pictures")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.top < 1:
         parser.error(f"--top is {args.top}; expected at least 1")
 

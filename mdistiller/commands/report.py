@@ -31,7 +31,7 @@ def main() -> None:
         metavar=("KEY", "VALUE"),
         help="config key to change, as DATASET.ROOT my_images, or PLUGINS; may be repeated",
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     from ..report.report import write_report
 

@@ -67,8 +67,7 @@ def _download(published: Type[CIFAR10], title: str, root: Path) -> None:
     except (UserError, OSError) as error:
         reason = str(error).split(";")[0]
         raise UserError(
-            f"{title} is incomplete in {root} and cannot be downloaded ({reason}); download {archive.name} from {PAGE}"
-            f" and unpack it to {root / published.base_folder}/"
+            f"{title} is incomplete in {root}: {reason}; download {archive.name} from {PAGE} and unpack it in {root}"
         ) from None
 
 

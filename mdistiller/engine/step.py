@@ -20,9 +20,10 @@ from .solver.gradients import Part, join_outputs, split_batch
 from .solver.optim import learning_rate, set_learning_rate
 from .solver.parameter_groups import exempt_parameters, lr_scales
 from .solver.soft_labels import with_soft_labels
-from .solver.update_rules import UpdateRule, loss_names
+from .solver.update_rules import UpdateRule
 from .speed.fast_networks import FastNetworks
 from .speed.precision import pick_precision
+from .trial import trial_losses
 
 
 class TrainStep:
@@ -61,17 +62,13 @@ class TrainStep:
         self._parallel: Optional[nn.Module] = None  # averages gradients over the processes of a group
 
     def check_losses(self, epoch: int) -> None:
-        """Raise a UserError if the update rule cannot use the losses of this distiller.
+        """Raise a UserError if this distiller cannot train, or the update rule cannot use its losses.
 
         Args:
             epoch: the next epoch, counted from 1.
         """
-        if type(self.update).check is UpdateRule.check:
-            return
-        size, device = self.train_loader.info.input_size, next(self.distiller.parameters()).device
-        image, label = torch.zeros(2, 3, size, size, device=device), torch.zeros(2, device=device).long()
-        with self.precision.autocast():
-            names = loss_names(self.distiller, image=image, target=label, index=label, epoch=epoch)
+        info = self.train_loader.info
+        names = trial_losses(self.distiller, info.input_size, info.num_classes, epoch, self.precision)
         if names is not None:
             self.update.check(names)
 

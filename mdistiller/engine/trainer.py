@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..dataset import Batch
 from ..distillers import Distiller
+from ..errors import listed
 from ..registry import Registry
 from .evaluation.cost import deployed_cost
 from .evaluation.opening import evaluate_teacher, probe_student
@@ -35,6 +36,7 @@ from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
 from .step import TrainStep
 from .training_state import TrainingState
+from .trial import untrained
 
 SYNC_STEPS = 50  # steps between two transfers of losses from the device
 
@@ -181,6 +183,10 @@ class Trainer:
         self.logger.say(run_text.first_line(self.cfg, *loaders, self.device, self.precision, self.folder.path))
         for line in run_text.opening_lines(self.cfg, self.distiller, self.train_loader):
             self.logger.say(line)
+        left_out = untrained(self.distiller)
+        if left_out:
+            method, names = self.cfg.DISTILLER.TYPE, listed(left_out, 3)
+            self.logger.say(f"warning: {method}.get_learnable_parameters lacks {names}, so they are not trained")
         if resumed:
             self.logger.say(run_text.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))
         if self.distiller.teacher is not None:

@@ -131,7 +131,7 @@ class ClusterLauncher:
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster)
             self._executor.update_parameters(name="mdistiller", **parameters)
-        except (RuntimeError, ValueError, NameError, TypeError) as error:
+        except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
             raise UserError(f"--cluster {cluster}: {one_line(error)}") from None
 
     def submit(self, job: Job) -> Handle:

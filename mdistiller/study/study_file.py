@@ -56,6 +56,7 @@ TYPES: Dict[str, type] = {
 NAMES = {dict: "a section", list: "a list", int: "a whole number", bool: "true or false"}
 REQUIRED = ("PAIRS", "ALONE", "METHODS")
 NAMED = ("PAIRS", "METHODS", "VARIANTS")  # sections whose entries are sections too
+MAX_THREADS = 256
 DEFAULTS: Dict[str, Any] = {
     "SEEDS": [0],
     "THREADS": 1,
@@ -104,8 +105,8 @@ def _value_errors(content: Content) -> Iterator[str]:
             yield f"PAIRS: {name} is {models!r:.80}; expected {{TEACHER: model, STUDENT: model}}"
     if not content["VARIANTS"]:
         yield "VARIANTS is empty; leave it out, or name settings"
-    if content["THREADS"] < 1:
-        yield f"THREADS is {content['THREADS']}; expected at least 1"
+    if not 1 <= content["THREADS"] <= MAX_THREADS:
+        yield f"THREADS is {content['THREADS']}; expected 1 to {MAX_THREADS}"
     for key, what in (("SUMMARIES", "file names"), ("SHARE", "names of studies")):
         for name in content[key]:
             if not isinstance(name, str):

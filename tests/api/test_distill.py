@@ -129,6 +129,16 @@ def test_a_stopped_run_resumes_to_the_same_student(image_folder, teacher, quick)
     assert [row["loss"] for row in part.history] == [row["loss"] for row in whole.history]
 
 
+def test_settings_may_be_sections(image_folder, quick):
+    given = {"SOLVER": {"LR": 0.03}, "DATASET": {"TRAIN_FRACTION": 0.5, "MEAN": [0.1, 0.2, 0.3], "STD": [1, 1, 1]}}
+    before = copy.deepcopy(given)
+    lr = quick.pop("lr", None)
+    result = mdistiller.distill("resnet8", None, image_folder, method="NONE", output="out/s", settings=given, **quick)
+    found = result.summary["settings"]
+    assert (found["SOLVER.LR"], found["DATASET.TRAIN_FRACTION"], found["SOLVER.EPOCHS"]) == (0.03, 0.5, quick["epochs"])
+    assert given == before and lr != 0.03
+
+
 def test_a_loaded_teacher_sees_its_own_images(image_folder, quick):
     mean, std = [0.5, 0.4, 0.3], [0.3, 0.2, 0.1]
     trained = mdistiller.distill(
@@ -136,8 +146,8 @@ def test_a_loaded_teacher_sees_its_own_images(image_folder, quick):
     )
     result = mdistiller.distill(OwnNet(), trained.load(), image_folder, output="out/s", method="KD", **quick)
     assert result.summary["teacher_accuracy"]["deployed_top1"] == trained.summary["best"]["deployed_top1"]
-    assert result.summary["settings"]["DISTILLER.TEACHER_INPUT.mean"] == mean
-    assert result.summary["settings"]["DISTILLER.TEACHER_INPUT.std"] == std
+    seen = result.summary["settings"]["DISTILLER.TEACHER_INPUT"]
+    assert (seen["mean"], seen["std"]) == (mean, std)
 
 
 def test_a_loaded_student_is_trained_on(image_folder, teacher, quick):

@@ -44,6 +44,12 @@ def test_a_student_has_the_accuracy_that_eval_prints(command, student_file, imag
     assert forms[0]["per_class"]["class_1"] == round(100 * int(expected[1, 1]) / 6, 2)
 
 
+def test_a_student_has_its_own_images(student_file, image_folder):
+    for option in ({"mean": [0.5] * 3}, {"std": (1.0, 1.0, 1.0)}, {"input_size": 64}):
+        with pytest.raises(mdistiller.UserError, match="mean, std and input_size are for a module; a student sees"):
+            mdistiller.evaluate(student_file, image_folder, **option)
+
+
 def test_a_module_sees_images_with_the_given_normalization(image_folder):
     class Shown(nn.Module):
         def __init__(self):

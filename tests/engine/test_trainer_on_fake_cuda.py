@@ -48,6 +48,12 @@ def test_steps_of_the_trainer(image_folder, trainer, method):
         assert all(value.device == gpu.device for value in state)
 
 
+def take_step(update, losses):
+    update.zero_grad()
+    update.backward(losses)
+    update.step()
+
+
 def test_the_loss_scaler(image_folder):
     cfg = settings(image_folder, method="KD")
     distiller = build(cfg)
@@ -56,7 +62,7 @@ def test_the_loss_scaler(image_folder):
         update = trainer_dict["base"].update_rule(cfg, gpu.move(distiller).get_learnable_parameters(), scaler)
         batch = gpu.move({"image": torch.randn(4, 3, 16, 16), "target": torch.arange(4) % 3})
         with gpu.step("KD"), pytest.raises(Exception, match="_local_scalar_dense"):
-            update(distiller(**batch)[1])  # it reads whether the gradients are finite, which fake ones cannot tell
+            take_step(update, distiller(**batch)[1])  # it reads whether the gradients are finite: fake ones cannot tell
 
         def step(optimizer, state, *args, **kwargs):
             assert all(found.device == gpu.device for found in state["found_inf_per_device"].values())
@@ -67,7 +73,7 @@ def test_the_loss_scaler(image_folder):
             update = trainer_dict["base"].update_rule(cfg, distiller.get_learnable_parameters(), scaler)
             for _ in range(2):
                 with gpu.step("KD"):
-                    update(distiller(**batch)[1])
+                    take_step(update, distiller(**batch)[1])
 
 
 def test_the_meter_waits_in_sync_alone():
@@ -80,7 +86,7 @@ def test_the_meter_waits_in_sync_alone():
                 meter.add(step, losses, torch.zeros(4, 7, device=gpu.device), batch)
         with pytest.raises(FaultyStep, match=r"^meter, mdistiller/engine/meter\.py line "), gpu.step("meter"):
             meter.sync()
-        saved = {"names": ["loss_ce"], "images": 4, "sums": {"loss_ce": 2.0}, "correct": [1, 2]}
+        saved = {"names": list(losses), "images": 4, "sums": {"loss_ce": 2.0, "loss_kd": 1.0}, "correct": [1, 2]}
         meter.load_state_dict(saved, gpu.device)
         with gpu.step("meter"):
             meter.add(3, losses, torch.zeros(4, 7, device=gpu.device), batch)

@@ -104,6 +104,8 @@ BAD = [
     (("train", "--cfg", "teacher.yaml", "--resume", "--overwrite"), "contradict each other"),
     (("train", "--cfg", "teacher.yaml"), "already holds a run"),
     ((*TRAIN, "--fast"), "unrecognized arguments: --fast"),
+    (("train", "--cfg", "teacher.yaml", "--over"), "unrecognized arguments: --over"),  # no abbreviations
+    (("study", "--dry-run"), "the following arguments are required: STUDY"),
     ((*EVAL, "gone.pth"), "no checkpoint at gone.pth"),
     ((*EVAL, "truncated.pth"), "truncated.pth is truncated or not a PyTorch file"),
     ((*EVAL, "hostile.pth"), "hostile.pth refused"),

@@ -54,7 +54,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     except zipfile.BadZipFile as error:
         raise UserError(f"checkpoint {path} is damaged ({_reason(error)}); get it again") from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"checkpoint {path} refused: {_reason(error)}; save it as tensors and plain values") from None
+        reason = _reason(error)
+        if "operand" in reason:  # bytes of another kind of file
+            raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({reason}); get it again") from None
+        raise UserError(f"checkpoint {path} refused: {reason}; save it as tensors and plain values") from None
     except Exception as error:  # damaged bytes can make the unpickler raise any type
         reason = _reason(error)
         raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({reason}); get it again") from None

@@ -159,7 +159,8 @@ def check_known(checkpoint: Dict[str, Any], arch: str, dataset: str, input_size:
 def _plugins_to_load(checkpoint: Dict[str, Any]) -> str:
     """Return how to load the plug-ins of a checkpoint; they are never loaded automatically."""
     plugins = ", ".join(plugins_of(checkpoint))
-    return f'if you trust it, load what it was trained with: PLUGINS "[{plugins}]"' if plugins else ""
+    options = f'PLUGINS "[{plugins}]" (predict.py: --plugin FILE; report.py: --set PLUGINS "[FILE]")'
+    return f"if you trust it, load what it was trained with: {options}" if plugins else ""
 
 
 def check_arch(checkpoint: Dict[str, Any], arch: str, path: str | os.PathLike[str]) -> None:

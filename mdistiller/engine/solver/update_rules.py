@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from functools import reduce
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ... import distributed
-from ...distillers import Distiller
 from ...errors import refuse
 from .optim import build_optimizer
 from .parameter_groups import parameter_groups
@@ -70,20 +68,6 @@ class UpdateRule:
     def backward(self, losses: Losses) -> None:
         """Add the gradients of losses to those of the optimizer's parameters."""
         raise NotImplementedError
-
-
-def loss_names(distiller: Distiller, **batch: Any) -> Optional[List[str]]:
-    """Return the names of the losses that a distiller returns for a batch.
-
-    Works on a copy, so neither the distiller nor the random state changes. Returns `None` if it cannot be copied.
-    """
-    try:
-        copied = copy.deepcopy(distiller).train()
-    except (TypeError, RuntimeError):
-        return None
-    device = batch["image"].device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        return list(copied(**batch)[1])
 
 
 class SummedLosses(UpdateRule):
