@@ -76,6 +76,11 @@ def memory_shortage(error: BaseException) -> str:
     return ""
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number with its noun, such as `1 image` or `2,000 images`."""
+    return f"{count:,} {what}{'s'[: count != 1]}"
+
+
 def listed(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
     """Return the first `limit` names as text, and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

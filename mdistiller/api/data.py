@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from torch import Tensor
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
@@ -20,7 +21,7 @@ from ..dataset.loading.in_memory import decode_all
 from ..dataset.loading.splits import ImageSplit, of_any_size
 from ..dataset.loading.statistics import measure_sample
 from ..dataset.options import DEFAULT_SIZE, Channels, Options, read_options
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, listed
 from ..paths import user_path
 
 log = logging.getLogger("mdistiller")
@@ -86,11 +87,23 @@ def read_data(
         raise UserError("val_data is missing; give a folder or a Dataset whose images the networks are not trained on")
     val_part = read_part(val, "val_data", VAL)
     names = class_names(classes, train_part, val_part, otherwise=otherwise)
+    if names == [str(label) for label in range(len(names))] and classes is None:
+        _check_labels(train_part.split.targets, len(names))
 
     def make(cfg: CfgNode) -> Splits:
         return _splits(cfg, train_part, val_part, names)
 
     return GivenData({"DATASET.TYPE": NAME}, make if folder is None else of_any_size(make))
+
+
+def _check_labels(targets: Tensor, num_classes: int) -> None:
+    """Raise a UserError if labels without names leave out one of the classes, as those that count from 1 do."""
+    lacking = sorted(set(range(num_classes)) - set(targets.tolist()))
+    if lacking:
+        raise UserError(
+            f"train_data has no image with the label {listed(list(map(str, lacking)))}, but the data have labels up to"
+            f" {num_classes - 1}; count labels from 0, or name all classes with classes=[...]"
+        )
 
 
 def is_name(data: Any) -> bool:

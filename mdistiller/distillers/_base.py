@@ -10,25 +10,53 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import refuse
 from ..ranges import Range, no_weight, out_of_range
 from ..registry import Registry
 from .heads import Head, deployed_logits, eval_logits
 
 distiller_dict: Registry[Type[Distiller]] = Registry("distiller")
+OUTPUTS = ("logits", "pooled", "maps")  # of a teacher, for `Distiller.teacher_needs`
+_ABSENT = object()
 
 
 def register(name: str) -> Callable[[Type[Distiller]], Type[Distiller]]:
     """Return a class decorator that registers a distiller as `DISTILLER.TYPE: name`.
 
     Its `DEFAULTS` become the config section `name`.
+
+    Raises:
+        UserError: one line for each declaration of the class that cannot be right.
     """
     add = distiller_dict.register(name)
 
     def named(distiller: Type[Distiller]) -> Type[Distiller]:
+        refuse(f"distiller {name}: {fault}" for fault in _declaration_errors(distiller))
         distiller.section = name
         return add(distiller)
 
     return named
+
+
+def _declaration_errors(distiller: Any) -> Iterator[str]:
+    """Yield a line for each class attribute that a method declares wrongly, as by a typing error."""
+    if not (isinstance(distiller, type) and issubclass(distiller, Distiller)):
+        yield f"{distiller!r:.100} is not a subclass of Distiller"
+        return
+    needs, ranges, defaults = distiller.teacher_needs, vars(distiller).get("RANGES", {}), distiller.DEFAULTS
+    if not isinstance(needs, (tuple, list)) or not set(needs) <= set(OUTPUTS):
+        yield f"teacher_needs is {needs!r:.100}; expected a tuple of {', '.join(map(repr, OUTPUTS))}"
+    if not isinstance(defaults, dict):
+        yield f"DEFAULTS is {defaults!r:.100}; expected a dictionary, such as {{'WEIGHT': 1.0}}"
+        return
+    for key, allowed in ranges.items():
+        if not isinstance(allowed, Range):
+            yield f"RANGES has {allowed!r:.100} for {key}; expected a range, such as at_least(0)"
+        node: Any = defaults
+        for part in key.split("."):
+            node = node.get(part, _ABSENT) if isinstance(node, dict) else _ABSENT
+        if node is _ABSENT:
+            yield f"RANGES has {key}, which DEFAULTS lacks; write the same name in both"
 
 
 class Distiller(nn.Module):
@@ -63,7 +91,7 @@ class Distiller(nn.Module):
     DEFAULTS: Dict[str, Any] = {}
     RANGES: Dict[str, Range] = {}
     needs_teacher = True
-    teacher_needs: Tuple[str, ...] = ("logits", "pooled", "maps")
+    teacher_needs: Tuple[str, ...] = OUTPUTS
     soft_labels = False
     unlabeled = False
     channels_last = True

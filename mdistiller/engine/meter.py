@@ -73,8 +73,7 @@ class EpochMeter:
                 shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
                 raise NonFiniteLoss(
                     f"the loss is not finite at epoch {self.epoch}, step {step} ({shown}); training stopped:"
-                    " lower SOLVER.LR, set SOLVER.WARMUP_EPOCHS, or try SOLVER.AMP off, and start again with"
-                    " --overwrite",
+                    " lower SOLVER.LR, set SOLVER.WARMUP_EPOCHS, or try SOLVER.AMP off, and start again",
                     {
                         "epoch": self.epoch,
                         "step": step,

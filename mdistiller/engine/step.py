@@ -115,7 +115,7 @@ class TrainStep:
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved in each such step, from 65,536
             raise NonFiniteLoss(
                 f"the gradients are not finite in float16 at epoch {epoch}, step {step}, however small the losses are"
-                " scaled; training stopped: set SOLVER.AMP off or bf16, and start again with --overwrite",
+                " scaled; training stopped: set SOLVER.AMP off or bf16, and start again",
                 {"epoch": epoch, "step": step},
             )
 

@@ -190,3 +190,12 @@ def test_a_fraction_to_hold_out_beside_validation_images(image_folder, quick):
     given = {"student": OwnNet(), "teacher": None, "method": "NONE", "val_fraction": 0.5, **quick}
     message = fault(mdistiller.distill, **given, train_data=train, val_data=val)
     assert_matches("DATASET.VAL_FRACTION is 0.5, but python has its own validation images", message)
+
+
+@pytest.mark.parametrize(("train", "val", "lacking"), [((1, 2), (1, 2), "0"), ((0, 1), (5,), "2, 3, 4, 5")])
+def test_labels_that_training_lacks(train, val, lacking):
+    def pictures(labels):
+        return [(torch.zeros(3, 16, 16), label) for label in labels for _ in range(4)]
+
+    found = fault(mdistiller.distill, "resnet8", None, pictures(train), pictures(val), method="NONE")
+    assert f"train_data has no image with the label {lacking}, but" in found

@@ -6,9 +6,10 @@ import logging
 
 import pytest
 
-from mdistiller.distillers import _plugins, distiller_dict, head_dict
+from mdistiller.distillers import Distiller, _plugins, distiller_dict, head_dict, register
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.errors import UserError
+from mdistiller.ranges import at_least
 from tests.plugins.files import FORK, HEADED, write
 
 # a test starts up to three processes, one after the other
@@ -102,3 +103,27 @@ def test_an_entry_point_that_collides_costs_a_warning(settings, monkeypatch, cap
         _plugins.load_installed()
     assert "left out: distiller 'KD' is defined twice, in " in caplog.text
     assert dict(distiller_dict) == before
+
+
+@pytest.mark.parametrize(
+    ("declared", "fault"),
+    [
+        ({"RANGES": {"WEIGTH": at_least(0)}}, "RANGES has WEIGTH, which DEFAULTS lacks"),
+        ({"RANGES": {"WEIGHT": 3}}, "RANGES has 3 for WEIGHT; expected a range"),
+        (
+            {"teacher_needs": ("logit",)},
+            r"teacher_needs is \('logit',\); expected a tuple of 'logits', 'pooled'",
+        ),
+        ({"teacher_needs": "logits"}, "teacher_needs is 'logits'; expected a tuple"),
+        ({"DEFAULTS": 3}, "DEFAULTS is 3; expected a dictionary"),
+    ],
+)
+def test_declarations_with_a_mistake(declared, fault):
+    with pytest.raises(UserError, match=f"distiller DECLARED: {fault}"):
+        register("DECLARED")(type("Declared", (Distiller,), {"DEFAULTS": {"WEIGHT": 1.0}, **declared}))
+    assert "DECLARED" not in distiller_dict
+
+
+def test_only_distillers_are_registered():
+    with pytest.raises(UserError, match="distiller DECLARED: <class 'object'> is not a subclass of Distiller"):
+        register("DECLARED")(object)

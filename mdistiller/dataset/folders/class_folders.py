@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import FrozenSet, List, Sequence
 
-from ...errors import UserError, listed
+from ...errors import UserError, counted, listed
 from ..images.file_names import is_leftover, picture_suffixes, suffix_of
 from ..loading.splits import FileSplit
 
@@ -80,14 +80,14 @@ def class_folders(folder: Path, layout: str) -> List[str]:
     if len(names) < 2:
         raise UserError(f"{folder} holds {_too_few(folder, names, loose)}; {layout}")
     if loose:
-        log.warning("ignored %s in %s itself, outside the class folders", _counted(loose, "image"), folder)
+        log.warning("ignored %s in %s itself, outside the class folders", counted(loose, "image"), folder)
     return names
 
 
 def _too_few(folder: Path, names: List[str], loose: int) -> str:
     """Describe a folder with fewer than two class folders, and say where the classes seem to be."""
     if not names:
-        return "no class folders" + (f", but {_counted(loose, 'image')} outside class folders" if loose else "")
+        return "no class folders" + (f", but {counted(loose, 'image')} outside class folders" if loose else "")
     place, inner, seen = folder, names, {os.path.realpath(folder)}
     while len(inner) == 1 and os.path.realpath(place / inner[0]) not in seen:
         place /= inner[0]
@@ -99,10 +99,6 @@ def _too_few(folder: Path, names: List[str], loose: int) -> str:
         only_one = f"only one folder, {place.relative_to(folder)}, with {len(inner)} folders in it ({listed(inner)})"
         return f"{only_one}: the classes seem to be there, move them up to {folder}"
     return f"only one class, {names[0]}, but at least two are needed"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s'[: count != 1]}"
 
 
 def check_same_classes(where: Path | str, train: Sequence[str], val: Sequence[str]) -> None:
@@ -148,7 +144,7 @@ def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] 
     if others:
         log.warning(
             "ignored %s in %s that Pillow does not read as images: %s",
-            *(_counted(sum(ignored.values()), "file"), folder, others),
+            *(counted(sum(ignored.values()), "file"), folder, others),
         )
     return FileSplit(files, targets)
 

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 from ... import distributed
 from ...dataset import Loader
 from ...distillers import Distiller
+from ...errors import counted
 from ...models import InputSpec, library_of, released_teacher
 from ...paths import find_file
 from ..cfg import PRETRAINED, settings_of
@@ -74,8 +75,8 @@ def size_lines(cfg: CfgNode, train_loader: Loader) -> Iterator[str]:
     each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     num_steps, num_images = len(train_loader), train_loader.num_images
     yield (
-        f"{each} images per class, {num_steps:,} steps per epoch, {epochs} epochs × {num_images:,} images ="
-        f" {epochs * num_images:,} images shown"
+        f"{each} images per class, {counted(num_steps, 'step')} per epoch, {counted(epochs, 'epoch')} ×"
+        f" {counted(num_images, 'image')} = {epochs * num_images:,} images shown"
     )
     if train_loader.unlabeled is not None:
         more = train_loader.unlabeled

@@ -41,7 +41,7 @@ def find_outputs(
         try:
             check_classes(recorded["classes"], info, path)
         except UserError as error:
-            raise UserError(f"{error} (it lacks {len(missing)} classes: {listed(missing)})") from None
+            raise UserError(f"{error} (it lacks {listed(missing)})") from None
     return len(outputs), None if rows == list(range(len(outputs))) else rows
 
 

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from ... import distributed
 from ...dataset.loading.loader import Batch, Loader
 from ...distillers import Distiller
-from ...errors import one_line
+from ...errors import counted, one_line
 from ...models import ClassifierModel, own_input_of
 from ...models.adapters.hooked import HookedModel
 from .fold_batchnorm import fold_batchnorm
@@ -90,7 +90,7 @@ class FastNetworks:
                 say(f"note: the teacher is not compiled: it runs as it was built ({reason})")
             return False
         dtype = "float32" if precision.dtype is None else str(precision.dtype).split(".")[-1]
-        say(f"teacher in inference form: {num_folded} BatchNorms folded, convolutions in {dtype}")
+        say(f"teacher in inference form: {counted(num_folded, 'BatchNorm')} folded, convolutions in {dtype}")
         return True
 
     def _open_cache(self, cfg: CfgNode, precision: Precision, say: Say) -> Optional[CachedTeacher]:
