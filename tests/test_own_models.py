@@ -115,7 +115,7 @@ def test_trained_saved_and_evaluated(command, settings):
     assert (status, out) == (2, "")
     assert err == (
         "error: the checkpoint's model 'contract' is not known here; if you trust it, load what it was trained with:"
-        f' PLUGINS "[{Path.cwd()}/my_models.py]"\n'
+        f' PLUGINS "[{Path.cwd()}/my_models.py]" (predict.py: --plugin FILE; report.py: --set PLUGINS "[FILE]")\n'
     )
     status, out, err = command(*evaluate, "PLUGINS", "my_models.py")
     assert (status, err) == (0, "")
