@@ -78,6 +78,13 @@ def make_image_folder(root: Path, classes: int = 3, train: int = 12, val: int = 
     return root
 
 
+def take_step(update, losses):
+    """Let an update rule take a step for these losses."""
+    update.zero_grad()
+    update.backward(losses)
+    update.step()
+
+
 def with_distiller(trainer, distiller):
     """Return a trainer like `trainer` with another distiller."""
     return type(trainer)(trainer.name, distiller, trainer.train_loader, trainer.val_loader, trainer.cfg)

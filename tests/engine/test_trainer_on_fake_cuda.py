@@ -18,6 +18,7 @@ from mdistiller.engine.speed.teacher_cache import CachedTeacher
 from mdistiller.engine.speed.vector_table import MemoryTable
 from mdistiller.engine.trainer import trainer_dict
 from mdistiller.models import build_model
+from tests.conftest import take_step
 from tests.engine.test_trainer import settings
 from tests.fake_cuda import FaultyStep, fake_cuda
 
@@ -46,12 +47,6 @@ def test_steps_of_the_trainer(image_folder, trainer, method):
         state = [value for entry in trainer.step.optimizer.state.values() for value in entry.values()]
         assert state
         assert all(value.device == gpu.device for value in state)
-
-
-def take_step(update, losses):
-    update.zero_grad()
-    update.backward(losses)
-    update.step()
 
 
 def test_the_loss_scaler(image_folder):

@@ -13,6 +13,7 @@ from mdistiller.engine.trainer import Trainer, trainer_dict
 from mdistiller.engine.validate import config_errors
 from mdistiller.errors import UserError, refuse
 from mdistiller.models import build_model
+from tests.conftest import take_step
 
 
 class Toy(nn.Module):
@@ -31,12 +32,6 @@ class Toy(nn.Module):
             "loss_kd": (self.shared - x).square().mean() + (self.distillation * x).cos().sum(),
             "loss_other": (self.shared.sum() - 1).abs() * 0.3,
         }
-
-
-def take_step(update, losses):
-    update.zero_grad()
-    update.backward(losses)
-    update.step()
 
 
 def rule(model, *overrides, of=DistillationOriented, scale=None, no_decay=()):

@@ -17,13 +17,8 @@ from mdistiller.engine.solver.update_rules import SummedLosses
 from mdistiller.engine.speed.teacher_cache import CachedTeacher
 from mdistiller.engine.trainer import Trainer
 from mdistiller.models import build_model
+from tests.conftest import take_step
 from tests.engine.test_trainer import rows, settings
-
-
-def take_step(update, losses):
-    update.zero_grad()
-    update.backward(losses)
-    update.step()
 
 
 def batch_of(size: int) -> dict[str, torch.Tensor]:
