@@ -9,6 +9,7 @@ from typing import Tuple
 from PIL import Image
 from tqdm import tqdm
 
+from mdistiller.atomic_files import writing_to
 from mdistiller.cli import OneLineParser, run
 from mdistiller.dataset.loading.splits import FileSplit, ImageSplit
 from mdistiller.dataset.tiny_imagenet import tiny_imagenet
@@ -29,15 +30,17 @@ def make_images(root: str, target: Path) -> int:
         target: the folder to write, which must not exist.
 
     Raises:
-        UserError: `target` exists, Tiny-ImageNet has another layout, or it lacks one of CLASSES.
+        UserError: `target` exists or cannot be written, Tiny-ImageNet has another layout, or it lacks one of CLASSES.
     """
+    if target.exists():
+        raise UserError(f"{target} exists; remove it, or give another folder with --output")
     splits = tiny_imagenet(load_cfg(None, ["DATASET.ROOT", root]))
     missing = sorted(set(CLASSES) - set(splits.info.classes))
     if missing:
         raise UserError(f"{splits.info.root} lacks {len(missing)} of {len(CLASSES)} classes, such as {missing[0]}")
-    if target.exists():
-        raise UserError(f"{target} exists; remove it, or give another folder with --output")
     part = target.with_name(f"{target.name}.part")
+    with writing_to(part):
+        part.mkdir(parents=True, exist_ok=True)
     names = splits.info.classes
     count = resize(splits.train, names, part / "train") + resize(splits.val, names, part / "val")
     os.replace(part, target)

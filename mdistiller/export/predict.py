@@ -56,7 +56,7 @@ def find_pictures(paths: Sequence[str | os.PathLike[str]]) -> Tuple[List[Path], 
         try:
             path = user_path(given)
             if not path.exists():
-                faults.append(f"there is no file {path}; give files or folders of images")
+                faults.append(f"{path} does not exist; give files or folders of images")
                 continue
             if not path.is_dir():
                 files.append(path)

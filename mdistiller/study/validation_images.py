@@ -24,7 +24,6 @@ class ValidationImages:
     """Compares the validation images of results with those on this machine.
 
     Images are read once for all runs that validate on the same ones.
-
     """
 
     def __init__(self) -> None:

@@ -87,7 +87,7 @@ def test_unreadable_pictures_are_named_and_the_others_done(command, student_file
     ]  # fmt: skip
     assert all(line.count(" %") == 2 for line in out.splitlines())
     lines = err.splitlines()
-    assert len(lines) == 3 and "there is no file gone.png" in lines[0]
+    assert len(lines) == 3 and "gone.png does not exist" in lines[0]
     assert "the folder empty holds no image" in lines[1] and "cannot read the image text.png" in lines[2]
 
 

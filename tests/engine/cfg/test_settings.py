@@ -34,9 +34,9 @@ def test_changes(before, now, change):
 @pytest.mark.parametrize(
     ("before", "now"),
     [
-        (["DISTILLER.STUDENT", "/work/own.py:make"], ["DISTILLER.STUDENT", "own.py:make"]),
-        (["DISTILLER.STUDENT_WEIGHTS", "/work/a.pth"], ["DISTILLER.STUDENT_WEIGHTS", "a.pth"]),
-        (["DATASET.UNLABELED", "/work/images"], ["DATASET.UNLABELED", "data/images"]),
+        (["DISTILLER.STUDENT", "/elsewhere/own.py:make"], ["DISTILLER.STUDENT", "own.py:make"]),
+        (["DISTILLER.STUDENT_WEIGHTS", "/elsewhere/a.pth"], ["DISTILLER.STUDENT_WEIGHTS", "a.pth"]),
+        (["DATASET.UNLABELED", "/elsewhere/images"], ["DATASET.UNLABELED", "data/images"]),
         (["DISTILLER.STUDENT_ARGS", "{}"], []),
         (["DATASET.INPUT_SIZE", "32"], []),  # the size of the data set
         (["SOLVER.LR", "0.05", "LOG.PREFIX", "a"], ["SOLVER.LR", "0.05", "LOG.PREFIX", "b"]),
