@@ -27,6 +27,7 @@ OPTIONS = {
     "ema": "SOLVER.EMA",
     "label_smoothing": "SOLVER.LABEL_SMOOTHING",
     "checkpoint_every": "SOLVER.CHECKPOINT_EVERY",
+    "eval_every": "SOLVER.EVAL_EVERY",
     "seed": "EXPERIMENT.SEED",
     "input_size": "DATASET.INPUT_SIZE",
     "mean": "DATASET.MEAN",

@@ -13,7 +13,6 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..dataset import Batch
 from ..distillers import Distiller
-from ..errors import listed
 from ..registry import Registry
 from .evaluation.cost import deployed_cost
 from .evaluation.opening import evaluate_teacher, probe_student
@@ -36,7 +35,7 @@ from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
 from .step import TrainStep
 from .training_state import TrainingState
-from .trial import untrained
+from .trial import untrained_warning
 
 SYNC_STEPS = 50  # steps between two transfers of losses from the device
 
@@ -151,7 +150,8 @@ class Trainer:
             self.stop.check()
             row = self.train_epoch(self.progress.epoch + 1)
             evaluation_start = time.perf_counter()
-            row.update(self.validate())  # may raise RunStopped, so the totals are updated afterwards
+            if self._is_evaluated(self.progress.epoch + 1):
+                row.update(self.validate())  # may raise RunStopped, so the totals are updated afterwards
             row.update(self.distiller.get_log_values())
             row.update(memory_figures(self.device))
             self._finish_epoch(time.perf_counter() - evaluation_start)
@@ -181,12 +181,9 @@ class Trainer:
     def _announce(self, resumed: bool) -> None:
         loaders = self.train_loader, self.val_loader
         self.logger.say(run_text.first_line(self.cfg, *loaders, self.device, self.precision, self.folder.path))
-        for line in run_text.opening_lines(self.cfg, self.distiller, self.train_loader):
+        opening = run_text.opening_lines(self.cfg, self.distiller, self.train_loader)
+        for line in [*opening, *untrained_warning(self.distiller, self.cfg.DISTILLER.TYPE)]:
             self.logger.say(line)
-        left_out = untrained(self.distiller)
-        if left_out:
-            method, names = self.cfg.DISTILLER.TYPE, listed(left_out, 3)
-            self.logger.say(f"warning: {method}.get_learnable_parameters lacks {names}, so they are not trained")
         if resumed:
             self.logger.say(run_text.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))
         if self.distiller.teacher is not None:
@@ -268,6 +265,10 @@ class Trainer:
         self.progress.last = self.evaluation()
         return self.progress.last
 
+    def _is_evaluated(self, epoch: int) -> bool:
+        """Return whether the student is evaluated after an epoch."""
+        return epoch % self.cfg.SOLVER.EVAL_EVERY == 0 or epoch == self.cfg.SOLVER.EPOCHS
+
     def start_epoch(self, epoch: int) -> None:
         """Reset what is counted within an epoch; `epoch` counts from 1. Timing goes on."""
         self.progress.step, self.progress.epoch_seconds = 0, 0.0
@@ -295,11 +296,13 @@ class Trainer:
                 self.logger.steps(first_step + step, values)
 
     def save(self) -> None:
-        """Save the student and the state after an epoch."""
-        improved = self.progress.last["deployed_top1"] > self.progress.best.get("deployed_top1", -1.0)
+        """Save the state after an epoch, and the student if it was evaluated."""
+        evaluated = self._is_evaluated(self.progress.epoch)
+        improved = evaluated and self.progress.last["deployed_top1"] > self.progress.best.get("deployed_top1", -1.0)
         if improved:
             self.progress.best = {**self.progress.last, "epoch": self.progress.epoch}
-        student, state = self.evaluation.checkpoint(self.progress), self.state.state_dict()
+        student = self.evaluation.checkpoint(self.progress) if evaluated else None
+        state = self.state.state_dict()
         keep = self.progress.epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0
         distributed.run_on_main(
             lambda: self.folder.save_epoch(student, state, self.progress.epoch, improved=improved, keep=keep)

@@ -62,6 +62,11 @@ def _solver_errors(solver: CfgNode) -> Iterator[str]:
         ),
         (solver.BATCH_SIZE <= MAX_EPOCHS_OR_IMAGES, "SOLVER.BATCH_SIZE", f"at most {MAX_EPOCHS_OR_IMAGES} images"),
         (1 <= solver.EPOCHS <= MAX_EPOCHS_OR_IMAGES, "SOLVER.EPOCHS", f"at least 1 and at most {MAX_EPOCHS_OR_IMAGES}"),
+        (
+            1 <= solver.EVAL_EVERY <= MAX_EPOCHS_OR_IMAGES,
+            "SOLVER.EVAL_EVERY",
+            f"a number of epochs, at least 1 and at most {MAX_EPOCHS_OR_IMAGES}",
+        ),
         (0 < solver.LR <= MAX_NUMBER, "SOLVER.LR", f"a number above 0, at most {MAX_NUMBER:g}"),
         (
             0 <= solver.WEIGHT_DECAY <= MAX_NUMBER,

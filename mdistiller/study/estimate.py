@@ -83,7 +83,8 @@ def _measured(cell: Cell) -> float:
         with torch.inference_mode():
             trainer.distiller.forward_eval(batch["image"])
         synchronize_device(trainer.device)
-        return num_steps * step_seconds + len(trainer.val_loader) * (time.perf_counter() - started)
+        evaluation_seconds = len(trainer.val_loader) * (time.perf_counter() - started)
+        return num_steps * step_seconds + evaluation_seconds / min(cfg.SOLVER.EVAL_EVERY, cfg.SOLVER.EPOCHS)
 
 
 def on_this_hardware(summaries: Dict[str, Summary], threads: int) -> Dict[str, Summary]:

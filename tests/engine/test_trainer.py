@@ -14,6 +14,7 @@ from mdistiller.engine.checkpoint.foreign_weights import weights_of
 from mdistiller.engine.log.logger import MACHINE_FIELDS
 from mdistiller.engine.log.run_text import size_lines
 from mdistiller.engine.meter import NonFiniteLoss
+from mdistiller.engine.run.folder import RunFolder
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.conftest import with_distiller
@@ -374,6 +375,36 @@ def test_kept_checkpoints(image_folder):
     trainer.train()
     assert sorted(p.name for p in trainer.folder.path.glob("epoch_*")) == ["epoch_2.pth"]
     assert checkpoint.read_checkpoint(trainer.folder.kept(2))["epoch"] == 2
+
+
+def test_evaluation_every_second_epoch_changes_only_when_the_student_is_seen(image_folder, monkeypatch):
+    every, second = (
+        build_trainer(settings(image_folder, "SOLVER.EVAL_EVERY", number, name=f"every_{number}", epochs=5))
+        for number in ("1", "2")
+    )
+    seen, save = [], RunFolder.save_epoch
+
+    def save_epoch(folder, *args, **flags):
+        save(folder, *args, **flags)
+        student = folder.student_latest
+        epoch = checkpoint.read_checkpoint(student)["epoch"] if student.is_file() else None
+        seen.append((checkpoint.read_checkpoint(folder.latest)["epoch"], epoch))
+
+    summary = every.train()
+    monkeypatch.setattr(RunFolder, "save_epoch", save_epoch)
+    summaries = summary, second.train()
+    assert seen == [(1, None), (2, 2), (3, 2), (4, 4), (5, 5)]
+    assert summaries[0]["last"] == summaries[1]["last"]
+    for key, value in every.distiller.state_dict().items():
+        assert torch.equal(value, second.distiller.state_dict()[key]), key
+    accuracies = {row["epoch"]: row["deployed_top1"] for row in rows(every)}
+    assert {row["epoch"]: row["deployed_top1"] for row in rows(second) if "deployed_top1" in row} == {
+        epoch: accuracies[epoch] for epoch in (2, 4, 5)
+    }
+    best = max((2, 4, 5), key=lambda epoch: accuracies[epoch])
+    assert summaries[1]["best"]["epoch"] == best
+    assert checkpoint.read_checkpoint(second.folder.student_best)["epoch"] == best
+    assert second.folder.worklog.read_text().count("val top-1") == 3
 
 
 def test_opening_lines_give_the_size(image_folder):

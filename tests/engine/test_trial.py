@@ -9,7 +9,7 @@ from torch import nn
 from mdistiller.distillers import Distiller
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.speed.precision import Precision
-from mdistiller.engine.trial import trial_losses, untrained
+from mdistiller.engine.trial import trial_losses, untrained_warning
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.conftest import with_distiller
@@ -74,10 +74,10 @@ def test_overwrite_keeps_a_run_that_nothing_can_replace(image_folder):
 
 def test_parameters_that_are_left_out(image_folder):
     distiller = Given(lambda logits: (logits, loss(logits)))
-    assert untrained(distiller) == ["projection.weight", "projection.bias"]
     trainer = with_distiller(build_trainer(settings(image_folder, epochs=1)), distiller)
     trainer.train()
     line = "warning: NONE.get_learnable_parameters lacks projection.weight, projection.bias, so they are not trained"
     assert line in trainer.folder.worklog.read_text()
+    assert untrained_warning(distiller, "NONE") == [line]
     distiller.projection.requires_grad_(False)
-    assert untrained(distiller) == []
+    assert untrained_warning(distiller, "NONE") == []

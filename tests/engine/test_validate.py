@@ -27,6 +27,7 @@ from tests.engine.cfg.test_cfg import CONFIGS
         ("SOLVER.WEIGHT_DECAY", ["-1", ".nan"]),
         ("SOLVER.MOMENTUM", ["-0.1", "1"]),
         ("SOLVER.PRECISE_BN", ["-1", "-50", "1.5", "yes"]),
+        ("SOLVER.EVAL_EVERY", ["0", "-1", "0.5", "2000000"]),
         ("LOG.TENSORBOARD_FREQ", ["0"]),
         ("LOG.SAVE_CHECKPOINT_FREQ", ["0", "-3"]),
         ("EXPERIMENT.SEED", ["-1", str(2**70)]),

@@ -116,12 +116,15 @@ def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
     parts = ", ".join(f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss_"))
     probe = f", probe {row['probe_top1']:.2f}" if "probe_top1" in row else ""
     plain = f", without the average {row['plain_top1']:.2f}" if "plain_top1" in row else ""
+    val = ""
+    if "deployed_top1" in row:  # epochs between two evaluations have none
+        val = f"  val top-1 {row['deployed_top1']:.2f} top-5 {row['deployed_top5']:.2f}"
     running = f", running statistics {row['running_top1']:.2f}" if "running_top1" in row else ""
     left = (epochs - row["epoch"]) * total_seconds / row["epoch"]
     return (
         f"epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.5g}  loss {row['loss']:.3f} ({parts})"
-        f"  train {row['train_top1']:.2f}  val top-1 {row['deployed_top1']:.2f} top-5 {row['deployed_top5']:.2f}{probe}"
-        f"{running}{plain}  {row['images_per_second']:.0f} images/s  {duration(left)} left"
+        f"  train {row['train_top1']:.2f}{val}{probe}{running}{plain}"
+        f"  {row['images_per_second']:.0f} images/s  {duration(left)} left"
     )
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ... import distributed, torchrun
 from ...atomic_files import replace_text, writing_to
@@ -160,19 +160,20 @@ class RunFolder:
             replace_text(self.path / LAUNCHER, torchrun.name())
 
     def save_epoch(
-        self, student: Dict[str, Any], state: Dict[str, Any], epoch: int, improved: bool, keep: bool
+        self, student: Optional[Dict[str, Any]], state: Dict[str, Any], epoch: int, improved: bool, keep: bool
     ) -> None:
         """Save what an epoch ends with.
 
         Args:
-            student: the checkpoint of the deployed student.
+            student: the checkpoint of the deployed student, or `None` if it was not evaluated after this epoch.
             state: the training state to resume from.
             epoch: the epoch, counted from 1.
             improved: whether the student is the best one so far.
             keep: whether the state also gets a file of its own.
         """
-        save(student, self.student_latest)
-        if improved:
+        if student is not None:
+            save(student, self.student_latest)
+        if student is not None and improved:
             save(student, self.student_best)
             save(state, self.best)
         if keep:

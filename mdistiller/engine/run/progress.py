@@ -17,7 +17,7 @@ def _is_duration(value: Any) -> bool:
 
 
 def _is_accuracy(value: Any) -> bool:
-    """Whether `value` is a dict of accuracies; it is empty before the first epoch ends."""
+    """Whether `value` is a dict of accuracies; it is empty before the first evaluation."""
     if not isinstance(value, dict) or (value and "deployed_top1" not in value):
         return False
     return all(isinstance(number, (int, float)) and number >= 0 for number in value.values())
@@ -42,8 +42,8 @@ class Progress:
         train_seconds: the training time of the completed epochs in seconds, without evaluation.
         total_seconds: the time of the completed epochs in seconds, with evaluation.
         epoch_seconds: the training time of the current epoch in seconds before the state was saved.
-        best: the accuracies in percent of the epoch with the highest top-1, and its `epoch`.
-        last: the accuracies in percent after the last completed epoch.
+        best: the accuracies in percent of the evaluation with the highest top-1, and its `epoch`.
+        last: the accuracies in percent of the last evaluation.
         wandb_id: the ID of the Weights & Biases run.
         machines: the hardware and the versions that the run was trained with, from `environment.machine`, in order. A
             run that is resumed elsewhere, or with other versions, has several.
