@@ -21,6 +21,7 @@ from .log import run_text
 from .log.logger import RunLogger, SilentLogger, open_logger
 from .log.progress_bar import progress_bar
 from .meter import EpochMeter
+from .notes import opening_notes
 from .run.environment import machine
 from .run.folder import RunFolder
 from .run.nonfinite import NonFiniteLoss, save_evidence
@@ -35,7 +36,6 @@ from .speed.fast_networks import FastNetworks
 from .speed.memory import memory_figures
 from .step import TrainStep
 from .training_state import TrainingState
-from .trial import untrained_warning
 
 SYNC_STEPS = 50  # steps between two transfers of losses from the device
 
@@ -181,8 +181,9 @@ class Trainer:
     def _announce(self, resumed: bool) -> None:
         loaders = self.train_loader, self.val_loader
         self.logger.say(run_text.first_line(self.cfg, *loaders, self.device, self.precision, self.folder.path))
+        size = self.train_loader.info.input_size
         opening = run_text.opening_lines(self.cfg, self.distiller, self.train_loader)
-        for line in [*opening, *untrained_warning(self.distiller, self.cfg.DISTILLER.TYPE)]:
+        for line in [*opening, *opening_notes(self.cfg, self.distiller, self.origin, size)]:
             self.logger.say(line)
         if resumed:
             self.logger.say(run_text.resumed_line(self.progress, self.cfg.SOLVER.EPOCHS, len(self.train_loader)))

@@ -63,20 +63,3 @@ def _checked(name: str, result: Any, num_classes: int) -> List[str]:
     else:
         return list(result[1])
     raise UserError(f"{name}.forward_train returned {fault}; {EXPECTED}")
-
-
-def untrained_warning(distiller: Distiller, method: str) -> List[str]:
-    """Return a warning in a list if the optimizer does not get all parameters that require gradients; else `[]`.
-
-    Args:
-        distiller: the distiller.
-        method: the name of the method, for the warning.
-    """
-    trained = set(map(id, distiller.get_learnable_parameters()))
-    left_out = [
-        name
-        for name, parameter in distiller.named_parameters()
-        if parameter.requires_grad and id(parameter) not in trained and not name.startswith("teacher.")
-    ]
-    names = listed(left_out, 3)
-    return [f"warning: {method}.get_learnable_parameters lacks {names}, so they are not trained"] if left_out else []

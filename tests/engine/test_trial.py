@@ -9,7 +9,7 @@ from torch import nn
 from mdistiller.distillers import Distiller
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.speed.precision import Precision
-from mdistiller.engine.trial import trial_losses, untrained_warning
+from mdistiller.engine.trial import trial_losses
 from mdistiller.errors import UserError
 from mdistiller.models import build_model
 from tests.conftest import with_distiller
@@ -70,14 +70,3 @@ def test_overwrite_keeps_a_run_that_nothing_can_replace(image_folder):
     with pytest.raises(UserError, match="returned a Tensor"):
         broken.train(overwrite=True)
     assert broken.folder.student_best.is_file() and broken.folder.summary.is_file()
-
-
-def test_parameters_that_are_left_out(image_folder):
-    distiller = Given(lambda logits: (logits, loss(logits)))
-    trainer = with_distiller(build_trainer(settings(image_folder, epochs=1)), distiller)
-    trainer.train()
-    line = "warning: NONE.get_learnable_parameters lacks projection.weight, projection.bias, so they are not trained"
-    assert line in trainer.folder.worklog.read_text()
-    assert untrained_warning(distiller, "NONE") == [line]
-    distiller.projection.requires_grad_(False)
-    assert untrained_warning(distiller, "NONE") == []
