@@ -34,7 +34,7 @@ class Result:
 
     @property
     def history(self) -> List[Dict[str, Any]]:
-        """One row for each epoch: `epoch`, `lr`, the losses, accuracies in percent, `seconds`."""
+        """One row for each epoch: `epoch`, `lr`, the losses, accuracies in percent, `seconds`; see docs/python.md."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     def load(self, last: bool = False) -> Student:

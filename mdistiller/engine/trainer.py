@@ -27,6 +27,7 @@ from .run.folder import RunFolder
 from .run.nonfinite import NonFiniteLoss, save_evidence
 from .run.origin import origin_of
 from .run.progress import Progress
+from .run.random_state import keep_random_state
 from .run.records import read_references
 from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
@@ -139,8 +140,9 @@ class Trainer:
 
     def _run(self, resumed: bool) -> Dict[str, Any]:
         # Counted before training, so that a student that cannot be counted is reported at once.
-        cost = deployed_cost(self.distiller.student, self.distiller.head, self.train_loader.info.input_size)
-        self._announce(resumed)
+        with keep_random_state(self.device):
+            cost = deployed_cost(self.distiller.student, self.distiller.head, self.train_loader.info.input_size)
+            self._announce(resumed)
         if self.cfg.SOLVER.PROBE_EPOCHS and self.progress.epoch == self.progress.step == 0:
             self._probe()
         self.prepare()
@@ -150,12 +152,18 @@ class Trainer:
             self.stop.check()
             row = self.train_epoch(self.progress.epoch + 1)
             evaluation_start = time.perf_counter()
-            if self._is_evaluated(self.progress.epoch + 1):
+            if row["epoch"] % self.cfg.SOLVER.EVAL_EVERY == 0 or row["epoch"] == self.cfg.SOLVER.EPOCHS:
                 row.update(self.validate())  # may raise RunStopped, so the totals are updated afterwards
+                self.progress.evaluated = row["epoch"]
             row.update(self.distiller.get_log_values())
             row.update(memory_figures(self.device))
             self._finish_epoch(time.perf_counter() - evaluation_start)
             distributed.run_on_main(partial(self._log_epoch, row))
+            self.save()
+        if self.progress.evaluated < self.progress.epoch:  # SOLVER.EPOCHS was cut to an epoch without an evaluation
+            self.train_loader.set_epoch(self.progress.epoch)
+            self.validate()
+            self.progress.evaluated = self.progress.epoch
             self.save()
         summary = run_text.summary_of(
             self.name,
@@ -266,10 +274,6 @@ class Trainer:
         self.progress.last = self.evaluation()
         return self.progress.last
 
-    def _is_evaluated(self, epoch: int) -> bool:
-        """Return whether the student is evaluated after an epoch."""
-        return epoch % self.cfg.SOLVER.EVAL_EVERY == 0 or epoch == self.cfg.SOLVER.EPOCHS
-
     def start_epoch(self, epoch: int) -> None:
         """Reset what is counted within an epoch; `epoch` counts from 1. Timing goes on."""
         self.progress.step, self.progress.epoch_seconds = 0, 0.0
@@ -298,7 +302,7 @@ class Trainer:
 
     def save(self) -> None:
         """Save the state after an epoch, and the student if it was evaluated."""
-        evaluated = self._is_evaluated(self.progress.epoch)
+        evaluated = self.progress.evaluated == self.progress.epoch
         improved = evaluated and self.progress.last["deployed_top1"] > self.progress.best.get("deployed_top1", -1.0)
         if improved:
             self.progress.best = {**self.progress.last, "epoch": self.progress.epoch}

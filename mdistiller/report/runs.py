@@ -121,8 +121,8 @@ def _run_folder(path: str | os.PathLike[str]) -> Path:
         )
     if not any((folder / name).is_file() for name in STUDENT_FILES):
         raise UserError(
-            f"the run {folder} has no checkpoint of a student yet ({' or '.join(STUDENT_FILES)}), because no epoch is"
-            " complete; continue it with --resume"
+            f"the run {folder} has no checkpoint of a student yet ({' or '.join(STUDENT_FILES)}), because it has not"
+            " been evaluated yet; continue it with --resume"
         )
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import tempfile
@@ -27,7 +28,7 @@ TIMED_STEPS = 3
 
 
 def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, Summary]) -> Dict[Row, float]:
-    """Return the estimated seconds of an epoch, with its evaluation, of the rows of `cells`.
+    """Return the estimated seconds of an epoch, with its share of the evaluations, of the rows of `cells`.
 
     That of a row with finished runs is their median. In a row without one, a few steps and an evaluation batch are
     measured on this machine, with a teacher of random weights.
@@ -84,7 +85,8 @@ def _measured(cell: Cell) -> float:
             trainer.distiller.forward_eval(batch["image"])
         synchronize_device(trainer.device)
         evaluation_seconds = len(trainer.val_loader) * (time.perf_counter() - started)
-        return num_steps * step_seconds + evaluation_seconds / min(cfg.SOLVER.EVAL_EVERY, cfg.SOLVER.EPOCHS)
+        evaluations = math.ceil(cfg.SOLVER.EPOCHS / cfg.SOLVER.EVAL_EVERY)
+        return num_steps * step_seconds + evaluation_seconds * evaluations / cfg.SOLVER.EPOCHS
 
 
 def on_this_hardware(summaries: Dict[str, Summary], threads: int) -> Dict[str, Summary]:

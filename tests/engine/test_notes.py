@@ -10,6 +10,7 @@ from mdistiller.distillers import Distiller
 from mdistiller.engine.build import build_trainer
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.notes import returns_probabilities, unread_settings, untrained
+from mdistiller.engine.run.origin import same_images
 from mdistiller.models import build_model
 from tests.conftest import with_distiller
 from tests.engine.test_trainer import settings
@@ -49,6 +50,13 @@ def test_settings_of_another_method(image_folder):
     assert unread_settings(load_cfg(None, ["DISTILLER.TYPE", "KD", "KD.TEMPERATURE", "2.0"])) == []
 
 
+def test_files_of_equal_names_and_sizes_are_not_the_same_images():
+    origin = {"train_content": "file names and sizes: 1a", "val_content": "file names and sizes: 1a"}
+    assert not same_images(origin)
+    assert same_images({"train_content": "pixels without padding: 1a", "val_content": "pixels: 1a"})
+    assert not same_images({"train_content": "pixels without padding: 1a", "val_content": "pixels: 1b"})
+
+
 def test_a_run_without_mistakes_has_no_line(image_folder):
     log = log_of(build_trainer(settings(image_folder, epochs=1)))
     assert "warning" not in log and "does not read" not in log
@@ -72,6 +80,14 @@ def test_outputs_that_are_probabilities(image_folder):
     distiller.student.register_forward_hook(softmax)
     log = log_of(with_distiller(build_trainer(settings(image_folder, epochs=1)), distiller))
     assert "warning: the outputs of the student are probabilities, but losses expect logits" in log
+
+
+@pytest.mark.parametrize(("method", "warned"), [("KD", True), ("AT", False)])
+def test_a_teacher_that_returns_probabilities(image_folder, method, warned):
+    torch.save({"model": build_model("resnet14", 3).state_dict()}, "teacher.pth")
+    trainer = build_trainer(settings(image_folder, method=method, epochs=1))
+    trainer.distiller.teacher.register_forward_hook(softmax)
+    assert ("warning: the outputs of the teacher are probabilities" in log_of(trainer)) == warned
 
 
 @pytest.mark.parametrize("training", [True, False])

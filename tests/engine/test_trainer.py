@@ -377,10 +377,10 @@ def test_kept_checkpoints(image_folder):
     assert checkpoint.read_checkpoint(trainer.folder.kept(2))["epoch"] == 2
 
 
-def test_evaluation_every_second_epoch_changes_only_when_the_student_is_seen(image_folder, monkeypatch):
+def test_fewer_evaluations_do_not_change_training(image_folder, monkeypatch):
     every, second = (
-        build_trainer(settings(image_folder, "SOLVER.EVAL_EVERY", number, name=f"every_{number}", epochs=5))
-        for number in ("1", "2")
+        build_trainer(settings(image_folder, "SOLVER.EVAL_EVERY", every_n, name=f"every_{every_n}", epochs=5))
+        for every_n in ("1", "2")
     )
     seen, save = [], RunFolder.save_epoch
 
@@ -405,6 +405,31 @@ def test_evaluation_every_second_epoch_changes_only_when_the_student_is_seen(ima
     assert summaries[1]["best"]["epoch"] == best
     assert checkpoint.read_checkpoint(second.folder.student_best)["epoch"] == best
     assert second.folder.worklog.read_text().count("val top-1") == 3
+
+
+@pytest.mark.parametrize(("stopped_after", "evaluated"), [(1, 0), (3, 2)])
+def test_a_run_cut_to_an_epoch_without_an_evaluation(image_folder, stopped_after, evaluated):
+    part, whole = (settings(image_folder, "SOLVER.EVAL_EVERY", "2", name=name, epochs=6) for name in ("part", "whole"))
+    stopped = build_trainer(part)
+    stopped.train_epoch = stop_after(stopped, stopped_after)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert checkpoint.read_checkpoint(stopped.folder.latest)["evaluated"] == evaluated
+    whole.SOLVER.EPOCHS = part.SOLVER.EPOCHS = stopped_after
+    resumed = build_trainer(part)
+    assert resumed.train(resume=True)["last"] == build_trainer(whole).train()["last"]
+    assert checkpoint.read_checkpoint(resumed.folder.student_latest)["epoch"] == stopped_after
+
+
+def stop_after(trainer, epochs):
+    train_epoch = trainer.train_epoch
+
+    def interrupted(epoch):
+        if epoch > epochs:
+            raise KeyboardInterrupt
+        return train_epoch(epoch)
+
+    return interrupted
 
 
 def test_opening_lines_give_the_size(image_folder):

@@ -155,8 +155,8 @@ _C.SOLVER.PRECISE_BN = 0
 # With `PRECISE_BN`, also evaluate with the running statistics (`running_top1` in metrics.jsonl). An evaluation then
 # takes twice as long.
 _C.SOLVER.PRECISE_BN_COMPARE = False
-# Epochs between two evaluations on the validation images; the last epoch always has one. The best epoch is chosen among
-# those that were evaluated.
+# Evaluate on the validation images after every N-th epoch, and after the last. The student is saved after evaluations
+# only, and the best epoch is one of these.
 _C.SOLVER.EVAL_EVERY = 1
 _C.SOLVER.SYNC_BN = True  # compute BatchNorm statistics over all processes; `False`: in each process on its own
 # Save the state within epochs too, every `500 steps` or `10 minutes` for example. If empty, only after each epoch.

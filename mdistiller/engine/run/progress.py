@@ -44,6 +44,7 @@ class Progress:
         epoch_seconds: the training time of the current epoch in seconds before the state was saved.
         best: the accuracies in percent of the evaluation with the highest top-1, and its `epoch`.
         last: the accuracies in percent of the last evaluation.
+        evaluated: the epoch of the last evaluation, or 0.
         wandb_id: the ID of the Weights & Biases run.
         machines: the hardware and the versions that the run was trained with, from `environment.machine`, in order. A
             run that is resumed elsewhere, or with other versions, has several.
@@ -57,6 +58,7 @@ class Progress:
     epoch_seconds: float = 0.0
     best: Dict[str, float] = field(default_factory=dict)
     last: Dict[str, float] = field(default_factory=dict)
+    evaluated: int = 0
     wandb_id: Optional[str] = None
     machines: List[Dict[str, Any]] = field(default_factory=list)
 
@@ -70,7 +72,8 @@ class Progress:
         Raises:
             ValueError: a field is missing or has an impossible value.
         """
-        state = {"machines": [], **state}  # earlier versions did not record them
+        # Earlier versions did not record the machines, and evaluated after each epoch.
+        state = {"machines": [], "evaluated": state.get("epoch"), **state}
         for entry in fields(self):
             if entry.name not in state:
                 raise ValueError(f"its {entry.name} is missing")
@@ -91,7 +94,7 @@ class Progress:
 
 
 VALID: Dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("epoch", "step", "images"), is_count),
+    **dict.fromkeys(("epoch", "step", "images", "evaluated"), is_count),
     **dict.fromkeys(("train_seconds", "total_seconds", "epoch_seconds"), _is_duration),
     **dict.fromkeys(("best", "last"), _is_accuracy),
     "wandb_id": _is_wandb_id,

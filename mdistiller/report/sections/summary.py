@@ -7,6 +7,7 @@ from typing import List
 from ..blocks import Facts, Note, Section, Table, percent, plain
 from ..material import Material, teacher_right
 from ..measures import paired_difference
+from ..runs import Run
 
 
 def summary_section(material: Material) -> Section:
@@ -23,7 +24,7 @@ def summary_section(material: Material) -> Section:
         section.blocks.append(_facts(material, material.in_focus[0]))
     rows: List[List[str]] = []
     for number, run in enumerate(runs):
-        right, last = material.right(number), run.series("deployed_top1")
+        right = material.right(number)
         if number == material.reference:
             change = "reference"
         else:
@@ -35,7 +36,7 @@ def summary_section(material: Material) -> Section:
                 run.method_in_words,
                 plain(run.source.checkpoint["arch"]),
                 percent(right.float().mean().item()),
-                f"{last[max(last)]:.2f}" if last else "–",
+                _last_top1(run),
                 change if material.others else "–",
             ]
         )
@@ -60,6 +61,17 @@ def summary_section(material: Material) -> Section:
             Note(f"These runs are not finished, so they have no summary.json: {', '.join(unfinished)}.")
         )
     return section
+
+
+def _last_top1(run: Run) -> str:
+    """Return the accuracy of the run's last evaluation, with the epoch if that is not the last one."""
+    if run.summary:
+        return f"{run.summary['last']['deployed_top1']:.2f}"
+    top1 = run.series("deployed_top1")
+    if not top1:
+        return "–"
+    epoch = max(top1)
+    return f"{top1[epoch]:.2f}" + ("" if epoch == run.rows[-1]["epoch"] else f" (epoch {epoch})")
 
 
 def _facts(material: Material, number: int) -> Facts:

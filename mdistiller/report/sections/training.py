@@ -13,7 +13,7 @@ from ..svg import SERIES, draw, log_scale
 
 def training_section(material: Material) -> Section:
     """Return the curves of accuracy, losses and learning rate."""
-    section = Section("training", "Training", "What each run logged after every epoch.")
+    section = Section("training", "Training", "What each run logged after its epochs.")
     empty = [run.label for run in material.runs if not run.rows]
     if empty:
         section.blocks.append(Note(f"metrics.jsonl has no complete row yet: {', '.join(empty)}."))
