@@ -79,7 +79,7 @@ def test_outputs_that_are_probabilities(image_folder):
     distiller.projection.requires_grad_(False)
     distiller.student.register_forward_hook(softmax)
     log = log_of(with_distiller(build_trainer(settings(image_folder, epochs=1)), distiller))
-    assert "warning: the outputs of the student are probabilities, but losses expect logits" in log
+    assert "warning: the outputs of the student are probabilities; losses expect logits" in log
 
 
 @pytest.mark.parametrize(("method", "warned"), [("KD", True), ("AT", False)])

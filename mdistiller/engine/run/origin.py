@@ -93,10 +93,8 @@ def same_images(origin: Dict[str, Any]) -> bool:
     Only digests of pixels show it: different files may have equal names and sizes. A fraction of the training images
     has another digest than all of them.
     """
-    (train_kind, _, train), (val_kind, _, val) = (
-        str(origin[f"{n}_content"]).rpartition(": ") for n in ("train", "val")
-    )
-    return "pixels" in train_kind and "pixels" in val_kind and train == val
+    train, val = (str(origin[f"{name}_content"]).rpartition(": ") for name in ("train", "val"))
+    return train[2] == val[2] and all("pixels" in kind for kind, _, _ in (train, val))
 
 
 def is_origin(value: Any) -> bool:
