@@ -10,7 +10,8 @@ import torch
 from mdistiller.distillers import distiller_dict
 from mdistiller.distillers._plugins import build_distiller
 from mdistiller.engine.cfg import CFG, leaves, load_cfg
-from mdistiller.models import FAMILIES, build_model
+from mdistiller.engine.evaluation.cost import deployed_cost
+from mdistiller.models import FAMILIES, build_model, cifar_model_dict, imagenet_model_dict
 from mdistiller.paths import find_config
 from tests.conftest import REPO
 from tools.make_config_docs import configuration_page, library_keys, method_sections
@@ -53,6 +54,15 @@ def test_the_configuration_page_has_every_key_with_its_default():
 def test_every_key_has_a_meaning():
     keys = [*library_keys(), *(key for method in method_sections() for key in method.keys)]
     assert not [key.name for key in keys if not key.meaning], "write a comment beside these defaults"
+
+
+@pytest.mark.parametrize(("models", "size", "decimals"), [(cifar_model_dict, 32, 1), (imagenet_model_dict, 224, 0)])
+def test_the_sizes_of_the_models(models, size, decimals):
+    shown = re.findall(r"`(\w+)` \| ([\d.]+) M \| ([\d.]+) M \|", PAGES["docs/models.md"])
+    for name, built in models.items():
+        constructor, num_classes = (built[0], 100) if size == 32 else (built, 1000)
+        cost = deployed_cost(constructor(num_classes=num_classes), None, size)
+        assert (name, f"{cost.parameters / 1e6:.2f}", f"{cost.macs / 1e6:.{decimals}f}") in shown
 
 
 def test_every_method_has_a_paper():

@@ -7,7 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mdistiller.engine.cfg import leaves
 from mdistiller.study.comparison import differences, groups, spread
 from mdistiller.study.elsewhere import finished_elsewhere
 from mdistiller.study.grid import read_study
@@ -29,7 +31,7 @@ COLUMNS = {  # of the documents, with the name of the column in results.md
     "MACs": "MACs",
 }
 SECTIONS = [  # of docs/results.md, with the study, and the pairs of its tables in their order
-    ("Measured: a teacher that knows more", "main", ["vgg13_vgg8", "wrn40_2_wrn_16_2"]),
+    ("Measured: a teacher with five times as many images", "main", ["vgg13_vgg8", "wrn40_2_wrn_16_2"]),
     ("Measured: all images, on a GPU", "all_images", ["vgg13_vgg8", "res32x4_res8x4"]),
     ("Measured: parts of SFAKD", "sfakd_parts", ["vgg13_vgg8"]),
 ]
@@ -67,6 +69,16 @@ def results(name):
     return {pair: {row["method"]: row for row in rows} for pair, rows in zip(pairs, tables(text))}
 
 
+def settings_of_row(name, method):
+    """The settings of a method in the file of a study, as the documents show them; the config of another form."""
+    if method == "student alone":
+        return ""
+    entry = dict(yaml.safe_load((REPO / f"configs/studies/{name}.yaml").read_text(encoding="utf-8"))["METHODS"][method])
+    base, _ = entry.pop("_BASE_"), entry.pop("SEEDS", None)
+    shown = [f"`{key} {value}`" for key, value in leaves(entry)]
+    return ", ".join(shown) or ("" if base.split("/")[1] in ("kd", "sfakd") else f"`{base.split('/')[1]}/`")
+
+
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_every_recorded_run_belongs_to_its_study(path):
     names = [json.loads(line)["name"] for line in path.read_text(encoding="utf-8").splitlines()]
@@ -89,7 +101,9 @@ def test_the_tables_of_the_documents(section, name, pairs):
             expected = results(name)[pair][row["method"]]
             seeds, _, _ = expected["seeds"].partition(" (")  # without the unfinished ones
             for column, value in row.items():
-                if column != "method":
+                if column == "settings":
+                    assert value == settings_of_row(name, row["method"])
+                elif column != "method":
                     assert value.replace("−", "-") == {**expected, "seeds": seeds}[COLUMNS[column]], (row, column)
 
 
