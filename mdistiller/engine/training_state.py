@@ -82,11 +82,10 @@ class TrainingState:
         Raises:
             UserError: the state is invalid, or belongs to other settings, other data or another teacher.
         """
-        copy = f"copy {folder.best.name} or an epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
-        with _reporting_invalid_state(folder, copy):
+        with _reporting_invalid_state(folder, folder.remedy()):
             check_state(state)
         self._check_same_run(state, str(folder.latest))
-        with _reporting_invalid_state(folder, copy):
+        with _reporting_invalid_state(folder, folder.remedy()):
             self.progress.load_state_dict(state)
             self.meter = EpochMeter(self.progress.epoch + 1)
             self.meter.load_state_dict(state["meter"], self.device)

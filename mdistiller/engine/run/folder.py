@@ -45,6 +45,12 @@ class RunFolder:
         """Return the file of the state after `epoch` that `LOG.SAVE_CHECKPOINT_FREQ` keeps."""
         return self.path / f"epoch_{epoch}.pth"
 
+    def remedy(self) -> str:
+        """Return what to do if `latest.pth` and the state before it cannot be used, for a message."""
+        kept = sorted(self.path.glob("epoch_*.pth"), key=lambda path: path.stat().st_mtime)[-1:]
+        others = " or ".join(path.name for path in (self.best, *kept) if path.is_file())
+        return f"{f'copy {others} to {self.latest.name}, or ' if others else ''}start again with --overwrite"
+
     def _present(self) -> List[Path]:
         """Return the files of an earlier run."""
         own = [value for value in vars(self).values() if value != self.path and value.exists()]

@@ -35,8 +35,7 @@ def find_latest(folder: RunFolder) -> Tuple[Dict[str, Any], str]:
         return read_checkpoint(folder.previous), fault
     except UserError:
         raise UserError(
-            f"--resume: {fault}, and {folder.previous.name} cannot be read either; copy {folder.best.name} or an"
-            f" epoch_N.pth to {folder.latest.name}, or start again with --overwrite"
+            f"--resume: {fault}, and {folder.previous.name} cannot be read either; {folder.remedy()}"
         ) from None
 
 

@@ -126,6 +126,18 @@ def test_with_parameters_that_take_no_weight_decay(folder, trainer):
     assert differences(whole.folder.path, resumed.folder.path) == []
 
 
+def test_with_fewer_evaluations(folder):
+    def make(name):
+        more = ["SOLVER.EVAL_EVERY", "2", "SOLVER.EMA", "0.9", "SOLVER.PRECISE_BN", "2"]
+        return built(folder, name, "SFAKD", epochs=4, more=more)
+
+    whole = make("whole")
+    whole.train()
+    for crash_at in (STEPS - 1, STEPS + 5, 2 * STEPS + 4):
+        resumed = crashed_and_resumed(crash_at, lambda name, n=crash_at: make(f"{name}{n}"))
+        assert differences(whole.folder.path, resumed.folder.path) == []
+
+
 def test_differences_are_seen(folder):
     runs = [built(folder, name, epochs=1) for name in ("one", "two")]
     for run in runs:

@@ -70,7 +70,7 @@ def test_two_damaged_states_are_one_line(image_folder):
     expected = (
         r"--resume: checkpoint output/run/latest.pth is damaged \(Bad CRC-32 .*, and latest.previous.pth cannot be"
     )
-    with pytest.raises(UserError, match=expected + r" read either; copy best.pth or an epoch_N.pth to latest.pth, or"):
+    with pytest.raises(UserError, match=expected + r" read either; copy best.pth to latest.pth, or start again"):
         part.train(resume=True)
     assert part.folder.latest.read_bytes() == before
     part.folder.latest.write_bytes(part.folder.best.read_bytes())
