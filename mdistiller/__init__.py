@@ -1,4 +1,4 @@
-"""Knowledge distillation of image classifiers: MDistiller's surface, SFAKD as its flagship.
+"""Knowledge distillation of image classifiers: SFAKD and other methods, with MDistiller's interface.
 
 The names in `__all__` are imported when they are first used, so that `import mdistiller` does not import PyTorch.
 """

@@ -60,7 +60,7 @@ def new_file(parser: argparse.ArgumentParser, option: str, path: str) -> Optiona
     if place.is_dir():
         parser.error(f"{option} {path} is a folder; give the name of a file")
     if not place.absolute().parent.is_dir():
-        parser.error(f"{option} {path}: there is no such folder")
+        parser.error(f"{option} {path}: the folder {place.parent} does not exist; create it, or give another path")
     if not os.access(place if place.exists() else place.absolute().parent, os.W_OK):
         parser.error(f"{option} {path} is read-only; give another place")
     return place

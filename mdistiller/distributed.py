@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import torchrun
 from .distributed_errors import reported_once, to_sendable
-from .errors import UserError, one_line
+from .errors import UserError, counted, one_line
 
 COLLECTIVE_TIMEOUT = timedelta(hours=3)  # one process may have to check all images of a large set meanwhile
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # torchrun has gathered the processes before
@@ -230,7 +230,8 @@ def _init_process_group() -> dist.Store:
         local_rank, num_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= num_devices:
             raise UserError(
-                f"--nproc_per_node is more than the {num_devices} CUDA devices here; give {num_devices} or less"
+                f"LOCAL_RANK is {local_rank}, but this machine has {counted(num_devices, 'CUDA device')}; start"
+                f" torchrun with --nproc_per_node {num_devices} or less"
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
@@ -247,7 +248,7 @@ def _init_process_group() -> dist.Store:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = one_line(error)
         raise UserError(
-            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at {address}"
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the process group at {address}"
             f" ({reason}); start them with torchrun, and check that this machine can reach that address"
         ) from None
     return dist.PrefixStore(f"errors {attempt}", store)

@@ -109,6 +109,6 @@ def dead_worker(error: BaseException) -> str:
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
         return ""
     return (
-        f"a process that reads images died ({one_line(error)}); most often memory ran out: set DATASET.NUM_WORKERS or"
-        " SOLVER.BATCH_SIZE lower, give a container more shared memory (--shm-size), and continue with --resume"
+        f"a DataLoader worker died ({one_line(error)}), most often because memory ran out; lower DATASET.NUM_WORKERS or"
+        " SOLVER.BATCH_SIZE, or give the container more shared memory (--shm-size), and continue with --resume"
     )

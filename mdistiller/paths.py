@@ -41,7 +41,10 @@ def ckpt_root() -> Path:
 
 
 def cache_root() -> Path:
-    """Return the folder for cached measurements: `$MDISTILLER_CACHE`, or `~/.cache/mdistiller` if that is not set."""
+    """Return the folder for cached data-set statistics: `$MDISTILLER_CACHE`, else `mdistiller` in the user's cache.
+
+    The user's cache is `$XDG_CACHE_HOME`, or `~/.cache` if that is not set.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return user_path(os.environ.get("MDISTILLER_CACHE") or os.path.join(base, "mdistiller"))
 

@@ -30,8 +30,8 @@ def in_group() -> bool:
     return True
 
 
-def name() -> str:
-    """Return a name for the torchrun that started this process, or an empty string without one.
+def job_name() -> str:
+    """Return a name for the torchrun job that started this process, or an empty string without one.
 
     The name stays the same when torchrun restarts its workers. It is torchrun's `--rdzv-id`, which all nodes share;
     without that option, it is made of the host name, process id and start time of torchrun's own process.

@@ -28,7 +28,9 @@ log = logging.getLogger("mdistiller")
 
 Data = Union[str, "os.PathLike[str]", Dataset]
 LAYOUT = "expected FOLDER/<class>/<image>"
-ONLY_DATASETS = "classes is for a Dataset; the names of these classes are those of their folders or data set"
+ONLY_DATASETS = (
+    "classes is for a Dataset only; folders and named data sets have class names of their own, so leave classes out"
+)
 
 
 class GivenData(NamedTuple):

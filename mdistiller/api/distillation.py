@@ -78,8 +78,9 @@ def distill(
 
     Raises:
         UserError: the arguments are invalid (one line for each error), or the folder holds another run. Nothing is
-            written then.
+            written in these cases. Or: a loss became NaN or infinite; the state is written to nonfinite.pth.
         KeyboardInterrupt: Ctrl-C; the state is saved, continue with `resume=True`.
+        SystemExit: SIGTERM; the state is saved, continue with `resume=True`.
     """
     if not isinstance(method, str):
         raise UserError(f"method is {method!r:.100}; expected the name of a distiller, such as 'SFAKD'")
@@ -124,7 +125,10 @@ def _merge(keys: Dict[str, Any], own: Mapping[str, Any]) -> None:
     """Add keys that an argument gives; keys of the options and settings stay, except those that contradict it."""
     for key, value in own.items():
         if keys.setdefault(key, value) != value:
-            raise UserError(f"{key} is {keys[key]!r} in options or settings, but {value!r} by the data or models given")
+            raise UserError(
+                f"{key} is {keys[key]!r} in options or settings, but the given data or model sets it to {value!r};"
+                " leave it out"
+            )
 
 
 def _bare_model(model: nn.Module, role: str, keys: Dict[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from ..cli import OneLineParser, add_overrides, run, with_pair
 
 
 def main() -> None:
-    parser = OneLineParser(description="Write the deployed student to a file for other programs, and prove it equal.")
+    parser = OneLineParser(description="Export the deployed student, and check that the file gives the same results.")
     parser.add_argument("-c", "--ckpt", required=True, help="student checkpoint, or the folder of its run")
     parser.add_argument("-m", "--model", default="", help="your own code that builds the student, as in training")
     parser.add_argument("--format", default="onnx", choices=("onnx", "torch", "safetensors"), help="default onnx")

@@ -10,7 +10,7 @@ from ..cli import OneLineParser, run
 
 
 def main() -> None:
-    parser = OneLineParser(description="Print the likeliest classes of pictures.")
+    parser = OneLineParser(description="Print the most probable classes of images.")
     parser.add_argument(
         "-c", "--ckpt", required=True, help="checkpoint, run folder, or export (.onnx, .pt2, .safetensors)"
     )

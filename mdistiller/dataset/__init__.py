@@ -127,7 +127,7 @@ def _unlabeled_loader(
             f" batch for {processes} processes; expected at least one for each"
         )
     loader = _loader(split, info, options, device, in_memory, train=True, role="unlabeled")
-    loader.go_along(num_steps)
+    loader.set_num_steps(num_steps)
     return loader
 
 

@@ -26,7 +26,10 @@ def named_split(cfg: CfgNode, name: str) -> Splits:
     """
     if cfg.DATASET.TYPE != "imagefolder":
         dataset_dict[cfg.DATASET.TYPE]  # an unknown name has its own message
-        raise UserError(f"--split {name} needs an image folder, given {cfg.DATASET.TYPE}; leave it out")
+        raise UserError(
+            f"--split {name} needs DATASET.TYPE imagefolder, given {cfg.DATASET.TYPE}; leave --split out, or give an"
+            " image folder"
+        )
     root = paths.find_file(cfg.DATASET.ROOT) if cfg.DATASET.ROOT else None
     if root is None or not is_folder(root):
         raise UserError(f"--split {name} needs DATASET.ROOT, the folder that holds {name}/; given {cfg.DATASET.ROOT!r}")

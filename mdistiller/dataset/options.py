@@ -113,7 +113,11 @@ class Options:
         return self.policy != "none" or self.erasing > 0
 
     def fits_in_memory(self, num_images: int) -> bool:
-        """Return whether `num_images` (training and validation) are kept in memory as uint8 instead of streamed."""
+        """Return whether images are kept in memory as uint8 instead of streamed.
+
+        Args:
+            num_images: the number of all images that are loaded: training, validation and unlabeled ones.
+        """
         if self.augment == "resized_crop" or self.changes_single_images:  # needs whole images, or worker processes
             return False
         side = self.input_size + 2 * self.padding
@@ -203,8 +207,8 @@ def _view_errors(data: Any, augment: str) -> Iterator[str]:
     amount = {"none": 0, "pad_crop": data.PADDING or data.FLIP, "rotate_flip": data.ROTATION or data.FLIP}
     if not (amount.get(augment, 1) or data.POLICY != "none" or data.ERASING):
         yield (
-            f"DATASET.VIEWS is {data.VIEWS!r}; expected 0 with DATASET.AUGMENT {augment} and no other changes, which"
-            " shows an image as it is"
+            f"DATASET.VIEWS is {data.VIEWS!r}; expected 0 with DATASET.AUGMENT {augment} and no random changes, because"
+            " all views of an image would be equal: set VIEWS to 0, or choose an augmentation"
         )
     for key in ("MIXUP", "CUTMIX"):
         if data[key]:

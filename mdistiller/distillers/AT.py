@@ -4,7 +4,7 @@ Transfer" (2017).
 The paper sums the Euclidean distances between the attention maps. Here, as in MDistiller, the loss is the mean of their
 squared differences; the default weight of 1000 is for that form.
 
-Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` height and width of a stage map.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ CHANNELS = Range(lambda value: value is None or value >= 1, "1 or more, or None 
 
 
 def contrastive_loss(ratios: Tensor, num_data: int) -> Tensor:
-    """Return the scalar noise-contrastive estimate for one anchor network, averaged over the batch.
+    """Return the scalar noise-contrastive estimation (NCE) loss for one anchor network, averaged over the batch.
 
     Args:
         ratios: the ratios `exp(similarity / temperature) / Z`, `[B, K + 1]`, float32, the positive first.
@@ -110,7 +110,7 @@ class CRD(Distiller):
         elif len(self.memory.bank_student) != len(labels):
             raise UserError(
                 f"CRD was built for {len(self.memory.bank_student)} training images, the data set has {len(labels)};"
-                " give that number as num_data, or none"
+                " set num_data to that number, or leave it out"
             )
         self.sampler = ContrastSampler(labels)
         self.to(self.embed_student.weight.device)  # memory and sampler are new, the rest may have been moved already
@@ -124,7 +124,7 @@ class CRD(Distiller):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
         generator = torch.Generator(self.embed_student.weight.device)
-        # otherwise another kind of device drew, and the epoch begins again
+        # a state of another length is from another type of device; `contrast_images` then seeds a new generator
         if len(state) == 8 + len(generator.get_state()):
             self._generator_epoch = int(state[:8].clone().view(torch.int64))
             self._generator = generator

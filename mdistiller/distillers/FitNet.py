@@ -3,7 +3,7 @@
 The paper first trains the student up to the hint layer, then the whole student. Here, as in MDistiller, there is a
 single stage with both losses.
 
-Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` height and width of a stage map.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ not have this map.
 MDistiller uses the matrix `[C · H, W]` instead, whose directions are along the width of the map, so its losses have
 other values. `LAYOUT: mdistiller` computes those. It needs stages of equal widths, but not of equal channels.
 
-Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map, `R` rows and `C` columns of its matrix, `K`
-singular vectors.
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` height and width of a stage map, `R` rows and `C` columns of its
+matrix, `K` singular vectors.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def right_singular_vectors(feat: Tensor, num_vectors: int, layout: str = "pixels
         layout: the matrix to decompose. "pixels": `[B, H · W, C]`, which gives `([B, C, K], [B, K])`. "mdistiller":
             `[B, C · H, W]`, which gives `([B, W, K], [B, K])`.
     """
-    # the SVD would raise on non-finite values; replaced by 0, they stop the run by its other loss, which names the step
+    # torch.linalg.svd raises on NaN and infinity. With 0 instead, the cross-entropy becomes non-finite, and the error
+    # that stops the run names the step.
     feat = torch.nan_to_num(feat.float(), nan=0.0, posinf=0.0, neginf=0.0)
     matrix = feat.flatten(1, 2) if layout == "mdistiller" else feat.flatten(2).transpose(1, 2)
     return RightSingularVectors.apply(matrix, num_vectors)

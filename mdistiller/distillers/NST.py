@@ -1,6 +1,6 @@
 """NST: "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer" (2017).
 
-Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` height and width of a stage map.
 """
 
 from __future__ import annotations

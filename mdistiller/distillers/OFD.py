@@ -1,6 +1,6 @@
 """OFD: "A Comprehensive Overhaul of Feature Distillation" (2019).
 
-Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` height and width of a stage map.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def negative_mean(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def ofd_loss(map_student: Tensor, map_teacher: Tensor, margin: Tensor) -> Tensor:
-    """Return the scalar partial L2 distance of two maps before their ReLU, averaged over the batch.
+    """Return the scalar partial squared L2 distance of two maps before their ReLU.
+
+    It is summed over channels and positions, and averaged over the batch.
 
     Teacher values below `margin` are raised to it (margin ReLU). Where the teacher's value is then not positive, a
     student's value below it adds nothing to the loss.

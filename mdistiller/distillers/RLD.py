@@ -1,10 +1,10 @@
 """RLD: "Knowledge Distillation with Refined Logits" (2024; ICCV 2025).
 
-Two losses that do not work against the label when the teacher's prediction is wrong. Sample confidence: the student's
-confidence in the *label* learns to match the teacher's confidence in *its own* most probable class. Masked
-correlation: distillation among the classes that the teacher rates below the label; the label and every class rated at
-or above it are masked. If the teacher is right, these are the two parts of DKD, "Decoupled Knowledge Distillation"
-(2022).
+The two losses do not contradict the label when the teacher's prediction is wrong. The sample confidence loss
+(`loss_scd`) matches the student's probability of the *label* to the teacher's probability of its *most probable class*.
+The masked correlation loss (`loss_mcd`) distills only the classes that the teacher rates below the label; it masks the
+label and every class rated at or above it. If the teacher is right, these are the two parts of DKD, "Decoupled
+Knowledge Distillation" (2022).
 
 Paper and published code: in the code the sample confidence has its own temperature, 1 by default, but equal to the
 other temperature in the authors' example. `ALPHA_TEMPERATURE` is that temperature; `None`, the default, means

@@ -1,6 +1,6 @@
 """VID: "Variational Information Distillation for Knowledge Transfer" (2019).
 
-Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` pixels of a stage map.
+Shapes: `B` batch, `C_s`/`C_t` channels, `H`/`W` height and width of a stage map.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class Distiller(nn.Module):
         return image if self.channels_last else image.contiguous()
 
     @property
-    def tests_otherwise(self) -> bool:
+    def overrides_forward_test(self) -> bool:
         """Whether the method overrides `forward_test`, so its logits may differ from those of the saved student."""
         return self.head is None and type(self).forward_test is not Distiller.forward_test
 
@@ -203,7 +203,7 @@ class Distiller(nn.Module):
         `deployed` are the logits of `forward_test`. With a head, `probe` are those of the student's own classifier. If
         a method overrides `forward_test` but deploys no head, `bare` are those of the student that is saved.
         """
-        if self.tests_otherwise:
+        if self.overrides_forward_test:
             return {"deployed": self.forward_test(image), "bare": self.student(image)[0]}
         return eval_logits(self.student, self.head, image)
 

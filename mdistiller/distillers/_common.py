@@ -150,9 +150,12 @@ def pooled_to(feat: Tensor, height: int, width: int) -> Tensor:
 class ConvReg(nn.Module):
     """A learnable map from one feature shape to another: a convolution that also changes the size, BatchNorm, ReLU.
 
-    A strided convolution halves the size, a transposed convolution doubles it. For other smaller sizes the kernel is
-    as large as the difference requires. For other larger sizes a 1x1 convolution is followed by nearest-neighbor
-    upsampling.
+    The convolution depends on the two sizes:
+
+    - half the size: 3x3 with stride 2;
+    - twice the size: a transposed convolution, 4x4 with stride 2;
+    - otherwise, no larger side: unpadded, with a kernel of `(1 + H_s − H_t) x (1 + W_s − W_t)`;
+    - otherwise: 1x1, followed by nearest-neighbor upsampling.
 
     Args:
         s_shape: the shape of the input, `[B, C_s, H_s, W_s]`.

@@ -84,7 +84,7 @@ class ContrastMemory(nn.Module):
     """The latest embeddings of all training images by both networks, and the normalization constants `Z`.
 
     Args:
-        num_data, dim: the number of training images `N` and the length of an embedding `D`.
+        num_data, dim: the number of training images `N` and the number of embedding dimensions `D`.
         temperature: the temperature, which divides the similarities.
         momentum: the weight of the old embedding in an update.
     """

@@ -87,7 +87,9 @@ def classify(classifier: nn.Linear, pooled: Tensor) -> Tensor:
 
 
 def ends_in_relu(choice: Optional[bool], teacher: nn.Module, input_size: InputSize, key: str) -> bool:
-    """Whether a projector into the teacher's feature space ends in a ReLU: only where no value there is negative.
+    """Return whether a projector into the teacher's feature space should end in a ReLU.
+
+    By default it does if none of the teacher's outputs for a few images is negative.
 
     Args:
         choice: the configured value; `None` to look at the teacher's outputs for a few images of fixed noise.

@@ -1,4 +1,4 @@
-"""What a run warns of before its first step: mistakes that do not stop it, but spoil its result."""
+"""Warnings before the first step of a run, about mistakes that do not stop it but may make its result useless."""
 
 from __future__ import annotations
 

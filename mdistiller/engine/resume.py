@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from .. import distributed
 from ..distillers._plugins import unread_sections
 from ..errors import UserError
-from .cfg import FREE, FROM_DATA, experiment_name, leaves, merge_known, setting_changes, to_dict
+from .cfg import FROM_DATA, NOT_COMPARED, experiment_name, leaves, merge_known, setting_changes, to_dict
 from .run.folder import RunFolder
 from .run.saved_state import find_latest
 from .solver.optim import learning_rate
@@ -24,8 +24,8 @@ log = logging.getLogger("mdistiller")
 
 SCHEDULE = ("EPOCHS", "LR_DECAY_STAGES")  # keys of SOLVER that may change
 # SOLVER.TRAINER has aliases; the optimizer's state tells one update rule from another.
-FREE_ON_RESUME = (
-    *FREE,
+NOT_COMPARED_ON_RESUME = (
+    *NOT_COMPARED,
     *("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "SOLVER.TRAINER", "DISTILLER.STUDENT_WEIGHTS"),
 )
 
@@ -130,7 +130,7 @@ def schedule_changes(cfg: CfgNode, saved: Any, epoch: int, step: int, steps: int
     if cfg.SOLVER.SCHEDULE == "step" and passed != now:
         raise UserError(
             f"--resume: SOLVER.LR_DECAY_STAGES was {old.SOLVER.LR_DECAY_STAGES}, is now {cfg.SOLVER.LR_DECAY_STAGES},"
-            f" but {path} has {done:.4g} epochs done; only later stages can change, keep {passed} up to there"
+            f" but {path} has completed {done:.4g} epochs; only later stages can change, so keep {passed}"
         )
     at = epoch * steps + step
     return [f"note: {'; '.join(changes)}; {_rates(old, cfg, at, steps)}{_difference(old, cfg, at, steps)}"]
@@ -139,7 +139,7 @@ def schedule_changes(cfg: CfgNode, saved: Any, epoch: int, step: int, steps: int
 def _check_length(cfg: CfgNode, before: Any, done: float, path: str) -> None:
     if done > cfg.SOLVER.EPOCHS:
         raise UserError(
-            f"--resume: SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS}, but {path} has {done:.4g} epochs done; give at least"
+            f"--resume: SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS}, but {path} has completed {done:.4g} epochs; give at least"
             f" {math.ceil(done)}, or leave it out to keep {before}"
         )
 
@@ -162,8 +162,8 @@ def _difference(old: CfgNode, new: CfgNode, step: int, steps: int) -> str:
     if all(learning_rate(old, number, steps) == learning_rate(new, number, steps) for number in done):
         return ""
     return (
-        "; the completed epochs had the rates of the earlier settings, so the result is not that of a run with the new"
-        " ones from its start"
+        "; the completed epochs used the earlier learning rates, so the result differs from that of a run with the new"
+        " settings from the start"
     )
 
 
@@ -181,10 +181,13 @@ def check_same_config(saved: Any, given: Dict[str, Any], path: str, leave_out: S
     if not saved:
         return
     unread = (f"{name}." for name in unread_sections(given["DISTILLER"]["TYPE"]))
-    free = (*FREE_ON_RESUME, *leave_out, *unread)
+    not_compared = (*NOT_COMPARED_ON_RESUME, *leave_out, *unread)
     before, now = dict(leaves(saved)), dict(leaves(given))
     if before.get("DATASET.UNLABELED") and now["DATASET.UNLABELED"]:  # its content is compared later
         before["DATASET.UNLABELED"] = now["DATASET.UNLABELED"]
-    changed = setting_changes(before, now, free)
+    changed = setting_changes(before, now, not_compared)
     if changed:
-        raise UserError(f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give those")
+        raise UserError(
+            f"--resume: {path} was trained with other settings ({'; '.join(changed)}); give the earlier values, or"
+            " start a new run (EXPERIMENT.NAME)"
+        )

@@ -114,8 +114,8 @@ class TrainStep:
         """Raise NonFiniteLoss if float16's gradients were infinite so often that the scale of the loss is below 1."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved in each such step, from 65,536
             raise NonFiniteLoss(
-                f"the gradients are not finite in float16 at epoch {epoch}, step {step}, however small the losses are"
-                " scaled; training stopped: set SOLVER.AMP off or bf16, and start again",
+                f"the gradients are not finite in float16 at epoch {epoch}, step {step}, even with a loss scale below"
+                " 1; training stopped: set SOLVER.AMP off or bf16, and start again",
                 {"epoch": epoch, "step": step},
             )
 

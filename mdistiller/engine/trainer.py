@@ -106,7 +106,9 @@ class Trainer:
         """Run the remaining epochs; return the summary that is also written to summary.json.
 
         Raises:
-            UserError: the folder holds another run, cannot be written to, or has nothing to resume from.
+            UserError: the method cannot train; or the folder holds another run, cannot be written to, has nothing to
+                resume from, or has a state with other settings or data.
+            NonFiniteLoss: a loss became NaN or infinite; the state is written to nonfinite.pth.
             RunStopped: SIGINT or SIGTERM arrived; the state is saved.
         """
         self.step.check_losses(self.progress.epoch + 1)
@@ -275,7 +277,7 @@ class Trainer:
         return self.progress.last
 
     def start_epoch(self, epoch: int) -> None:
-        """Reset what is counted within an epoch; `epoch` counts from 1. Timing goes on."""
+        """Reset the step, the seconds and the meter of the epoch; `epoch` counts from 1. The run's totals are kept."""
         self.progress.step, self.progress.epoch_seconds = 0, 0.0
         self.state.meter = EpochMeter(epoch)
 

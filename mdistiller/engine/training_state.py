@@ -113,9 +113,9 @@ class TrainingState:
         check_same_config(saved, given, path)
         if state["num_steps"] != self.num_steps:
             raise UserError(
-                f"--resume: {path} has epochs of {state['num_steps']} steps, with {distributed.get_world_size()}"
-                f" processes they have {self.num_steps}, because a short last batch is dropped; give the"
-                f" {len(state['random'])} that it was started with"
+                f"--resume: {path} has {state['num_steps']} steps per epoch, but a world size of"
+                f" {distributed.get_world_size()} gives {self.num_steps}, because a short last batch is dropped; resume"
+                f" with the world size that it was saved with, {len(state['random'])}"
             )
 
     def _load_weights(self, state: Dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A step on noise before the folder of a run is touched: a method that cannot train replaces no earlier run."""
+"""A trial forward pass on random images, before files are written, so that a broken method replaces no earlier run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..models._adapt import noise
 from .speed.precision import Precision
 
 NUM_IMAGES = 2
-EXPECTED = "expected (logits [B, N], losses): a tuple of a tensor and of scalar tensors by name, such as loss_kd"
+EXPECTED = "expected a tuple (logits [B, N], losses), where losses is a dict of scalar tensors like {'loss_kd': loss}"
 
 
 def trial_losses(
@@ -55,7 +55,7 @@ def _checked(name: str, result: Any, num_classes: int) -> List[str]:
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         fault = f"a {type(result).__name__}"
     elif not (isinstance(result[0], Tensor) and list(result[0].shape) == expected):
-        fault = f"logits of {list(getattr(result[0], 'shape', []))}, here {expected}"
+        fault = f"logits of shape {list(getattr(result[0], 'shape', []))} instead of {expected}"
     elif not result[1] or not all(isinstance(loss, Tensor) for loss in result[1].values()):
         fault = f"the losses {result[1]!r:.80}"
     elif not any(loss.requires_grad for loss in result[1].values()):

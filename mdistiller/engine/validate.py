@@ -231,7 +231,7 @@ def _cache_errors(cfg: CfgNode) -> Iterator[str]:
 
 # Keys that may differ between processes, besides `LOG`: paths, which depend on the machine, and what the main process
 # does alone.
-FREE_IN_PROCESSES = (
+MAY_DIFFER_BETWEEN_PROCESSES = (
     *("PLUGINS", "EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.UNLABELED", "DATASET.NUM_WORKERS"),
     *("DISTILLER.TEACHER_WEIGHTS", "DISTILLER.STUDENT_WEIGHTS", "DISTILLER.TEACHER_CLASSES"),
 )
@@ -244,7 +244,9 @@ def check_same_settings(cfg: CfgNode) -> None:
         f"{key} is {of_all[0].get(key)!r} for process 0, {other.get(key)!r} for process {number}"
         for number, other in enumerate(of_all)
         for key in {**of_all[0], **other}
-        if other.get(key) != of_all[0].get(key) and not key.startswith("LOG.") and key not in FREE_IN_PROCESSES
+        if other.get(key) != of_all[0].get(key)
+        and not key.startswith("LOG.")
+        and key not in MAY_DIFFER_BETWEEN_PROCESSES
     ]
     if differing:
         raise UserError(f"the processes have different settings ({'; '.join(differing[:3])}); give all the same")

@@ -30,8 +30,8 @@ def solver_errors(cfg: CfgNode) -> Iterator[str]:
     student = cfg.DISTILLER.STUDENT
     if cfg.SOLVER.FREEZE_BN and not cfg.DISTILLER.STUDENT_WEIGHTS and library_of(student) != "user":
         yield (
-            f"SOLVER.FREEZE_BN is True, but {student} starts from random weights, whose BatchNorms know no statistics;"
-            " set DISTILLER.STUDENT_WEIGHTS, or FREEZE_BN to False"
+            f"SOLVER.FREEZE_BN is True, but {student} starts from random weights, without trained BatchNorm statistics;"
+            " set DISTILLER.STUDENT_WEIGHTS, or SOLVER.FREEZE_BN False"
         )
 
 
@@ -71,10 +71,10 @@ def _solver_errors(solver: CfgNode) -> Iterator[str]:
         (
             0 <= solver.WEIGHT_DECAY <= MAX_NUMBER,
             "SOLVER.WEIGHT_DECAY",
-            f"a number from 0 on, at most {MAX_NUMBER:g}",
+            f"a number from 0 to {MAX_NUMBER:g}",
         ),
         (0 <= solver.MOMENTUM < 1, "SOLVER.MOMENTUM", "a number from 0 to below 1"),
-        (solver.PRECISE_BN >= 0, "SOLVER.PRECISE_BN", "a number of batches, a whole number from 0 on"),
+        (solver.PRECISE_BN >= 0, "SOLVER.PRECISE_BN", "a number of batches, an integer of at least 0"),
         (
             not (solver.PRECISE_BN and solver.FREEZE_BN),
             "SOLVER.PRECISE_BN",
@@ -133,8 +133,8 @@ def _optimizer_errors(cfg: CfgNode) -> Iterator[str]:
     if not 1 <= solver.ACCUMULATE <= max(1, most):
         each = " in each process" if distributed.get_world_size() > 1 else ""
         yield (
-            f"SOLVER.ACCUMULATE is {solver.ACCUMULATE}; expected 1 to {max(1, most)} parts, of at least 2 images{each},"
-            f" of a SOLVER.BATCH_SIZE of {solver.BATCH_SIZE}"
+            f"SOLVER.ACCUMULATE is {solver.ACCUMULATE}; expected 1 to {max(1, most)} micro-batches of at least 2"
+            f" images{each}, for SOLVER.BATCH_SIZE {solver.BATCH_SIZE}"
         )
 
 

@@ -84,7 +84,7 @@ def proof_section(proof: Proof, made_by: str, steps: Sequence[object] = ()) -> s
         f"Written by `{made_by}`, {proof.size:,} bytes, and run in {proof.runtime} on {proof.images}. Compared with the"
         " checkpoint in PyTorch:",
         "",
-        "| top-1 | change | agreement | top-1 changed | ties more | largest logit difference |",
+        "| top-1 | change | agreement | top-1 changed | ties | largest logit difference |",
         "|---|---|---|---|---|---|",
         f"| {_number(proof.top1)} | {_number(proof.top1_change, '+')} | {proof.agreement:.2f} % | {proof.changed} |"
         f" {proof.ties} | {proof.difference:.2g} |",

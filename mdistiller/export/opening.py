@@ -32,9 +32,7 @@ def open_runner(path: str | os.PathLike[str], overrides: Sequence[str] = (), mod
     opener = OPENERS.get(file.suffix.lower())
     if opener is None:
         if file.suffix.lower() not in CHECKPOINTS:
-            raise UserError(
-                f"{file} has the unknown format {file.suffix or 'without a suffix'!r}; expected .pth, .onnx, .pt2 or"
-                " .safetensors"
-            )
+            given = f"the unknown format {file.suffix!r}" if file.suffix else "no suffix"
+            raise UserError(f"{file} has {given}; expected .pth, .onnx, .pt2 or .safetensors")
         return source_runner(read_source(file, overrides, model))
     return opener(file)

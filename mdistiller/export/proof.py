@@ -41,8 +41,8 @@ class Proof:
         changed: the number of images with another top-1, ties not counted.
         ties: the number of images with another top-1 whose two logits are nearly equal in the student, see `TIE`.
         difference: the largest difference of a logit.
-        scale: the largest logit of the student.
-        finite: whether all logits are numbers.
+        scale: the largest absolute logit of the student.
+        finite: whether all logits of the export are finite.
         latency: the median time of a batch in ms, by its size.
         size: the size of the file in bytes.
     """
@@ -70,7 +70,7 @@ class Proof:
         if not self.finite:
             return "some logits are not finite"
         if exact and self.changed:
-            return f"{self.changed} of the top-1 changed beyond ties"
+            return f"the top-1 class of {self.changed} images changed, ties not counted"
         if exact and self.difference > MAX_DIFFERENCE * self.scale:
             return f"logits differ by up to {self.difference:.3g}, the largest is {self.scale:.3g}"
         loss = self.loss
@@ -89,7 +89,7 @@ class Proof:
         return [
             f"proof     {self.images}, run in {self.runtime}",
             f"          top-1 {change}, agreement {self.agreement:.2f} %, {self.changed} top-1 changed"
-            f" ({self.ties} ties more), largest logit difference {self.difference:.2g}",
+            f" (and {self.ties} ties), largest logit difference {self.difference:.2g}",
             f"latency   {', '.join(f'batch {size}: {ms:.2f} ms' for size, ms in self.latency.items())}",
         ]
 

@@ -72,8 +72,9 @@ def build_model(
         name, dataset, input_size: see `find_model`.
         num_classes: the number of outputs of the classifier.
         arguments: further keyword arguments of the constructor.
-        features: the names of modules by what they give (`classifier`, `final_map`, `feats`), for a model that returns
-            logits alone; by default they are found.
+        features: a dict with the keys `classifier`, `final_map` and `feats`, each optional, and as values the names of
+            the modules that compute these outputs. It is for models that return logits alone; by default the modules
+            are found.
         new_head: whether a user's own model that has another number of classes gets a new classifier, with a note.
 
     Raises:
@@ -82,7 +83,9 @@ def build_model(
     """
     arguments, size = dict(arguments or {}), input_size or IMAGE_SIZES.get(dataset, 32)
     if "num_classes" in arguments:
-        raise UserError(f"num_classes is no argument to give for {name}; it is the number of classes of the data set")
+        raise UserError(
+            f"the arguments of {name} contain num_classes, which is always that of the data set; leave it out"
+        )
     if library_of(name):
         return adapters.build(name, num_classes, size, arguments, features, new_head)
     constructor = find_model(name, dataset, input_size)

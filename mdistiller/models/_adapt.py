@@ -175,7 +175,8 @@ def require_output(key: str, *models: nn.Module) -> None:
 def averages_final_map(model: nn.Module) -> bool:
     """Whether the pooled feature is the average of the final map.
 
-    `True` for every `ClassifierModel`, whose layers after the final map show in a different number of channels.
+    It returns `True` for every `ClassifierModel`, without a check. If such a model has layers between the final map and
+    the pooling, the caller has to detect them by `forward_map` or by the number of channels.
     """
     return not isinstance(model, AdaptedModel) or model.findings.averages_final_map
 

@@ -87,9 +87,8 @@ def check_outputs(name: str, logits: Tensor, feats: Dict[str, Any], num_classes:
     """
     if tuple(logits.shape) != (2, num_classes):
         raise UserError(
-            f"{name} gives logits {list(logits.shape)} for two images; expected [2, {num_classes}]: its constructor is"
-            f" called with num_classes={num_classes} (name the outputs of a teacher with other"
-            " classes: DISTILLER.TEACHER_CLASSES)"
+            f"{name} gives logits {list(logits.shape)} for two images; expected [2, {num_classes}]: give its classifier"
+            f" {num_classes} outputs, or, for a teacher with other classes, set DISTILLER.TEACHER_CLASSES"
         )
     for key in filter(feats.__contains__, OUTPUTS):
         entries = feats[key] if key in ("feats", "preact_feats") else [feats[key]]

@@ -69,7 +69,8 @@ def load_weights(
     beside = [key for key in state if not key.startswith(prefix) and not _is_counter(key)]
     if beside:
         log.info(
-            f"note: of {source}, the weights below {prefix!r} are read; left out: {listed(beside, MAX_NAMED_KEYS)}"
+            f"note: only the weights with the prefix {prefix!r} are loaded from {source}; ignored:"
+            f" {listed(beside, MAX_NAMED_KEYS)}"
         )
     counters = {key: torch.zeros_like(value) for key, value in expected.items() if key not in given}
     complete: Any = OrderedDict({**given, **counters})

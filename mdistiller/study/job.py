@@ -33,8 +33,11 @@ class Job:
     folder: Path
     environment: Dict[str, str]
 
-    def words(self) -> Tuple[str, ...]:
-        """Return the words behind `tools/train.py`. A cluster may start the same job twice."""
+    def command_arguments(self) -> Tuple[str, ...]:
+        """Return the command-line arguments of `tools/train.py`, plus `--resume` or `--overwrite` if there is a run.
+
+        The state of the folder decides on each call, because a cluster may start the same job twice.
+        """
         if self.run.continues(resume=True, overwrite=False):
             return (*self.arguments, "--resume")
         return (*self.arguments, "--overwrite") if self.run.path.exists() else self.arguments
@@ -42,7 +45,7 @@ class Job:
     def shell(self) -> str:
         """Return the command that starts the run by hand."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(["python3", "tools/train.py", *self.words()])])
+        return " ".join([*variables, shlex.join(["python3", "tools/train.py", *self.command_arguments()])])
 
 
 def run_job(
@@ -61,7 +64,7 @@ def run_job(
     with job.log.open("a", encoding="utf-8") as log:
         print(f"$ {job.shell()}", file=log, flush=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "mdistiller.commands.study_job", *job.words()],
+            [sys.executable, "-m", "mdistiller.commands.study_job", *job.command_arguments()],
             cwd=job.folder,
             env={**os.environ, **job.environment, **(devices or {})},
             stdin=subprocess.PIPE,

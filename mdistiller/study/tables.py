@@ -17,7 +17,7 @@ from .study_file import ALONE
 ESCAPED_BAR = "\\|"  # of Markdown, within a table
 EXTRA_ACCURACIES = {  # columns that appear where runs have these figures
     "running_top1": "running statistics",
-    "plain_top1": "without the average",
+    "plain_top1": "without EMA",
     "probe_top1": "bare student's probe",
 }
 COLUMNS = (
@@ -128,8 +128,9 @@ def _notes(mine: Sequence[Tuple[int, Group]]) -> Iterator[str]:
     )
     yield (
         "Top-1 accuracy in percent, mean ± standard deviation over the seeds. *Against*: the paired difference with its"
-        f" {LEVEL:.0%} confidence interval (Student's t). The choice of the validation images, which all runs share,"
-        f" has a standard error of {error:.1f}. *s/epoch*: median of the training epochs, without evaluation."
+        f" {LEVEL:.0%} confidence interval (Student's t). The finite number of validation images, which all runs share,"
+        f" gives each accuracy a standard error of {error:.1f} points. *s/epoch*: median over the training epochs,"
+        " without evaluation."
     )
     accuracies = teacher_accuracies(runs)
     if accuracies:
@@ -155,7 +156,7 @@ def _sentences(mine: Sequence[Tuple[int, Group]], compared: Dict[int, List[Diffe
             else:
                 lines.append(f"- {name} against {each.to}: {each.verdict}, {show_difference(each)}, {each.n} seeds.")
     if few:
-        lines.append(f"- Comparisons over fewer than {MIN_SEEDS} seeds make no statement.")
+        lines.append(f"- No conclusion is drawn from comparisons over fewer than {MIN_SEEDS} seeds.")
     if lines:
         yield "\n".join(lines)
 

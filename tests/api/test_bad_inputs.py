@@ -105,7 +105,7 @@ def test_bad_data_sets(image_folder, quick):
         ([(train[0][0], np.eye(3)[0])], val, "the label of item 0 of train_data is array.*; expected a whole number"),
         ([(train[0][0], -1)] * 2, val, "train_data has the label -1 for image 0; labels count from 0"),
         ([("picture", 0), ("picture", 1)], val, "image 0 of the data set is a str; expected a PIL image"),
-        (Pictures(image_folder / "train", random_crop), val, "train_data returns another image 0 each time; leave"),
+        (Pictures(image_folder / "train", random_crop), val, "train_data returns different pixels for image 0 each"),
         (Pictures(image_folder / "train", normalized), val, "values from -.* leave the normalization to mdistiller"),
         (image_folder / "train", other / "val", "val lacks class_2, which train has"),
         (other / "train", image_folder / "val", "val has class_2, which train lacks"),

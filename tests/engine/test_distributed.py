@@ -308,7 +308,7 @@ def test_a_meeting_that_does_not_come_about_is_told(monkeypatch):
         environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
         for name, value in {**environment, "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
-        line = f"process 1 of 2 did not meet the others at 127.0.0.1:{port} "
+        line = f"process 1 of 2 could not join the process group at 127.0.0.1:{port} "
         with pytest.raises(UserError, match=line), distributed.process_group():
             pass
     assert distributed.get_world_size() == 1

@@ -26,8 +26,8 @@ EXPERIMENT: {NAME: run}
 GIVEN = ["SOLVER.EPOCHS", "4", "SOLVER.LR_DECAY_STAGES", "[1, 3]"]
 STATE = "output/run/latest.pth"
 OTHER_RATES = (
-    "; the completed epochs had the rates of the earlier settings, so the result is not that of a run with the new ones"
-    " from its start"
+    "; the completed epochs used the earlier learning rates, so the result differs from that of a run with the new"
+    " settings from the start"
 )
 
 
@@ -144,17 +144,18 @@ def test_a_run_that_is_cut_to_what_is_done_stays_so(resume, place):
     [
         (
             ["SOLVER.EPOCHS", "1"],
-            f"--resume: SOLVER.EPOCHS is 1, but {STATE} has 2 epochs done; give at least 2, or leave it out to keep 4",
+            f"--resume: SOLVER.EPOCHS is 1, but {STATE} has completed 2 epochs; give at least 2, or leave it"
+            " out to keep 4",
         ),
         (
             ["SOLVER.LR_DECAY_STAGES", "[3]"],
-            f"--resume: SOLVER.LR_DECAY_STAGES was [1, 3], is now [3], but {STATE} has 2 epochs done; only later stages"
-            " can change, keep [1] up to there",
+            f"--resume: SOLVER.LR_DECAY_STAGES was [1, 3], is now [3], but {STATE} has completed 2 epochs; only later"
+            " stages can change, so keep [1]",
         ),
         (
             ["SOLVER.LR_DECAY_STAGES", "[1, 2]"],
-            f"--resume: SOLVER.LR_DECAY_STAGES was [1, 3], is now [1, 2], but {STATE} has 2 epochs done; only later"
-            " stages can change, keep [1] up to there",
+            f"--resume: SOLVER.LR_DECAY_STAGES was [1, 3], is now [1, 2], but {STATE} has completed 2 epochs; only"
+            " later stages can change, so keep [1]",
         ),
         (
             ["SOLVER.EPOCHS", "2"],
@@ -165,7 +166,7 @@ def test_a_run_that_is_cut_to_what_is_done_stays_so(resume, place):
         (
             ["SOLVER.LR", "0.2", "SOLVER.LR_DECAY_RATE", "0.5"],
             f"--resume: {STATE} was trained with other settings (SOLVER.LR was 0.1, now 0.2; SOLVER.LR_DECAY_RATE was"
-            " 0.1, now 0.5); give those",
+            " 0.1, now 0.5); give the earlier values, or start a new run (EXPERIMENT.NAME)",
         ),
     ],
 )
@@ -225,7 +226,7 @@ def test_from_python_the_configuration_is_what_is_given(place):
     trainer = build_trainer(cfg)
     assert trainer.train(resume=True)["epochs"] == 3
     assert "note: SOLVER.EPOCHS was 4, is now 3; the learning rate" in trainer.folder.worklog.read_text()
-    with pytest.raises(UserError, match="SOLVER.EPOCHS is 2, but output/run/latest.pth has 3 epochs done"):
+    with pytest.raises(UserError, match="SOLVER.EPOCHS is 2, but output/run/latest.pth has completed 3 epochs"):
         build_trainer(load_cfg("run.yaml", ["SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[]"])).train(resume=True)
 
 
@@ -256,7 +257,7 @@ def test_rates_before_and_after(schedule, epoch, step, rates):
 def test_stages_within_an_epoch_and_without_steps():
     stages = "SOLVER.EPOCHS 9 SOLVER.LR_DECAY_STAGES "
     assert changed(stages + "[2.5,5]", stages + "[2.5,6]", 2, 6) != []
-    with pytest.raises(UserError, match=r"is now \[6\], but latest.pth has 2.6 epochs done; .* keep \[2.5\] up to"):
+    with pytest.raises(UserError, match=r"is now \[6\], but latest.pth has completed 2.6 epochs; .* so keep \[2.5\]"):
         changed(stages + "[2.5,5]", stages + "[6]", 2, 6)
     linear = "SOLVER.SCHEDULE linear " + stages
     assert "was 0.023, is now 0.023" in changed(linear + "[1]", linear + "[2]", 2, 1)[0]
@@ -264,7 +265,9 @@ def test_stages_within_an_epoch_and_without_steps():
 
 def test_part_of_an_epoch_is_not_cut():
     linear = "SOLVER.SCHEDULE linear SOLVER.EPOCHS "
-    with pytest.raises(UserError, match="SOLVER.EPOCHS is 3, but latest.pth has 3.5 epochs done; give at least 4, or"):
+    with pytest.raises(
+        UserError, match="SOLVER.EPOCHS is 3, but latest.pth has completed 3.5 epochs; give at least 4, or"
+    ):
         changed(linear + "9", linear + "3", 3, 5)
 
 

@@ -265,7 +265,7 @@ def test_files_that_only_look_like_a_run_are_never_removed(image_folder, tmp_pat
     trainer = build_trainer(settings(image_folder))
     trainer.folder.path.mkdir(parents=True)
     trainer.folder.config.write_text("mine: 1")
-    with pytest.raises(UserError, match="holds config.yaml, but not of a run"):
+    with pytest.raises(UserError, match="holds config.yaml, but no run wrote them"):
         trainer.train(overwrite=True)
     assert trainer.folder.config.read_text() == "mine: 1"
 
@@ -354,7 +354,7 @@ def test_a_forward_test_of_its_own_is_told_from_the_student_that_is_saved(image_
     trainer = build_trainer(settings(image_folder))
     trainer = with_distiller(trainer, OwnTest(trainer.distiller.student))
     trainer.train()
-    assert "note: NONE tests by a forward_test of its own" in capsys.readouterr().out
+    assert "note: NONE overrides forward_test" in capsys.readouterr().out
     saved = checkpoint.read_checkpoint(trainer.folder.student_latest)["accuracy"]
     last = rows(trainer)[-1]
     assert saved == {f"deployed_top{k}": last[f"bare_top{k}"] for k in (1, 5)}

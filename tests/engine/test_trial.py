@@ -39,11 +39,11 @@ def loss(logits):
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (lambda logits: logits, "returned a Tensor; expected .logits .B, N., losses.: a tuple"),
+        (lambda logits: logits, "returned a Tensor; expected a tuple .logits .B, N., losses., where losses is a dict"),
         (lambda logits: None, "returned a NoneType"),
         (lambda logits: (logits, logits.mean()), "returned a tuple"),
-        (lambda logits: (logits[:, :2], loss(logits)), r"returned logits of \[2, 2\], here \[2, 3\]"),
-        (lambda logits: (None, loss(logits)), r"returned logits of \[\], here"),
+        (lambda logits: (logits[:, :2], loss(logits)), r"returned logits of shape \[2, 2\] instead of \[2, 3\]"),
+        (lambda logits: (None, loss(logits)), r"returned logits of shape \[\] instead of"),
         (lambda logits: (logits, {}), "returned the losses {}"),
         (lambda logits: (logits, {"loss_ce": 0.5}), "returned the losses {'loss_ce': 0.5}"),
         (lambda logits: (logits, loss(logits.detach())), "returned losses without a gradient .loss_ce."),

@@ -166,8 +166,11 @@ DOT = ["SOLVER.TRAINER", "dot", "DISTILLER.TYPE", "KD"]
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["SOLVER.ACCUMULATE", "0"], "SOLVER.ACCUMULATE is 0; expected 1 to 32 parts, of at least 2 images, of a"),
-        (["SOLVER.ACCUMULATE", "33"], "SOLVER.ACCUMULATE is 33; expected 1 to 32 parts"),
+        (
+            ["SOLVER.ACCUMULATE", "0"],
+            "SOLVER.ACCUMULATE is 0; expected 1 to 32 micro-batches of at least 2 images, for",
+        ),
+        (["SOLVER.ACCUMULATE", "33"], "SOLVER.ACCUMULATE is 33; expected 1 to 32 micro-batches"),
         (["SOLVER.CLIP_GRAD_NORM", "-1"], "SOLVER.CLIP_GRAD_NORM is -1.0; expected a norm above 0, or 0"),
         (["SOLVER.CLIP_GRAD_NORM", ".inf"], "SOLVER.CLIP_GRAD_NORM is inf; expected a norm"),
         (["SOLVER.LAYER_DECAY", "0"], "SOLVER.LAYER_DECAY is 0.0; expected a number above 0 and up to 1"),

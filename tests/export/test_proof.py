@@ -31,7 +31,7 @@ def test_one_other_top1_is_a_fault_of_a_float_export_even_if_it_gains():
     found[3] = torch.tensor([0.0, 0.0, 5.0])  # right now, wrong before
     proof = compare(EXPECTED, found, LABELS)
     assert (proof.changed, proof.top1_change) == (1, 25.0)
-    assert proof.fault(exact=True, max_drop=100) == "1 of the top-1 changed beyond ties"
+    assert proof.fault(exact=True, max_drop=100) == "the top-1 class of 1 images changed, ties not counted"
     assert proof.fault(exact=False, max_drop=0) == ""
 
 
@@ -62,7 +62,7 @@ def test_the_report_names_images_runtime_and_figures():
     proof = replace(compare(EXPECTED, EXPECTED, LABELS), images="4 images", runtime="X", latency={1: 0.5, 64: 7})
     assert proof.lines() == [
         "proof     4 images, run in X",
-        "          top-1 75.00 (+0.00), agreement 100.00 %, 0 top-1 changed (0 ties more), largest logit difference 0",
+        "          top-1 75.00 (+0.00), agreement 100.00 %, 0 top-1 changed (and 0 ties), largest logit difference 0",
         "latency   batch 1: 0.50 ms, batch 64: 7.00 ms",
     ]
 

@@ -181,7 +181,7 @@ LOGITS, FEAT, POOLED = torch.zeros(2, 3), torch.zeros(2, 4, 5, 5), torch.zeros(2
         ((LOGITS, {}, 3), r"mine returns a tuple of a tensor \[2, 3\], a dict with the keys , a int; expected logits"),
         (([FEAT], LOGITS), r"mine returns a tuple of a list of a tensor \[2, 4, 5, 5\], a tensor \[2, 3\]; expected"),
         (None, "mine returns a NoneType; expected logits"),
-        (FEAT, r"mine gives logits \[2, 4, 5, 5\] for two images; expected \[2, 3\]: its constructor is called"),
+        (FEAT, r"mine gives logits \[2, 4, 5, 5\] for two images; expected \[2, 3\]: give its classifier 3"),
         (POOLED, r"mine gives logits \[2, 4\] for two images; expected \[2, 3\]"),
         ((LOGITS, {"feats": FEAT}), r"mine gives 'feats' as a tensor \[2, 4, 5, 5\] .*; expected the list of its"),
         ((LOGITS, {"feats": [FEAT, POOLED]}), r"mine gives 'feats' as a list of .*, a tensor \[2, 4\] for two images"),

@@ -46,7 +46,7 @@ class InThisProcess:
         parser.add_argument("--cfg")
         parser.add_argument("--resume", action="store_true")
         parser.add_argument("--overwrite", action="store_true")
-        args = parser.parse_args(job.words())
+        args = parser.parse_args(job.command_arguments())
         future = Future()
         try:
             cfg = load_valid_cfg(args.cfg, [], args.resume)

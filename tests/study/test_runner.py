@@ -52,7 +52,7 @@ def test_a_study_from_start_to_end(place, launcher, monkeypatch):
     assert (OUT / "teacher_cache").is_dir()
     text = (OUT / "results.md").read_text()
     assert text.count("| 2 |") == 3 and "Unfinished" not in text
-    assert "- Comparisons over fewer than 3 seeds make no statement." in text
+    assert "- No conclusion is drawn from comparisons over fewer than 3 seeds." in text
     last = [summaries[f"small/KD/seed{seed}"]["last"]["deployed_top1"] for seed in (0, 1)]
     assert f"| {last[0]:.2f}, {last[1]:.2f} |" in text  # each seed
     assert f"Teacher: resnet14 {teacher['last']['deployed_top1']:.2f} (weights {kd['origin']['teacher'][:6]})." in text
@@ -123,7 +123,7 @@ def test_an_unfinished_run_continues(place, launcher):
     assert "small/KD/seed0                                     epoch 2 of 2, about 0 s to go" in dry_run(study, OUT, 1)
     launcher.jobs.clear()
     run_study(study, OUT, launcher)
-    assert [job.words()[-1] for job in launcher.jobs] == ["--resume"]
+    assert [job.command_arguments()[-1] for job in launcher.jobs] == ["--resume"]
     assert rows() == whole
 
 

@@ -195,7 +195,7 @@ WRITING = [
     (INDEX, wrong_label("7"), "train-000001.tar: 000.cls is '7'; expected a label, 0 to 2"),
     (INDEX, wrong_label("1_0"), "train-000001.tar: 000.cls is '1_0'; expected a label, 0 to 2"),
     (INDEX, wrong_label("000000000000000000012"), "000.cls is '000000000000000000012'; expected a label, 0 to 2"),
-    (INDEX, names, "c.txt has 2 different names in 3 lines; expected a class a line"),
+    (INDEX, names, "c.txt has 2 different names in 3 lines; expected one class name per line"),
     ("--index away --classes c.txt", nothing, "away is not a folder; expected one with shards"),
 ]
 

@@ -62,7 +62,7 @@ CONFIGURATIONS = [
     ("SOLVER.LR 1e308", ["SOLVER.LR is 1e+308; expected a number above 0, at most 1e+18"]),
     ("SOLVER.LR 2020-13-45", ["SOLVER.LR in the command line is '2020-13-45'; expected a number"]),
     ("SOLVER.LR " + "1" * 5000, ["SOLVER.LR is inf; expected a number above 0"]),
-    ("SOLVER.WEIGHT_DECAY 1e308", ["SOLVER.WEIGHT_DECAY is 1e+308; expected a number from 0 on, at most 1e+18"]),
+    ("SOLVER.WEIGHT_DECAY 1e308", ["SOLVER.WEIGHT_DECAY is 1e+308; expected a number from 0 to 1e+18"]),
     ("KD.TEMPERATURE 1e308", ["KD.TEMPERATURE is 1e+308; expected at most 1e+18"]),
     ("DISTILLER.TYPE VID VID.INIT_PRED_VAR 1000", ["VID.INIT_PRED_VAR is 1000.0 and VID.EPS 1e-05; expected"]),
     ("DISTILLER.TYPE OFD OFD.CONNECTOR.KERNEL_SIZE 100000000000", ["out of memory (Storage size"]),

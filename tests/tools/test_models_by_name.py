@@ -136,7 +136,7 @@ BAD = [
     (("DISTILLER.STUDENT", "mine.py:Viewing"), "cannot take"),
     (("DISTILLER.STUDENT_ARGS", "{depth: 3}"), "'depth'"),
     (("DISTILLER.STUDENT_ARGS", "[3]"), "DISTILLER.STUDENT_ARGS is [3]; expected names and values"),
-    (("DISTILLER.STUDENT_ARGS", "{num_classes: 3}"), "num_classes is no argument to give"),
+    (("DISTILLER.STUDENT_ARGS", "{num_classes: 3}"), "contain num_classes, which is always that of the data set"),
     (("DISTILLER.STUDENT_FEATURES", "{final_map: gone}"), "mine.py:Net: 'gone' is never called"),
     (("DISTILLER.STUDENT_FEATURES", "fc"), "DISTILLER.STUDENT_FEATURES is 'fc'; expected names and values"),
     (("DISTILLER.STUDENT_WEIGHTS", "gone.pth"), "DISTILLER.STUDENT_WEIGHTS: no checkpoint at gone.pth"),
@@ -145,7 +145,7 @@ BAD = [
     (("DISTILLER.TEACHER_INPUT", "{size: -3}"), "DISTILLER.TEACHER_INPUT is {'size': -3}; expected None, same"),
     (("DISTILLER.TEACHER_INPUT", "{size: 2}", "DISTILLER.TEACHER", "timm/vit_tiny_patch16_224"), "of 2 px"),
     (("DISTILLER.TYPE", "SIMKD", "SIMKD.PROJECTOR_RELU", "3"), "SIMKD.PROJECTOR_RELU is 3; expected True, False"),
-    ((*DEIT, "DISTILLER.TEACHER_WEIGHTS", ""), "which weights of timm/deit_tiny_distilled_patch16_224"),
+    ((*DEIT, "DISTILLER.TEACHER_WEIGHTS", ""), "no weights are given for timm/deit_tiny_distilled_patch16_224"),
 ]
 
 

@@ -167,7 +167,7 @@ def test_a_state_whose_fields_are_damaged(command, place):
         ("fetch_ckpts --file deep.tar", "is nested in 1500 folders; expected fewer than 100"),
         (f"fetch_ckpts --url http://localhost:1/{'a' * 300}", "cannot be downloaded"),
         ("compare_methods table --json images", "--json images is a folder"),
-        ("compare_methods table --json gone/x", "--json gone/x: there is no such folder"),
+        ("compare_methods table --json gone/x", "--json gone/x: the folder gone does not exist"),
         (f"benchmark --json {'a' * 300}", "cannot be a path (File name too long)"),
     ],
 )

@@ -88,7 +88,12 @@ def draw_changes(
 
 
 def plan_in_order(num_images: int, padding: int = 0) -> EpochPlan:
-    """Return the plan of a pass over every image un-augmented, in index order; images have `padding` pixels of it."""
+    """Return the plan of a pass over every image, un-augmented and in index order.
+
+    Args:
+        num_images: the number of images, N.
+        padding: zeros on each side of the stored images, in pixels; the crop leaves them out.
+    """
     top, left, *others = _no_augmentation(num_images)
     return EpochPlan(torch.arange(num_images), top + padding, left + padding, *others)
 

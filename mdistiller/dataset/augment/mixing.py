@@ -55,7 +55,9 @@ class Mixing:
 
 
 def with_neighbor(part: slice, whole: slice) -> Tensor:
-    """Return the positions of a part of a batch, after that of the image before it; the last one if it is the first.
+    """Return the positions of one process's part of a batch, preceded by the position of the image before that part.
+
+    For the first part of a batch, that is the batch's last image.
 
     Args:
         part: the part of the batch that one process gets, as a slice of the order of the epoch.

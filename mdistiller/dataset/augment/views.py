@@ -30,8 +30,8 @@ class Views(NamedTuple):
     def in_epoch(self, num_images: int, seed: int, epoch: int) -> Tensor:
         """Return the view of each image in an epoch, int64 [N], by the index of the image.
 
-        K epochs, from epoch 1, K + 1, 2K + 1, … on, show each view of each image once: all images in one random
-        order, each from a random start.
+        Epochs 1 to K show each view of each image once, and so do epochs K + 1 to 2K, and so on. Within such a cycle,
+        all images use one random order of the views, and each image starts at a random place in it.
 
         Args:
             num_images: the number of images, N.

@@ -102,7 +102,15 @@ def _too_few(folder: Path, names: List[str], loose: int) -> str:
 
 
 def check_same_classes(where: Path | str, train: Sequence[str], val: Sequence[str]) -> None:
-    """Raise a UserError if training and validation have different classes; `where` they are is for the message."""
+    """Check that the training and the validation images have the same classes.
+
+    Args:
+        where: the path of the data set, given in the error message.
+        train, val: the class names of the training and of the validation images.
+
+    Raises:
+        UserError: they differ.
+    """
     more, less = sorted(set(val) - set(train)), sorted(set(train) - set(val))
     if more or less:
         wrong = [f"val has {listed(more)}, which train lacks"] if more else []

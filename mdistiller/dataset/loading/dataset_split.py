@@ -165,6 +165,6 @@ def _check_constant(split: DatasetSplit, role: str) -> None:
         first, second = (np.asarray(split.load(index)) for _ in range(2))
         if first.shape != second.shape or (first != second).any():
             raise UserError(
-                f"{role} returns another image {index} each time; leave random transforms to mdistiller, which also"
-                " normalizes: augment='pad_crop', 'resized_crop', 'rotate_flip' or 'none'"
+                f"{role} returns different pixels for image {index} each time; remove its random transforms and its"
+                " normalization, and give augment='pad_crop', 'resized_crop', 'rotate_flip' or 'none' instead"
             )

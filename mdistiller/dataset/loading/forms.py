@@ -1,4 +1,4 @@
-"""The number of forms that training may show of an image, and what determines them."""
+"""The number of variants of an image that training may show, and the settings that determine them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torchvision
 from ..options import Options
 
 
-def limit_forms(options: Options) -> Tuple[int, str]:
+def count_variants(options: Options) -> Tuple[int, str]:
     """Return the number of augmented variants or fixed views of a training image, and an empty string.
 
     If their number is unlimited, return 0 and the setting that makes it so.
@@ -29,7 +29,7 @@ def limit_forms(options: Options) -> Tuple[int, str]:
     return options.views or finite[options.augment], ""
 
 
-def describe_forms(options: Options) -> str:
+def describe_variants(options: Options) -> str:
     """Return, as text, what determines the variants or fixed views of a training image."""
     no_flip = "" if options.flip and options.augment != "none" else " no flip"
     text = f"{options.augment} {options.padding if options.augment == 'pad_crop' else 0}{no_flip}"

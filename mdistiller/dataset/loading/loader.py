@@ -14,7 +14,7 @@ from ..augment.mixing import Batch, Mixing, with_neighbor
 from ..augment.views import Views
 from ..info import DatasetInfo
 from ..options import Options
-from .forms import describe_forms, limit_forms
+from .forms import count_variants, describe_variants
 from .normalizer import Normalizer
 from .unlabeled import with_unlabeled
 
@@ -83,15 +83,15 @@ class Loader:
         self.flip = options.flip and self.augment != "none"
         self.rotation = options.rotation if self.augment == "rotate_flip" else 0.0
         self.views = Views(options.views, options.views_seed) if train and options.views else None
-        number, self.unlimited_by = limit_forms(options) if train else (1, "")
+        number, self.unlimited_by = count_variants(options) if train else (1, "")
         self.num_variants: Optional[int] = number or None
         self._mixing: Optional[Mixing] = None
         if train and (options.mixup > 0 or options.cutmix > 0):
             self._mixing = Mixing(options.mixup, options.cutmix, info.num_classes)
-        self.forms = describe_forms(options) if train else ""
+        self.forms = describe_variants(options) if train else ""
         self.epoch = 0
         self.unlabeled: Optional[Loader] = None
-        self._steps: Optional[int] = None  # of an epoch; see `go_along`
+        self._steps: Optional[int] = None  # of an epoch; see `set_num_steps`
         self._passes: Dict[int, EpochPlan] = {}  # that the last plan was part of, because a pass may last many epochs
         self._seed = options.seed
         self._normalize = Normalizer(info, device)
@@ -111,12 +111,12 @@ class Loader:
         if self.unlabeled is not None:
             self.unlabeled.set_epoch(epoch)
 
-    def go_along(self, num_steps: int) -> None:
-        """From now on, take `num_steps` full batches in an epoch, as another loader does.
+    def set_num_steps(self, num_steps: int) -> None:
+        """Yield `num_steps` full batches in each epoch, whatever the number of images.
 
-        The batches of all epochs then are consecutive parts of a sequence of passes. A pass has each image once. Order,
-        crops, flips and angles follow from the seed and the number of the pass; what changes single images, such as
-        `resized_crop`, follows from the seed and the epoch.
+        The batches of all epochs are consecutive slices of one sequence of passes. A pass has each image once. Order,
+        crops, flips and angles depend on the seed and the number of the pass. Augmentations of single images, such as
+        `resized_crop`, depend on the seed and the epoch.
         """
         self._steps = num_steps
 
@@ -128,7 +128,8 @@ class Loader:
     def plan(self, seed: Optional[int] = None) -> EpochPlan:
         """Return order, crops, flips, angles and views of this epoch, on the CPU.
 
-        With another `seed`, they are others, and views are not fixed.
+        Args:
+            seed: the seed to draw them from, without fixed views; `None` for the loader's own seed and views.
         """
         if not self.train:
             return plan_in_order(self.num_images)
@@ -202,10 +203,13 @@ class Loader:
             yield self._mixing(batch, derive_seed("mix", self._seed, self.epoch, step), neighbor_first=in_group)
 
     def sample(self, num_batches: int) -> Iterator[Batch]:
-        """Yield full training batches of other random choices than those of `iterate`; reads only their images.
+        """Yield training batches whose random choices differ from those of `iterate`; only their images are read.
 
-        They follow from seed and epoch too. Images are not mixed. There are `num_batches`, but at most the full batches
-        of a pass. A set smaller than a batch gives one batch of all images.
+        The choices depend on the seed and the epoch. Images are not mixed.
+
+        Args:
+            num_batches: the number of batches; at most the full batches of a pass are returned. A set smaller than a
+                batch gives one batch of all images.
         """
         seed = derive_seed("sample", self._seed)
         steps = min(num_batches, max(1, self.num_images // self.batch_size))

@@ -152,7 +152,10 @@ def _class_names(file: Path) -> List[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the class names {file} cannot be read ({error})") from None
     if len(names) < 2 or len(set(names)) < len(names):
-        raise UserError(f"{file} has {len(set(names))} different names in {len(names)} lines; expected a class a line")
+        raise UserError(
+            f"{file} has {len(set(names))} different names in {len(names)} lines; expected one class name per line,"
+            " all different, and at least two"
+        )
     return names
 
 

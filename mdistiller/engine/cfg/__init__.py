@@ -17,15 +17,15 @@ from .config import (
     resolved,
     show_cfg,
 )
-from .settings import FREE, FROM_DATA, own_leaves, setting_changes, settings_digest, settings_of
+from .settings import FROM_DATA, NOT_COMPARED, own_leaves, setting_changes, settings_digest, settings_of
 from .values import leaves, to_dict
 
 __all__ = [
     "CACHES",
     "CFG",
-    "FREE",
     "FROM_DATA",
     "IMAGENET_CLASSES",
+    "NOT_COMPARED",
     "PRETRAINED",
     "Config",
     "Fault",

@@ -14,9 +14,9 @@ from ...models import same_model
 from .config import CFG
 from .values import MAPPINGS, leaves, to_dict
 
-# Keys that are not compared: they change a result by rounding at most, or name data and weights that are compared by
-# their content, see `run.origin`.
-FREE = (
+# Prefixes of keys that are not compared: they change a result by rounding at most, or name data and weights that are
+# compared by their content, see `run.origin`.
+NOT_COMPARED = (
     *("LOG.", "PLUGINS", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG", "EXPERIMENT.NAME"),
     *("EXPERIMENT.REFERENCE", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.IN_MEMORY", "DATASET.MEMORY_GB"),
     *("DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_WEIGHTS", "TEACHER_CACHE", "SOLVER.COMPILE"),
@@ -32,7 +32,7 @@ DIGEST_LENGTH = 12  # characters
 def settings_of(cfg: CfgNode) -> Dict[str, Any]:
     """Return the values that determine the result by full key, such as `SOLVER.LR`."""
     values = own_leaves(to_dict(cfg), cfg.DISTILLER.TYPE)
-    return {key: value for key, value in values.items() if not key.startswith(FREE)}
+    return {key: value for key, value in values.items() if not key.startswith(NOT_COMPARED)}
 
 
 def own_leaves(config: Dict[str, Any], method: str) -> Dict[str, Any]:
@@ -41,19 +41,25 @@ def own_leaves(config: Dict[str, Any], method: str) -> Dict[str, Any]:
     return {key: value for key, value in leaves(config) if not key.startswith(unread)}
 
 
-def setting_changes(before: Dict[str, Any], now: Dict[str, Any], free: Sequence[str] = FREE) -> List[str]:
+def setting_changes(
+    before: Dict[str, Any], now: Dict[str, Any], not_compared: Sequence[str] = NOT_COMPARED
+) -> List[str]:
     """Return a phrase such as `SOLVER.LR was 0.1, now 0.05` for each value that differs.
 
     Args:
         before: values by full key. An earlier version lacks newer keys; it behaved as their present defaults do.
         now: values by full key. Keys that it lacks are not compared, except those of sections without defaults.
-        free: beginnings of keys that are not compared.
+        not_compared: prefixes of keys that are not compared.
     """
     before = {**dict(leaves(to_dict(CFG))), **before}
     undeclared = tuple(f"{name}." for name, section in CFG.items() if _is_open(section))
     keys = [key for key in now if key in before or key.startswith(undeclared)]
     keys += [key for key in before if key not in now and key.startswith(undeclared)]
-    pairs = ((key, before.get(key, NOT_SET), now.get(key, NOT_SET)) for key in keys if not key.startswith(tuple(free)))
+    pairs = (
+        (key, before.get(key, NOT_SET), now.get(key, NOT_SET))
+        for key in keys
+        if not key.startswith(tuple(not_compared))
+    )
     return [f"{key} was {old!r}, now {new!r}" for key, old, new in pairs if not _is_same(key, old, new)]
 
 

@@ -18,8 +18,8 @@ MAPPINGS = (
 )
 TYPE_NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", tuple: "list"}
 
-# YAML 1.1 reads `off` and `no` as false and `yes` as true. These are the strings that such keys mean by them.
-SPOKEN: Dict[Tuple[str, Any], str] = {
+# YAML 1.1 parses `off` and `no` as False, and `yes` as True. The string that is meant, by key and boolean.
+BOOLEAN_WORDS: Dict[Tuple[str, Any], str] = {
     ("SOLVER.AMP", False): "off",
     ("SOLVER.COMPILE", False): "off",
     ("SOLVER.COMPILE", True): "default",
@@ -36,7 +36,7 @@ def from_word(text: str, default: Any, name: str) -> Any:
     if not isinstance(default, str):
         return parsed
     # verbatim, except words that YAML reads as booleans
-    return SPOKEN.get((name, parsed), text) if isinstance(parsed, bool) else text
+    return BOOLEAN_WORDS.get((name, parsed), text) if isinstance(parsed, bool) else text
 
 
 def _parsed(text: str) -> Any:
@@ -67,7 +67,7 @@ def typed(value: Any, default: Any, name: str, source: str) -> Any:
         return list(value)
     elif isinstance(default, str) and isinstance(value, (str, int, float, bool)):
         # a number can be a name
-        return value if isinstance(value, str) else SPOKEN.get((name, value), str(value))
+        return value if isinstance(value, str) else BOOLEAN_WORDS.get((name, value), str(value))
     elif type(value) is type(default):
         return value
     kind = TYPE_NAMES[type(default)]

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, counted over a data set."""
+"""The confusion matrix of a classifier on a data set."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def estimate_statistics(
     if not distiller.training:
         distiller.train()
     # otherwise only student and head run, and copies of large buffers, such as CRD's memory bank, are saved
-    may_run_all = distiller.tests_otherwise or type(distiller).forward_eval is not Distiller.forward_eval
+    may_run_all = distiller.overrides_forward_test or type(distiller).forward_eval is not Distiller.forward_eval
     prefixes = ("",) if may_run_all else ("student.", "head.")
     buffers = {name: buffer for name, buffer in distiller.named_buffers() if name.startswith(prefixes)}
     norms = {

@@ -83,7 +83,7 @@ class StudentEvaluation:
         """Return the checkpoint of the deployed student as it was in the last evaluation, with its accuracies."""
         last = progress.last
         accuracy = {name: value for name, value in last.items() if not name.startswith(("running_", "plain_"))}
-        if self.distiller.tests_otherwise:
+        if self.distiller.overrides_forward_test:
             accuracy = {f"deployed_top{k}": last[f"bare_top{k}"] for k in (1, 5)}
         with ExitStack() as stack:
             if self.average is not None:

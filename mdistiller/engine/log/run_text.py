@@ -53,10 +53,10 @@ def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> I
             line += f"; the teacher sees {own.in_words()}{resized}"
         yield line
     yield from size_lines(cfg, train_loader)
-    if distiller.tests_otherwise:
+    if distiller.overrides_forward_test:
         yield (
-            f"note: {cfg.DISTILLER.TYPE} tests by a forward_test of its own; the saved student is the bare one, whose"
-            " accuracy is `bare` in metrics.jsonl (a method ships more by setting self.head)"
+            f"note: {cfg.DISTILLER.TYPE} overrides forward_test; the saved student is the backbone alone, whose"
+            " accuracy is `bare_top1` in metrics.jsonl (to save more with it, set self.head)"
         )
     world_size = distributed.get_world_size()
     if world_size > 1:
@@ -115,7 +115,7 @@ def epoch_line(row: Dict[str, Any], epochs: int, total_seconds: float) -> str:
     """
     parts = ", ".join(f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss_"))
     probe = f", probe {row['probe_top1']:.2f}" if "probe_top1" in row else ""
-    plain = f", without the average {row['plain_top1']:.2f}" if "plain_top1" in row else ""
+    plain = f", without EMA {row['plain_top1']:.2f}" if "plain_top1" in row else ""
     val = ""
     if "deployed_top1" in row:  # epochs between two evaluations have none
         val = f"  val top-1 {row['deployed_top1']:.2f} top-5 {row['deployed_top5']:.2f}"

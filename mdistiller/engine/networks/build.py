@@ -45,7 +45,10 @@ def released_weights(arch: str, dataset: str, input_size: Optional[int]) -> str 
         UserError: none is released, or it has not been downloaded.
     """
     if library_of(arch):
-        raise UserError(f"which weights of {arch}? Give a checkpoint file, or as DISTILLER.TEACHER_WEIGHTS: pretrained")
+        raise UserError(
+            f"no weights are given for {arch}; give a checkpoint file, or for a teacher set DISTILLER.TEACHER_WEIGHTS"
+            " to pretrained"
+        )
     path = released_teacher(arch, dataset, input_size)
     if path is None:
         raise UserError(f"no checkpoint of {arch} is released for {dataset}; train one, and give its file")

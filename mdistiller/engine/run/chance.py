@@ -10,8 +10,8 @@ def chance_warning(top1: float, num_classes: int, num_images: int) -> str:
 
     Chance is `p = 1 / num_classes`, the accuracy of a random guess. Its standard error over `n` images is
     `sqrt(p (1 - p) / n)`. An accuracy up to three standard errors above chance is at chance level: a guess exceeds that
-    in about one of 700 cases. For few images three standard errors reach far; then the limit is a quarter of the way
-    from chance to 100 %, so that a fair teacher is not warned of.
+    in about one of 700 cases. With few images, three standard errors are large. The limit is then a quarter of
+    the way from chance to 100 %, so that a usable teacher causes no warning.
 
     Args:
         top1: the teacher's accuracy in percent.

@@ -72,14 +72,14 @@ class RunFolder:
         Raises:
             UserError: the folder is in use, not writable, holds a run, or has nothing to resume from.
         """
-        if torchrun.name() and not torchrun.is_restart():
+        if torchrun.job_name() and not torchrun.is_restart():
             check_free(self.path)
             with suppress(OSError):  # another job may have had the same name
                 (self.path / LAUNCHER).unlink()
         if self._is_restarted():
             resume = self._has_state()
             overwrite = not resume
-        elif resume and not overwrite and self._holds_nothing_to_lose():
+        elif resume and not overwrite and self._has_saved_nothing():
             resume, overwrite = False, True
         self._refuse(resume, overwrite)
         return resume, overwrite
@@ -104,7 +104,7 @@ class RunFolder:
         is_run = lock_file(self.path).is_file() or (self.config.is_file() and self.worklog.is_file())
         if present and overwrite and not is_run:
             names = listed(sorted(path.name for path in present), 3)
-            raise UserError(f"--overwrite: {self.path} holds {names}, but not of a run; move them away yourself")
+            raise UserError(f"--overwrite: {self.path} holds {names}, but no run wrote them; move or delete them first")
 
     def continues(self, resume: bool, overwrite: bool) -> bool:
         """Return whether a run started with these flags resumes from a state in this folder; nothing is changed."""
@@ -113,7 +113,7 @@ class RunFolder:
     def _has_state(self) -> bool:
         return os.path.isfile(self.latest) or os.path.isfile(self.previous)
 
-    def _holds_nothing_to_lose(self) -> bool:
+    def _has_saved_nothing(self) -> bool:
         """Return whether the run in this folder was killed before it saved anything.
 
         The first epoch is logged before it is saved. More epochs, or a summary, show that checkpoints were removed.
@@ -124,7 +124,7 @@ class RunFolder:
 
     def _is_restarted(self) -> bool:
         """Return whether torchrun has restarted its workers and the run in this folder is theirs."""
-        return torchrun.is_restart() and self._launcher() == torchrun.name()
+        return torchrun.is_restart() and self._launcher() == torchrun.job_name()
 
     def _launcher(self) -> str:
         path = self.path / LAUNCHER
@@ -157,13 +157,13 @@ class RunFolder:
                 else:
                     path.unlink()
             self.path.mkdir(parents=True, exist_ok=True)
-            if not torchrun.name():
+            if not torchrun.job_name():
                 (self.path / LAUNCHER).unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot write to {self.path} ({reason}); set LOG.PREFIX to another folder") from None
-        if torchrun.name():
-            replace_text(self.path / LAUNCHER, torchrun.name())
+        if torchrun.job_name():
+            replace_text(self.path / LAUNCHER, torchrun.job_name())
 
     def save_epoch(
         self, student: Optional[Dict[str, Any]], state: Dict[str, Any], epoch: int, improved: bool, keep: bool

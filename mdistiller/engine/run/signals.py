@@ -57,7 +57,7 @@ class StopSignals:
         self.received = signal.Signals(number).name
         # os.write, because the signal may have interrupted print, which is not reentrant
         with suppress(OSError):
-            os.write(2, f"\n{self.received}: finishing the step and saving (Ctrl-C: stop at once, without)\n".encode())
+            os.write(2, f"\n{self.received}: finishing the step and saving (Ctrl-C: stop without saving)\n".encode())
 
     def check(self) -> None:
         """Raise RunStopped if any process of the group has received a signal."""

@@ -1,7 +1,7 @@
 """BatchNorms that keep the statistics of the student's pretrained weights (`SOLVER.FREEZE_BN`).
 
 They normalize with these statistics in training too, as a linear probe does; their weights and biases are trained.
-Statistics of small batches of other images differ from them, and the features of a pretrained network with them.
+Small batches of other images have other statistics, which would change the features of the pretrained network.
 """
 
 from __future__ import annotations

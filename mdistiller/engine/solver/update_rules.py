@@ -23,7 +23,7 @@ class UpdateRule:
     Args:
         cfg: the resolved configuration.
         parameters: the trained parameters, on their final device and in their final memory format.
-        scaler: the scaler of the losses; disabled where gradients cannot underflow.
+        scaler: the gradient scaler; enabled for float16 only.
         no_decay: the parameters among these that take no weight decay.
         lr_scales: the factors of the learning rate, for parameters whose factor is not 1.
     """
@@ -123,8 +123,8 @@ class DistillationOriented(UpdateRule):
         momentum, delta = cfg.SOLVER.MOMENTUM, cfg.SOLVER.DOT.DELTA
         if not 0 <= delta <= momentum or momentum + delta >= 1:
             yield (
-                f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}; expected one of at least 0, with"
-                " MOMENTUM − DELTA not below 0 and MOMENTUM + DELTA below 1 (0.075 is the default)"
+                f"SOLVER.DOT.DELTA is {delta} with SOLVER.MOMENTUM {momentum}; expected a DELTA from 0 to MOMENTUM,"
+                " with MOMENTUM + DELTA below 1 (0.075 is the default)"
             )
         if momentum == 0:
             yield "SOLVER.MOMENTUM is 0, without momentum SOLVER.TRAINER dot is plain SGD; use SOLVER.TRAINER base"

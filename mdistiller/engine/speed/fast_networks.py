@@ -72,7 +72,10 @@ class FastNetworks:
         if distiller.teacher is None and cfg.TEACHER_CACHE != "off":
             say(f"note: TEACHER_CACHE has no effect: {cfg.DISTILLER.TYPE} has no teacher")
         if loader.views is not None and self._cache is None:
-            say(f"note: without a teacher cache, DATASET.VIEWS {loader.views.number} costs variety and saves nothing")
+            say(
+                f"note: without a teacher cache, DATASET.VIEWS {loader.views.number} saves no time, and limits the"
+                " augmentation; set TEACHER_CACHE, or DATASET.VIEWS 0"
+            )
 
     def _fold_teacher(self, cfg: CfgNode, precision: Precision, say: Say) -> bool:
         """Replace the teacher by a folded copy; return whether that was possible."""
@@ -176,7 +179,7 @@ class FastNetworks:
 
 @torch.no_grad()
 def _fingerprint(teacher: nn.Module, image: Tensor) -> List[float]:
-    """Return some outputs of the teacher, the largest and others as its hundredths, to tell code that has changed.
+    """Return a few outputs, relative to the largest one and rounded to 0.01, to detect that model code has changed.
 
     They are computed on the CPU, because a GPU chooses its algorithms by their speed.
     """

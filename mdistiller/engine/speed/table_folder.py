@@ -1,4 +1,4 @@
-"""The folder of a table of vectors: it is made whole or not at all, and tells what its table is of."""
+"""The folder of a table of vectors: created atomically, with a file that describes the contents of the table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Dict, Iterable
 
+from ...errors import counted
 from .memory import free_disk, gib, reserve
 
 ABOUT = "about.json"
@@ -85,7 +86,9 @@ def _compare_with_others(folder: Path, about: Dict[str, Any]) -> str:
     others = [_read_about(path) for path in sorted(folder.parent.glob(f"[!.]*/{ABOUT}"))]
     differing = [[key for key in sorted({*about, *other}) if other.get(key) != about.get(key)] for other in others]
     nearest = min(differing, key=len, default=[])
-    return f"new ({len(others)} beside it of other {', '.join(nearest)}, not used)" if others else "new"
+    if not others:
+        return "new"
+    return f"new ({counted(len(others), 'other table')} not used; the most similar differs in {', '.join(nearest)})"
 
 
 def _read_about(path: Path) -> Dict[str, Any]:

@@ -26,7 +26,7 @@ from .onnx_file import need, open_onnx, write_onnx
 NUM_CALIBRATION = 512  # training images from which the ranges of activations are measured
 NUM_RANKING = 128  # of them, on which layers are compared
 LAYERS = ("Conv", "Gemm", "MatMul")
-QUANTISED = (*LAYERS, "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
+QUANTIZED = (*LAYERS, "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Quantizer:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             calibrator = create_calibrator(
                 path,
-                list(QUANTISED),
+                list(QUANTIZED),
                 augmented_model_path=str(Path(place, "augmented.onnx")),
                 calibrate_method=CalibrationMethod.MinMax,
             )
@@ -97,7 +97,7 @@ class Quantizer:
             self._ranges,
             [],
             [*self._before, *in_float, *self._beside(in_float)],
-            list(QUANTISED),
+            list(QUANTIZED),
             {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits beyond the ranges would be cut off
         )
         with warnings.catch_warnings():
@@ -146,7 +146,7 @@ def quantize(
 def by_sensitivity(
     quantizer: Quantizer, path: Path, output: Path, pixels: Tensor, description: Description
 ) -> List[str]:
-    """Return the layers, the one whose quantization alone changes the logits most first."""
+    """Return the layers in descending order of the error of the logits when only that layer is quantized."""
     expected = open_onnx(path).run(pixels)
     errors: Dict[str, float] = {}
     with _silent():

@@ -1,8 +1,8 @@
 """A check of `.pt2` files before they are loaded.
 
-`torch.export.load` unpickles parts of the file without limits, evaluates its expressions of sizes as Python, and calls
-whatever PyTorch function the program names. A file from a stranger could therefore run any code. This check accepts
-only what exports of this library contain: plain tensors, sizes, and operators of ATen.
+`torch.export.load` unpickles parts of the file without restrictions, evaluates its size expressions as Python code, and
+calls any PyTorch function that the program names. An untrusted file could therefore run arbitrary code. This check
+accepts only what exports of this library contain: plain tensors, size expressions and ATen operators.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_program(content: bytes, path: Path) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for fault in _faults(archive):
-                raise UserError(f"{path} is refused, because loading it could run any code ({fault}); export it again")
+                raise UserError(f"loading {path} could run arbitrary code ({fault}); export the student again")
     except UserError:
         raise
     except Exception as error:  # damaged archives raise many types
@@ -58,7 +58,7 @@ def _faults(archive: zipfile.ZipFile) -> Iterator[str]:
     for entry in archive.infolist():
         name = entry.filename if old else entry.filename.partition("/")[2]
         if not (OLD_FORMAT if old else NEW_FORMAT).fullmatch(name):
-            yield f"the entry {entry.filename!r:.80}"
+            yield f"the entry {entry.filename!r:.80} is not expected"
         elif entry.compress_type != zipfile.ZIP_STORED:  # a small file could fill the memory
             yield f"the entry {entry.filename!r:.80} is compressed"
         elif name.endswith(".json") and not name.startswith(("extra/", "extra_files/")):
@@ -83,11 +83,11 @@ def _pickle_fault(data: bytes) -> str:
 def _program_faults(program: Any) -> Iterator[str]:
     for key, value in _entries(program):
         if key == "target" and not (isinstance(value, str) and OPERATOR.fullmatch(value)):
-            yield f"the operator {value!r:.80}"
+            yield f"the operator {value!r:.80} is not allowed"
         elif key == "expr_str" and not (isinstance(value, str) and SIZE.fullmatch(value)):
-            yield f"the size {value!r:.80}"
+            yield f"the size expression {value!r:.80} is not allowed"
         elif (key == "use_pickle" and value) or (key in FORBIDDEN_KEYS and value is not None):
-            yield f"a value of the kind {key}"
+            yield f"the entry {key} is not allowed"
 
 
 def _entries(value: Any) -> Iterator[Tuple[str, Any]]:

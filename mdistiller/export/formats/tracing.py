@@ -1,4 +1,4 @@
-"""What PyTorch's exporters have in common: they print much, fail in many ways, and understand no autocast."""
+"""Runs PyTorch's exporters without output and without autocast, and turns their errors into `ExporterFailed`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ExporterFailed(Exception):
 
 @contextmanager
 def exporting() -> Iterator[None]:
-    """Run an exporter in silence, without autocast and gradients; what it makes is proven afterwards.
+    """Run an exporter without output, autocast and gradients; the exported file is compared with the student later.
 
     An export runs without autocast. A network that switches it off for some layers would otherwise become a program
     with nested parts, which exporters and their readers support less well.

@@ -84,6 +84,6 @@ def library_weights(name: str, input_size: int, arguments: Mapping[str, Any]) ->
 
 
 def library_input(name: str) -> Optional[InputSpec]:
-    """Return the images that the library's own weights were trained with, or `None` for a model without a library."""
+    """Return the `InputSpec` of the library's own weights, or `None` for a model that is not from a library."""
     library, _, model = name.partition("/")
     return LIBRARIES[library].own_input(model) if library_of(name) in LIBRARIES else None

@@ -31,7 +31,7 @@ POOLINGS = (
     *(F.adaptive_avg_pool2d, F.avg_pool2d, F.adaptive_max_pool2d, torch.mean, torch.amax),
     *("mean", "amax"),
 )
-SWITCHES = "its forward switches gradients off, or autocast, which a graph would not"
+SWITCHES = "its forward disables gradients or changes autocast, which a traced graph does not record"
 WEIGHTED = (F.conv2d, torch.conv2d, F.linear)
 PADDINGS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, F.pad)  # their sizes are not those of a stage
 
@@ -78,7 +78,7 @@ def trace(model: nn.Module, training: bool) -> fx.Graph:
     if _random_state() != before:
         raise NotTraceable("its forward draws random numbers that a graph would repeat")
     if _plain_values(model) != values:
-        raise NotTraceable("its forward changes numbers of its own, which a graph would not")
+        raise NotTraceable("its forward changes attributes, such as a counter, which a traced graph does not record")
     return graph
 
 
@@ -172,7 +172,7 @@ def before_activation(model: nn.Module, node: fx.Node) -> fx.Node:
 
 
 def norm_before(model: nn.Module, node: fx.Node) -> Optional[str]:
-    """Return the name of the BatchNorm whose output, or whose output plus a shortcut, `node` is; `None` without one."""
+    """Return the name of the BatchNorm that computes `node`, or a summand of it if `node` is a sum; else `None`."""
     adds = node.op in ("call_function", "call_method") and "add" in str(getattr(node.target, "__name__", node.target))
     for other in node.all_input_nodes if adds else [node]:
         if other.op == "call_module" and isinstance(model.get_submodule(str(other.target)), nn.BatchNorm2d):
@@ -216,7 +216,7 @@ def _find_classifier(model: nn.Module, graph: fx.Graph, num_classes: int, given:
 
 
 def _candidates(model: nn.Module, graph: fx.Graph, shapes: _Shapes, pooled: fx.Node) -> List[Candidate]:
-    """Return the maps through which everything passes that the classifier reads, in the order of computation."""
+    """Return the maps that lie on every path from the image to the classifier, in the order of computation."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     nodes = [node for node in graph.nodes if node in shapes.carriers]
     found: List[Candidate] = []

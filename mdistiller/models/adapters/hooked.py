@@ -148,7 +148,7 @@ def _find_classifier(calls: List[_Call], logits: Tensor, given: Optional[str], n
 def _candidates(calls: List[_Call], end: int) -> List[Candidate]:
     """Return the maps that modules compute before call number `end`, up to the pooling of the last one."""
     found: List[Candidate] = []
-    last_large = 0  # number of candidates up to the last one of more than one position before a pooling to one position
+    num_before_pooling = 0  # number of candidates before the last pooling to 1x1
     num_weighted, side = 0, None
     for call in calls[:end]:
         num_weighted += any(parameter.dim() > 1 for parameter in call.module.parameters(recurse=False))
@@ -157,12 +157,12 @@ def _candidates(calls: List[_Call], end: int) -> List[Candidate]:
         if layout is None or not num_weighted or isinstance(call.module, PADDINGS):
             continue
         if isinstance(call.module, POOLINGS):
-            last_large = len(found) if layout.side == 1 else last_large
+            num_before_pooling = len(found) if layout.side == 1 else num_before_pooling
             continue
         side = layout.side
         found.append(Candidate(call.name, layout, call.name.count("."), num_weighted <= 1))
-    if last_large and all(candidate.layout.side == 1 for candidate in found[last_large:]):
-        return found[:last_large]
+    if num_before_pooling and all(candidate.layout.side == 1 for candidate in found[num_before_pooling:]):
+        return found[:num_before_pooling]
     return found
 
 

@@ -17,7 +17,7 @@ INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 
 class InputSpec(NamedTuple):
-    """The images that a model expects.
+    """The size, normalization and interpolation of the images that a model expects.
 
     Attributes:
         size: the side in pixels.
@@ -66,9 +66,9 @@ class _OwnInputForward(_OwnInput):
 def give_own_input(model: nn.Module, own: InputSpec, given: InputSpec) -> nn.Module:
     """Let `model` convert its images, in place, and return it.
 
-    The images are resized on the device they are on, in float32. A linear interpolation of normalized images is that of
-    the images themselves, so they are resized before one multiplication and one addition normalize them again. Layers,
-    weights and their names do not change.
+    The images are resized on their device, in float32. Normalization is affine and interpolation weights sum to 1, so
+    the normalized images can be resized as they are. One multiplication and one addition then change the normalization
+    of the run to that of the model. Layers, weights and their names do not change.
 
     Args:
         model: a model that follows the contract of `ClassifierModel`, from the zoo or adapted.
@@ -94,6 +94,6 @@ def give_own_input(model: nn.Module, own: InputSpec, given: InputSpec) -> nn.Mod
 
 
 def own_input_of(model: nn.Module) -> Tuple[Any, ...]:
-    """Return the images that `model` converts its input to, as plain values; empty if it takes them as they are."""
+    """Return the `InputSpec` to which `model` converts its input, as plain values; empty if it does not convert it."""
     own = getattr(model, "own_input", None)
     return () if own is None else (own.size, list(own.mean), list(own.std), own.interpolation)

@@ -15,8 +15,7 @@ class Candidate(NamedTuple):
     Attributes:
         key: the identity of the map: a node of a graph, or the name of a module.
         layout: the layout of the tensor.
-        depth: the number of nested modules that contain both the end of this map's part of the model and the start of
-            the next part; 0 at the end of a part of the outermost module.
+        depth: the nesting depth of the outermost module that ends with this map; 0 for a direct child of the model.
         in_stem: whether at most one layer with weights was applied before.
     """
 

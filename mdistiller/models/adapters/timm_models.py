@@ -106,7 +106,7 @@ def build(name: str, num_classes: int, input_size: int, arguments: Mapping[str, 
     """
     words = _arguments_of_constructor(name, input_size, arguments)
     what = f"timm/{name} refuses images of {input_size} px with its arguments {dict(arguments)}"
-    with user_code_errors(what, "see timm's page on it"):
+    with user_code_errors(what, "or see its arguments in timm's documentation"):
         return library().create_model(name, **words, num_classes=num_classes)
 
 
@@ -129,7 +129,7 @@ def pretrained(name: str, input_size: int, arguments: Mapping[str, Any]) -> Dict
 
 
 def own_input(name: str) -> InputSpec:
-    """Return the images that timm's weights were trained with."""
+    """Return the `InputSpec` of the images that timm's weights were trained on."""
     cfg = _cfg(name)
     return InputSpec(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), cfg.interpolation or "bicubic")
 

@@ -37,7 +37,8 @@ def build(name: str, num_classes: int, input_size: int, arguments: Mapping[str, 
     if name.startswith(SIZED):
         given["image_size"] = input_size
     with user_code_errors(
-        f"torchvision/{name} refuses its arguments {dict(arguments)}", "see torchvision's page on it"
+        f"torchvision/{name} refuses its arguments {dict(arguments)}",
+        "or see its arguments in torchvision's documentation",
     ):
         return models.get_model(name, weights=None, **{**given, **arguments})
 
@@ -60,7 +61,7 @@ def pretrained(name: str, input_size: int, arguments: Mapping[str, Any]) -> Dict
 
 
 def own_input(name: str) -> InputSpec:
-    """Return the images that torchvision's weights were trained with.
+    """Return the `InputSpec` of the images that torchvision's weights were trained on.
 
     Raises:
         UserError: there are no weights.

@@ -110,7 +110,7 @@ def _check_attributes(model: nn.Module, graph: fx.Graph) -> None:
             try:
                 attrgetter(node.target)(model)
             except AttributeError:
-                raise NotTraceable("its forward creates a tensor, which its graph would keep") from None
+                raise NotTraceable("its forward creates a tensor, which a traced graph keeps as a constant") from None
 
 
 def _forward(model: nn.Module, graph: fx.Graph, choice: Choice, preacts: List[fx.Node]) -> Callable[..., Any]:

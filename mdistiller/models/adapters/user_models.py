@@ -63,12 +63,12 @@ def same_model(name: str, other: str) -> bool:
 
 
 def may_build(name: str, recorded: str) -> bool:
-    """Whether code that the user permits is the model that a file records.
+    """Return whether code that the user named may build the model that a checkpoint records.
 
     Args:
-        name: the name of the code.
-        recorded: the recorded name. For a model that was an object in Python, such as `python:student.MyNet`, that is
-            any class `MyNet`.
+        name: the name that the user gave, such as `path/to/file.py:MyNet`.
+        recorded: the name in the checkpoint. If it stands for an object in Python, such as `python:student.MyNet`, any
+            class `MyNet` may build it.
     """
     parts, recorded_parts = parts_of(name), parts_of(recorded)
     if parts is not None and recorded_parts is not None and recorded_parts[0] == PLACE:

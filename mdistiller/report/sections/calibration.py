@@ -17,7 +17,7 @@ def calibration_section(material: Material) -> Section:
     section = Section(
         "calibration",
         "Calibration",
-        "Whether a probability can be believed: of the images that a model is 80 % sure of, it should get 80 % right.",
+        "Whether confidence matches accuracy: of the images with a confidence of 80 %, 80 % should be right.",
     )
     models: List[Tuple[str, str, Tensor, Tensor]] = [
         (run.label, material.color(number), seen.student.logits, seen.target)

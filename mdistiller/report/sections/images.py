@@ -22,7 +22,7 @@ def images_section(material: Material) -> Section:
     section = Section(
         "images",
         "Images",
-        "What the two see differently. Labels can be wrong, so check an image before you draw conclusions.",
+        "Images that only the teacher or only the student gets right. Labels can be wrong: check before you conclude.",
     )
     section.blocks += [Note(why) for why in material.why_no_teacher()]
     for number in material.in_focus:

@@ -250,7 +250,7 @@ def test_a_dead_worker_is_one_line_wherever_the_main_process_is(capsys: pytest.C
     with pytest.raises(SystemExit, match="2"):
         cli.run(main)
     err = capsys.readouterr().err
-    assert err.startswith("error: a process that reads images died (DataLoader worker (pid 7) is killed by signal: Bus")
+    assert err.startswith("error: a DataLoader worker died (DataLoader worker (pid 7) is killed by signal: Bus")
     assert err.count("\n") == 1
     with pytest.raises(RuntimeError, match="another"):
         cli.run(lambda: (_ for _ in ()).throw(RuntimeError("another")))
@@ -272,7 +272,7 @@ def test_a_killed_worker_ends_a_training_with_status_2(root: Path, tmp_path: Pat
     status, _, err = run_python(REPO / "tools/train.py", "--cfg", "run.yaml")
     assert status == 2, err
     assert err.count("\n") == 1, err
-    assert err.startswith("error: a process that reads images died (DataLoader worker")
+    assert err.startswith("error: a DataLoader worker died (DataLoader worker")
 
 
 def test_other_errors_are_not_explained_away() -> None:

@@ -101,7 +101,7 @@ def test_batches_that_cannot_be_handed_over_are_no_silence(started: Started) -> 
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     reasons = [reason for reason in said.splitlines() if reason != line]  # of one process or both
     assert status == 2
-    assert line.startswith("error: a process that reads images died (")
+    assert line.startswith("error: a DataLoader worker died (")
     assert "(--shm-size)" in line
     assert reasons
     assert all(reason.startswith("a process that reads images cannot send them: unable to ") for reason in reasons)

@@ -138,7 +138,7 @@ def test_a_lightning_checkpoint(trained, caplog):
     with caplog.at_level(logging.INFO, "mdistiller"):
         assert same(loaded(content), model)
     assert caplog.messages == [
-        "note: of w.pth, the weights below 'model.' are read; left out: criterion.weight, metric.count"
+        "note: only the weights with the prefix 'model.' are loaded from w.pth; ignored: criterion.weight, metric.count"
     ]
 
 
@@ -151,7 +151,8 @@ def test_the_training_state_of_mdistiller_gives_its_student(trained, parallel, c
         assert same(loaded(state, "latest"), student)
     assert len(caplog.messages) == 1
     assert (
-        f"note: of latest, the weights below '{parallel}student.' are read; left out: {parallel}teacher." in caplog.text
+        f"only the weights with the prefix '{parallel}student.' are loaded from latest; ignored: {parallel}"
+        in caplog.text
     )
     with pytest.raises(UserError, match=f"weights in latest, below '{parallel}student.', do not fit .*missing: layer"):
         load_checkpoint(build_model("resnet20", 3), state, "latest")

@@ -235,7 +235,7 @@ def test_only_data_without_a_size_of_their_own_take_that_of_the_weights(image_fo
     [
         (
             ["DISTILLER.TEACHER", "torchvision/resnet18"],
-            "which weights of torchvision/resnet18. Give a checkpoint",
+            "no weights are given for torchvision/resnet18; give a checkpoint",
         ),
         (["DISTILLER.TEACHER", f"{FILE}:Net", "DISTILLER.TEACHER_WEIGHTS", "pretrained"], "no library that releases"),
         (["DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_INPUT", "pretrained"], "TEACHER_INPUT pretrained needs a"),

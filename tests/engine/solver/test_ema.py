@@ -71,7 +71,7 @@ def test_the_average_is_deployed_and_training_does_not_change(image_folder, teac
         "loss": rows(plain)[-1]["loss"],
         **{f"plain_top{k}": rows(plain)[-1][f"deployed_top{k}"] for k in (1, 5)},
     }
-    assert "without the average" in run.folder.worklog.read_text()
+    assert "without EMA" in run.folder.worklog.read_text()
 
     assert run.step.average is not None
     averages = run.step.average.averaged.backbone.state_dict()

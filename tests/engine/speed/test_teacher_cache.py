@@ -192,7 +192,7 @@ def test_a_folder_serves_later_runs_until_something_is_another(settings, image_f
     line, _, _ = opened(settings, *folder)
     assert f"found, {100 / 18:.1f} % known" in line  # one of 18 forms of each image
     line, _, _ = opened(settings, *folder, method="SFAKD")
-    assert "new (1 beside it of other widths, not used), 0.0 % known" in line
+    assert "new (1 other table not used; the most similar differs in widths), 0.0 % known" in line
     line, _, _ = opened(settings, *folder, "SOLVER.AMP", "bf16")
     assert "of other dtype, precision, not used" in line
     line, _, _ = opened(settings, *folder, "DATASET.PADDING", "2")

@@ -156,7 +156,7 @@ def test_arguments():
     assert build("make_model", width=4).head.in_features == 16
     with pytest.raises(UserError, match="constructor of .*:Net fails with num_classes=5, depth=3 .*'depth'"):
         build("Net", depth=3)
-    with pytest.raises(UserError, match="num_classes is no argument to give"):
+    with pytest.raises(UserError, match="contain num_classes, which is always that of the data set"):
         build("Net", num_classes=3)
     with pytest.raises(UserError, match=r"gives logits \[2, 10\] for two images; expected \[2, 5\]"):
         build("ten_classes")
