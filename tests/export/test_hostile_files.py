@@ -168,7 +168,7 @@ def evil_size(name, data):
     [
         (evil_pickle, (), "loading .* could run arbitrary code .*[.]pt: "),
         (evil_operator, (), "the operator 'torch.os.system'"),
-        (evil_size, (), "the size 'exec"),
+        (evil_size, (), "the size expression 'exec"),
         (lambda name, data: data, [("{}/data/aotinductor/model/a.so", b"x")], "the entry .*a.so"),
         (compressed, (), "is compressed"),
     ],
