@@ -1,4 +1,4 @@
-"""A training step: forward and backward passes in parts, the update, and the average of the student's weights."""
+"""A training step: forward and backward passes in micro-batches, the update, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..distillers import Distiller
 from .run.nonfinite import NonFiniteLoss
 from .solver.data_parallel import in_parallel, unsynchronized
 from .solver.ema import StudentAverage
-from .solver.gradients import Part, join_outputs, split_batch
+from .solver.gradients import MicroBatch, join_outputs, split_batch
 from .solver.optim import learning_rate, set_learning_rate
 from .solver.parameter_groups import exempt_parameters, lr_scales
 from .solver.soft_labels import with_soft_labels
@@ -97,14 +97,14 @@ class TrainStep:
         set_learning_rate(self.optimizer, learning_rate(self.cfg, global_step, steps_per_epoch))
         step, world_size = global_step % steps_per_epoch, distributed.get_world_size()
         num_images = len(batch["target"]) if world_size == 1 else self.train_loader.images_in(step)
-        parts = split_batch(batch, self.cfg.SOLVER.ACCUMULATE, num_images)
+        micro_batches = split_batch(batch, self.cfg.SOLVER.ACCUMULATE, num_images)
         self.update.zero_grad()
         if self.networks is not None:
             self.networks.begin_step()
         outputs = []
-        for number, part in enumerate(parts, start=1):
-            with self._part_in_use(part, is_last=number == len(parts)):
-                outputs.append((part, *self._add_gradients(part.batch, epoch, num_images)))
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with self._micro_batch_in_use(micro_batch, is_last=number == len(micro_batches)):
+                outputs.append((micro_batch, *self._add_gradients(micro_batch.batch, epoch, num_images)))
         self.update.step()
         if self.average is not None:
             self.average.update()
@@ -120,7 +120,7 @@ class TrainStep:
             )
 
     def _add_gradients(self, batch: Batch, epoch: int, num_images: int) -> Tuple[Dict[str, Tensor], Tensor]:
-        """Compute the gradients of a part of a step; return its losses and logits. The step has `num_images`."""
+        """Compute the gradients of a micro-batch; return its losses and logits. The step has `num_images`."""
         smoothing = self.cfg.SOLVER.LABEL_SMOOTHING
         if smoothing or "soft_target" in batch or "label_weight" in batch:
             batch = with_soft_labels(batch, smoothing, self.train_loader.info.num_classes)
@@ -134,11 +134,11 @@ class TrainStep:
         return {name: loss.detach() for name, loss in losses.items()}, logits.detach()
 
     @contextmanager
-    def _part_in_use(self, part: Part, is_last: bool) -> Iterator[None]:
-        """Look up cached teacher outputs for a part; processes exchange gradients after the last one only."""
+    def _micro_batch_in_use(self, micro_batch: MicroBatch, is_last: bool) -> Iterator[None]:
+        """Look up cached teacher outputs of a micro-batch; processes exchange gradients after the last one only."""
         with ExitStack() as stack:
             if self.networks is not None:
-                stack.enter_context(self.networks.part_in_use(part.batch, part.rows))
+                stack.enter_context(self.networks.micro_batch_in_use(micro_batch.batch, micro_batch.rows))
             if isinstance(self._parallel, DistributedDataParallel) and not is_last:
                 stack.enter_context(self._parallel.no_sync())
             yield

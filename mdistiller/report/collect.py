@@ -1,4 +1,4 @@
-"""What is kept of the batches while the validation images pass by.
+"""Accumulators for one pass over the validation images: outputs, features, gallery images and spectra.
 
 Shapes: `n` images, `B` images of a batch, `K` classes, `m` sampled images, `C` channels, `H`/`W` of the final map,
 `S` side in pixels.
@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
     pooled: Optional[Tensor]
 
 
-class Shown(NamedTuple):
+class GalleryImage(NamedTuple):
     """An image of a gallery: its number, its pixels uint8 `[S, S, 3]`."""
 
     number: int
@@ -73,7 +73,7 @@ class Sample:
 
 
 @dataclass
-class Collected:
+class OutputCollector:
     """Outputs of the batches so far; features of the sampled images."""
 
     logits: List[Tensor] = field(default_factory=list)
@@ -91,12 +91,12 @@ class Collected:
         return Outputs(torch.cat(self.logits), torch.cat(self.pooled) if self.pooled else None)
 
 
-class Surest:
+class MostConfident:
     """Keeps the images that one classifier gets right and another wrong, with the highest probability of the first."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._kept: List[Tuple[float, Shown]] = []
+        self._kept: List[Tuple[float, GalleryImage]] = []
 
     def add(self, right: Tensor, wrong: Tensor, target: Tensor, pixels: Tensor, start: int) -> None:
         """Add a batch that begins with image `start`.
@@ -109,11 +109,11 @@ class Surest:
         chosen = (right.argmax(1) == target) & (wrong.argmax(1) != target)
         sure = right.softmax(1).gather(1, target[:, None])[:, 0]
         for i in chosen.nonzero()[:, 0].tolist():
-            self._kept.append((sure[i].item(), Shown(start + i, pixels[i].clone())))
+            self._kept.append((sure[i].item(), GalleryImage(start + i, pixels[i].clone())))
         self._kept = sorted(self._kept, key=lambda entry: (-entry[0], entry[1].number))[: self.limit]
 
-    def shown(self) -> List[Shown]:
-        """Return the images, the surest first."""
+    def images(self) -> List[GalleryImage]:
+        """Return the images, the most confident first."""
         return [image for _, image in self._kept]
 
 

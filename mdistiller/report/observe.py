@@ -20,7 +20,7 @@ from ..engine.evaluation.eval_checkpoint import note_missing_folder
 from ..engine.speed.precision import pick_device, prepare_device
 from ..errors import UserError
 from ..export.source import val_pixels
-from .collect import MAX_PICTURES, Collected, Outputs, Sample, Shown, Spectra, SpectraSum, Surest
+from .collect import MAX_PICTURES, GalleryImage, MostConfident, OutputCollector, Outputs, Sample, Spectra, SpectraSum
 from .runs import Run
 from .teachers import Teacher
 
@@ -42,8 +42,8 @@ class Observation:
     sampled: Tensor
     student: Outputs
     teacher: Optional[Outputs]
-    only_teacher: List[Shown]
-    only_student: List[Shown]
+    only_teacher: List[GalleryImage]
+    only_student: List[GalleryImage]
     spectra: Optional[Spectra]
     checksum: int
 
@@ -93,10 +93,10 @@ def _observe(run: Run, teacher: Teacher, known: Optional[Outputs], device: torch
         ) from None
     if known is not None and len(known.logits) != num_images:
         raise _other_images(run)
-    sample, own, taught = Sample(run.source.info.num_classes), Collected(), Collected()
+    sample, own, taught = Sample(run.source.info.num_classes), OutputCollector(), OutputCollector()
     targets = []
     spectra = SpectraSum(student)
-    only_teacher, only_student = Surest(MAX_PICTURES), Surest(MAX_PICTURES)
+    only_teacher, only_student = MostConfident(MAX_PICTURES), MostConfident(MAX_PICTURES)
     checksum, start = 0, 0
     for pixels, target in batches:
         image = normalize(pixels.to(device))
@@ -121,8 +121,8 @@ def _observe(run: Run, teacher: Teacher, known: Optional[Outputs], device: torch
         torch.tensor(sample.numbers),
         own.outputs(),
         known if model is None else taught.outputs(),
-        only_teacher.shown(),
-        only_student.shown(),
+        only_teacher.images(),
+        only_student.images(),
         spectra.means(),
         checksum,
     )

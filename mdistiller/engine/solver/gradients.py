@@ -1,4 +1,4 @@
-"""Gradients of a step that are computed in parts (`SOLVER.ACCUMULATE`), to save memory.
+"""Gradient accumulation (`SOLVER.ACCUMULATE`): a step is computed in micro-batches, to save memory.
 
 Shapes: `B` images of this process in a step, `N` classes.
 """
@@ -14,11 +14,11 @@ from ... import distributed
 from ...dataset import Batch
 
 
-class Part(NamedTuple):
-    """A part of a batch.
+class MicroBatch(NamedTuple):
+    """A micro-batch: some of the images of a batch.
 
     Attributes:
-        batch: the entries of the images in this part.
+        batch: the entries of its images.
         rows: the positions of these images in the whole batch.
     """
 
@@ -26,22 +26,25 @@ class Part(NamedTuple):
     rows: slice
 
 
-def split_batch(batch: Batch, num_parts: int, num_images: int) -> List[Part]:
-    """Divide a batch into parts of equal size, or almost; there are fewer if a part would have a single image.
+def split_batch(batch: Batch, num_micro_batches: int, num_images: int) -> List[MicroBatch]:
+    """Divide a batch into micro-batches of almost equal size; there are fewer if one would have a single image.
 
-    Image `i` of a step goes to part `i mod num_parts`. So a part has the same images in one process and in several.
+    Image `i` of a step goes to micro-batch `i mod num_micro_batches`. So a micro-batch has the same images in one process
+    and in several.
 
     Args:
         batch: the batch, whose entries hold `B` images each.
-        num_parts: the largest number of parts.
+        num_micro_batches: the largest number of micro-batches.
         num_images: the number of images of all processes in this step.
     """
-    num_parts = min(num_parts, num_images // distributed.get_world_size() // 2)  # BatchNorm needs two images
-    if num_parts <= 1:
-        return [Part(batch, slice(None))]
+    num_micro_batches = min(
+        num_micro_batches, num_images // distributed.get_world_size() // 2
+    )  # BatchNorm needs two images
+    if num_micro_batches <= 1:
+        return [MicroBatch(batch, slice(None))]
     first = distributed.local_slice(slice(0, num_images)).start
-    rows = [slice((number - first) % num_parts, None, num_parts) for number in range(num_parts)]
-    return [Part({key: _rows_of(value, part) for key, value in batch.items()}, part) for part in rows]
+    rows = [slice((number - first) % num_micro_batches, None, num_micro_batches) for number in range(num_micro_batches)]
+    return [MicroBatch({key: _rows_of(value, part) for key, value in batch.items()}, part) for part in rows]
 
 
 def _rows_of(entry: Any, rows: slice) -> Any:
@@ -51,21 +54,23 @@ def _rows_of(entry: Any, rows: slice) -> Any:
     return entry[rows].contiguous(memory_format=layout)
 
 
-def join_outputs(parts: Iterable[Tuple[Part, Dict[str, Tensor], Tensor]]) -> Tuple[Dict[str, Tensor], Tensor]:
+def join_outputs(
+    micro_batches: Iterable[Tuple[MicroBatch, Dict[str, Tensor], Tensor]],
+) -> Tuple[Dict[str, Tensor], Tensor]:
     """Return the losses of a whole batch, as means over its images, and the logits `[B, N]` in its order.
 
     Args:
-        parts: the parts of the batch, each with its losses, scalars by name, and its logits.
+        micro_batches: those of the batch, each with its losses, scalars by name, and its logits.
     """
-    parts = list(parts)
-    if len(parts) == 1:
-        return parts[0][1:]
-    size = sum(len(logits) for *_, logits in parts)
+    outputs = list(micro_batches)
+    if len(outputs) == 1:
+        return outputs[0][1:]
+    size = sum(len(logits) for *_, logits in outputs)
     losses = {
-        name: torch.stack([of_part[name] * (len(logits) / size) for _, of_part, logits in parts]).sum()
-        for name in parts[0][1]
+        name: torch.stack([one[name] * (len(logits) / size) for _, one, logits in outputs]).sum()
+        for name in outputs[0][1]
     }
-    whole = parts[0][2].new_empty(size, parts[0][2].shape[1])
-    for part, _, logits in parts:
-        whole[part.rows] = logits
+    whole = outputs[0][2].new_empty(size, outputs[0][2].shape[1])
+    for micro_batch, _, logits in outputs:
+        whole[micro_batch.rows] = logits
     return losses, whole

@@ -161,14 +161,14 @@ class FastNetworks:
         if self._compiles_student:
             torch.compiler.cudagraph_mark_step_begin()
 
-    def part_in_use(self, part: Batch, rows: slice) -> ContextManager[None]:
-        """Look up the teacher's outputs for a part of the batch in use, within a `with` block.
+    def micro_batch_in_use(self, batch: Batch, rows: slice) -> ContextManager[None]:
+        """Look up the teacher's outputs for a micro-batch of the batch in use, within a `with` block.
 
         Args:
-            part: the entries of some images of the batch.
+            batch: the entries of its images.
             rows: the positions of these images in the batch.
         """
-        return nullcontext() if self._cache is None else self._cache.part_in_use(part["image"], rows)
+        return nullcontext() if self._cache is None else self._cache.micro_batch_in_use(batch["image"], rows)
 
     def serve(self, batches: Iterator[Batch], start_step: int = 0) -> Iterator[Batch]:
         """Yield this epoch's batches from step `start_step` (from 0) on, after looking up their teacher outputs."""

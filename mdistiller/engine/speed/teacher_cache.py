@@ -90,7 +90,7 @@ class CachedTeacher(nn.Module):
         return logits, {"pooled_feat": parts["pooled"]} if "pooled" in parts else {}
 
     @contextmanager
-    def part_in_use(self, image: Tensor, rows: slice) -> Iterator[None]:
+    def micro_batch_in_use(self, image: Tensor, rows: slice) -> Iterator[None]:
         """Within a `with` block, make `image` the current batch: those rows of the batch that `serve` yielded last."""
         whole = self._image, self._vectors
         if self._image is not None:

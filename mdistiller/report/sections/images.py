@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks import Gallery, Note, Picture, Section
-from ..collect import Shown
+from ..collect import GalleryImage
 from ..material import Material, teacher_right
 
 MAX_SIDE = 128  # pixels; larger images are made smaller
@@ -42,7 +42,7 @@ def _galleries(material: Material, number: int) -> List[Gallery]:
         (label, teacher, seen.only_student, student_right & ~taught_right),
     ):
         count = int(chosen.sum())
-        how = f" Shown are the {len(shown)} that it is surest of." if count > len(shown) else ""
+        how = f" The {len(shown)} with the highest confidence are shown." if count > len(shown) else ""
         if shown:
             how += " Below each: its label, then what teacher (T) and student (S) say, with their probabilities."
         galleries.append(
@@ -56,7 +56,7 @@ def _galleries(material: Material, number: int) -> List[Gallery]:
     return galleries
 
 
-def _picture(material: Material, number: int, image: Shown) -> Picture:
+def _picture(material: Material, number: int, image: GalleryImage) -> Picture:
     seen, names = material.seen[number], material.classes
     assert seen.teacher is not None
     label = names[int(seen.target[image.number])]
