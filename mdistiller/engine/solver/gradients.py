@@ -26,25 +26,23 @@ class MicroBatch(NamedTuple):
     rows: slice
 
 
-def split_batch(batch: Batch, num_micro_batches: int, num_images: int) -> List[MicroBatch]:
+def split_batch(batch: Batch, number: int, num_images: int) -> List[MicroBatch]:
     """Divide a batch into micro-batches of almost equal size; there are fewer if one would have a single image.
 
-    Image `i` of a step goes to micro-batch `i mod num_micro_batches`. So a micro-batch has the same images in one process
-    and in several.
+    Image `i` of a step goes to micro-batch `i mod number`. So a micro-batch has the same images in one process and in
+    several.
 
     Args:
         batch: the batch, whose entries hold `B` images each.
-        num_micro_batches: the largest number of micro-batches.
+        number: the largest number of micro-batches.
         num_images: the number of images of all processes in this step.
     """
-    num_micro_batches = min(
-        num_micro_batches, num_images // distributed.get_world_size() // 2
-    )  # BatchNorm needs two images
-    if num_micro_batches <= 1:
+    number = min(number, num_images // distributed.get_world_size() // 2)  # BatchNorm needs two images
+    if number <= 1:
         return [MicroBatch(batch, slice(None))]
     first = distributed.local_slice(slice(0, num_images)).start
-    rows = [slice((number - first) % num_micro_batches, None, num_micro_batches) for number in range(num_micro_batches)]
-    return [MicroBatch({key: _rows_of(value, part) for key, value in batch.items()}, part) for part in rows]
+    all_rows = [slice((place - first) % number, None, number) for place in range(number)]
+    return [MicroBatch({key: _rows_of(value, rows) for key, value in batch.items()}, rows) for rows in all_rows]
 
 
 def _rows_of(entry: Any, rows: slice) -> Any:

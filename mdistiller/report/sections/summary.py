@@ -65,8 +65,6 @@ def summary_section(material: Material) -> Section:
 
 def _last_top1(run: Run) -> str:
     """Return the accuracy of the run's last evaluation, with the epoch if that is not the last one."""
-    if run.summary:
-        return f"{run.summary['last']['deployed_top1']:.2f}"
     top1 = run.series("deployed_top1")
     if not top1:
         return "–"
