@@ -71,7 +71,8 @@ def test_a_student_of_an_earlier_version_loads(earlier_run: Path) -> None:
 def test_saved_states_keep_their_keys(earlier_run: Path, image_folder: Path) -> None:
     saved = read_checkpoint(earlier_run / "latest.pth")
     now = build_trainer(load_cfg(None, RUN.split())).state.state_dict()
-    # Without a precision, the run goes on in that of this machine; without machines, it records this one.
-    newer = ["machines", "precision"]
+    # Without a precision, the run goes on in that of this machine; without machines, it records this one;
+    # without `evaluated`, each epoch was evaluated.
+    newer = ["evaluated", "machines", "precision"]
     assert [key for key in now if key not in newer] == list(saved)
     assert set(now) - set(saved) == set(newer)

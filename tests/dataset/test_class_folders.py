@@ -90,7 +90,7 @@ def test_what_is_passed_over_is_counted_by_suffix(load: Make, root: Path, lines:
     unread = "that Pillow does not read as images"
     assert sorted(lines()) == [
         f"ignored 1 file in {root}/val {unread}: 1 .csv",
-        f"ignored 6 files in {root}/train {unread}: 3 .txt, 1 .json, 1 without a suffix, 1 .heic",
+        f"ignored 6 files in {root}/train {unread}: 3 .txt, 1 .heic, 1 .json, 1 without a suffix",
     ]
 
 

@@ -29,7 +29,7 @@ CONFIGURATIONS = [
     ("SOLVER.LR_DECAY_STAGES 3", ["SOLVER.LR_DECAY_STAGES in the command line is 3; expected a list"]),
     ("SOLVER.LR_DECAY_RATE 2", ["SOLVER.LR_DECAY_RATE is 2.0; expected a number above 0 and up to 1"]),
     ("SOLVER.WARMUP_EPOCHS 2", ["SOLVER.WARMUP_EPOCHS is 2.0; expected a number from 0 to SOLVER.EPOCHS"]),
-    ("SOLVER.WEIGHT_DECAY -1", ["SOLVER.WEIGHT_DECAY is -1.0; expected a number from 0 on"]),
+    ("SOLVER.WEIGHT_DECAY -1", ["SOLVER.WEIGHT_DECAY is -1.0; expected a number from 0 to 1e+18"]),
     ("SOLVER.MOMENTUM 1", ["SOLVER.MOMENTUM is 1.0; expected a number from 0 to below 1"]),
     ("SOLVER.TYPE Adamm", ["SOLVER.TYPE is 'Adamm'; "]),
     ("SOLVER.AMP half", ["SOLVER.AMP is 'half'; expected one of off, bf16, fp16, auto"]),

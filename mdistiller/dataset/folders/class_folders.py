@@ -158,7 +158,9 @@ def find_images(folder: Path, classes: Sequence[str], companions: Sequence[str] 
 
 
 def _by_suffix(counts: Counter[str]) -> str:
-    return listed([f"{count} {suffix}" for suffix, count in counts.most_common()])
+    return listed(
+        [f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))]
+    )
 
 
 def images_below(folder: Path, suffixes: FrozenSet[str], ignored: Counter[str]) -> List[str]:

@@ -100,7 +100,7 @@ def test_a_lock_alone_is_no_run(tmp_path):
 
 def test_a_name_of_an_earlier_launch_is_no_longer_that_of_its_run(tmp_path, monkeypatch):
     folder = RunFolder(str(tmp_path), "run")
-    monkeypatch.setattr(torchrun, "name", lambda: "job 17")
+    monkeypatch.setattr(torchrun, "job_name", lambda: "job 17")
     with folder.claim(False, False):
         folder.create(False)
     folder.latest.write_text("of the first launch")
@@ -117,7 +117,7 @@ def test_a_restart_tells_its_own_run_from_the_one_that_it_was_to_replace(tmp_pat
     folder.latest.write_text("of another run")
     folder.config.write_text("")
     folder.worklog.write_text("")
-    monkeypatch.setattr(torchrun, "name", lambda: "job 17")
+    monkeypatch.setattr(torchrun, "job_name", lambda: "job 17")
     with folder.claim(False, True):
         pass  # killed before anything was removed
     monkeypatch.setattr(torchrun, "is_restart", lambda: True)
