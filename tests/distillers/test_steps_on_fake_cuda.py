@@ -36,7 +36,7 @@ DEPENDS_ON_PAIR = [
 ]
 HALF_PRECISION = [
     *((name, pair) for name in METHODS for pair in PAIRS[:1]),
-    *((name, pair) for name in DEPENDS_ON_PAIR for pair in PAIRS[1:]),
+    *((name, PAIRS[1 + number % 2]) for number, name in enumerate(DEPENDS_ON_PAIR)),
 ]
 OTHER_MODELS = [  # with data set and size of the images
     ("ShuffleV2", "cifar100", 32),
