@@ -122,6 +122,23 @@ def test_the_table_of_the_readme():
             assert row[method] == (f"{sum(last) / len(last):.1f}" if last else "–"), (row, method)
 
 
+def test_the_table_of_fewer_images():
+    text = (REPO / "docs/results.md").read_text(encoding="utf-8")
+    (table,) = (rows for rows in tables(text) if "SFAKD against KD" in rows[0])
+    study, summaries = recorded("fraction")
+    assert len(table) == len({cell.row.variant for cell in study.cells})
+    for row in table:
+        runs = {
+            cell.row.method: summaries[cell.name]
+            for cell in study.cells
+            if cell.name.endswith("/seed0") and f"{summaries[cell.name]['train_images']:,}" == row["images"]
+        }
+        last = {method: run["last"]["deployed_top1"] for method, run in runs.items()}
+        assert {method: row[method] for method in last} == {method: f"{top1:.2f}" for method, top1 in last.items()}
+        assert row["SFAKD against KD"] == f"{last['SFAKD'] - last['KD']:+.2f}"
+        assert {str(run["epochs"]) for run in runs.values()} == {row["epochs"]}
+
+
 def test_the_table_of_precise_bn():
     with (REPO / "configs/studies/results/precise_bn_epochs.csv").open(encoding="utf-8") as file:
         recorded_epochs = list(csv.DictReader(file))
