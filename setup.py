@@ -79,6 +79,7 @@ setup(
             "huggingface_hub>=0.20",
             "submitit>=1.5",
             "timm>=1.0.12",
+            "filelock>=3.12",
             "pytest>=7.4",
             "pytest-timeout>=2.2",
             "pytest-xdist>=3.5",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import socket
 from datetime import timedelta
@@ -11,6 +12,7 @@ from datetime import timedelta
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from mdistiller import distributed
 from mdistiller.engine.build import build_trainer
@@ -93,15 +95,23 @@ def teacher_and_images(folder):
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """What one and two processes have after the same 16 global batches, by method."""
-    folder = tmp_path_factory.mktemp("steps")
-    teacher_and_images(folder)
-    for form in FORMS:
-        write_in_form(form, folder / "images", folder)
-    for count in (1, 2):
-        status, output = launched(WORKER, folder, *FLOAT32, *DOUBLE, count=count, folder=folder)
-        assert status == 0, output
-    names = [*FLOAT32, *DOUBLE]
+    """What one and two processes have after the same 16 global batches, by method.
+
+    The first worker of pytest-xdist that needs it computes it for all.
+    """
+    names, base = [*FLOAT32, *DOUBLE], tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "steps"
+    complete = folder / "complete"
+    with FileLock(f"{folder}.lock"):
+        if not complete.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            teacher_and_images(folder)
+            for form in FORMS:
+                write_in_form(form, folder / "images", folder)
+            for count in (1, 2):
+                status, output = launched(WORKER, folder, *names, count=count, folder=folder)
+                assert status == 0, output
+            complete.touch()
     return {n: [torch.load(folder / f"{n}-{c}.pth", weights_only=True) for c in (1, 2)] for n in names}
 
 
