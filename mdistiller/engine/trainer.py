@@ -142,7 +142,7 @@ class Trainer:
 
     def _run(self, resumed: bool) -> Dict[str, Any]:
         # Counted before training, so that a student that cannot be counted is reported at once.
-        with keep_random_state(self.device):
+        with keep_random_state(self.device):  # some models draw random numbers in evaluation too
             cost = deployed_cost(self.distiller.student, self.distiller.head, self.train_loader.info.input_size)
             self._announce(resumed)
         if self.cfg.SOLVER.PROBE_EPOCHS and self.progress.epoch == self.progress.step == 0:
@@ -155,8 +155,7 @@ class Trainer:
             row = self.train_epoch(self.progress.epoch + 1)
             evaluation_start = time.perf_counter()
             if row["epoch"] % self.cfg.SOLVER.EVAL_EVERY == 0 or row["epoch"] == self.cfg.SOLVER.EPOCHS:
-                row.update(self.validate())  # may raise RunStopped, so the totals are updated afterwards
-                self.progress.evaluated = row["epoch"]
+                row.update(self._evaluate(row["epoch"]))  # may raise RunStopped, so the totals are updated afterwards
             row.update(self.distiller.get_log_values())
             row.update(memory_figures(self.device))
             self._finish_epoch(time.perf_counter() - evaluation_start)
@@ -164,8 +163,7 @@ class Trainer:
             self.save()
         if self.progress.evaluated < self.progress.epoch:  # SOLVER.EPOCHS was cut to an epoch without an evaluation
             self.train_loader.set_epoch(self.progress.epoch)
-            self.validate()
-            self.progress.evaluated = self.progress.epoch
+            self._evaluate(self.progress.epoch)
             self.save()
         summary = run_text.summary_of(
             self.name,
@@ -275,6 +273,11 @@ class Trainer:
         """Evaluate on the validation set; return top-1 and top-5 in percent by name."""
         self.progress.last = self.evaluation()
         return self.progress.last
+
+    def _evaluate(self, epoch: int) -> Dict[str, float]:
+        accuracy = self.validate()
+        self.progress.evaluated = epoch
+        return accuracy
 
     def start_epoch(self, epoch: int) -> None:
         """Reset the step, the seconds and the meter of the epoch; `epoch` counts from 1. The run's totals are kept."""

@@ -131,7 +131,7 @@ def test_weights_by_number(command, place):
     assert "unexpected: 0, 1, 2 and " in line
 
 
-JUNK = [-1, float("nan"), "x", {"a": 1}, torch.ones(2)]
+JUNK = [-1, 10**30, float("nan"), "x", {"a": 1}, torch.ones(2)]
 
 
 def test_a_state_whose_fields_are_damaged(command, place):
