@@ -4,7 +4,7 @@ check:
 	python3 -m ruff check .
 	python3 -m ruff format --check .
 	python3 -m mypy
-	python3 -m pytest -n 4 --dist worksteal
+	python3 -m pytest -n 3 --dist worksteal
 
 demo:
 	python3 tools/train.py --cfg configs/demo/sfakd.yaml --overwrite

@@ -4,7 +4,7 @@ import nox
 
 OLDEST = ("torch==2.4.0", "torchvision==0.19.0")
 PROJECT = ("-r", "requirements.txt", "-e", ".[test]")
-PYTEST = ("python", "-m", "pytest", "-n", "4", "--dist", "worksteal")
+PYTEST = ("python", "-m", "pytest", "-n", "3", "--dist", "worksteal")
 
 
 @nox.session(python=["3.11", "3.13"])

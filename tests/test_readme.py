@@ -22,7 +22,7 @@ def test_the_two_commands_do_all_the_set_up():
     commands = re.findall(r"^pip install .*$", section("Set-up and demo"), flags=re.M)
     assert commands == [
         "pip install -r requirements.txt && python3 tools/train.py --cfg configs/demo/sfakd.yaml",
-        'pip install -r requirements.txt -e ".[test]" && python3 -m pytest -n 4 --dist worksteal',
+        'pip install -r requirements.txt -e ".[test]" && python3 -m pytest -n 3 --dist worksteal',
     ]
 
 

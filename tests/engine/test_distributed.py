@@ -95,7 +95,7 @@ def teacher_and_images(folder):
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """What one and two processes have after the same 16 global batches, by method.
+    """What one and two processes have after the same 8 global batches, by method.
 
     The first worker of pytest-xdist that needs it computes it for all.
     """

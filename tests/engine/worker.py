@@ -21,7 +21,7 @@ from mdistiller.engine.build import build_trainer
 from mdistiller.engine.speed.fast_networks import FastNetworks
 from tests.engine.test_trainer import settings
 
-STEPS = 16
+STEPS = 8
 OPTIONS = [
     *("SOLVER.BATCH_SIZE", "9", "DATASET.IN_MEMORY", "yes", "CRD.NCE.K", "16", "MLKD.CONFIDENCE_MASK", "True"),
     *("SOLVER.PRECISE_BN", "3"),
@@ -57,7 +57,7 @@ def steps(folder: str, name: str) -> Dict[str, Any]:
     if kind.endswith("views"):
         recipe = [*VIEWS, f"{folder}/cache-{distributed.get_world_size()}"]
     # in float32, rounding grows from step to step; in small steps less, and SFAKD's are the largest
-    rate = ["SOLVER.LR", "0.0005" if double else "0.00005" if method == "SFAKD" else "0.0001"]
+    rate = ["SOLVER.LR", "0.002" if double else "0.0002" if method == "SFAKD" else "0.0004"]
     trainer = build_trainer(settings(f"{folder}/images", *OPTIONS, *rate, *recipe, method=method, name=name))
     networks = None
     if kind.endswith("views"):
