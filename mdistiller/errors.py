@@ -47,17 +47,21 @@ def refuse(faults: Iterable[str]) -> None:
         raise UserError(*lines)
 
 
-def check_libraries(what: str, extra: str, libraries: Mapping[str, str]) -> None:
+def missing_libraries(what: str, *names: str) -> UserError:
+    """Return the error that `what`, such as `a study`, needs these packages of PyPI, which are not installed."""
+    return UserError(f"{what} needs {' and '.join(names)}; run: pip install {' '.join(names)}")
+
+
+def check_libraries(what: str, libraries: Mapping[str, str]) -> None:
     """Raise a UserError if a library is missing.
 
     Args:
         what: what needs the libraries, such as `a study`.
-        extra: the extra of this package that installs them.
-        libraries: their names to install, by import name.
+        libraries: their names on PyPI, by import name.
     """
     missing = [name for module, name in libraries.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise UserError(f"{what} needs {' and '.join(missing)}; install them with: pip install 'mdistiller[{extra}]'")
+        raise missing_libraries(what, *missing)
 
 
 def one_line(reason: object) -> str:

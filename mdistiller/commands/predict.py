@@ -15,14 +15,16 @@ def main() -> None:
         "-c", "--ckpt", required=True, help="checkpoint, run folder, or export (.onnx, .pt2, .safetensors)"
     )
     parser.add_argument("-m", "--model", default="", help="your own code that builds the student, as in training")
-    parser.add_argument("-k", "--top", type=int, default=5, metavar="N", help="classes a picture; default 5")
+    parser.add_argument(
+        "-k", "--top", type=int, default=5, metavar="N", help="number of classes for each image; default 5"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument("--csv", action="store_true", help="print a table with commas")
+    form.add_argument("--csv", action="store_true", help="print CSV")
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="plug-in of the student; may be repeated"
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="pictures, or folders of pictures")
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images, or folders of images")
     args = parser.parse_intermixed_args()
     if args.top < 1:
         parser.error(f"--top is {args.top}; expected at least 1")

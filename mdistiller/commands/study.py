@@ -12,7 +12,7 @@ def main() -> None:
     parser = OneLineParser(description="Run methods × pairs × seeds, and compare their results.")
     parser.add_argument("study", metavar="STUDY", help="a file, or a shipped study such as studies/demo")
     parser.add_argument("--output", metavar="DIR", help="folder of the study; default output/studies/NAME")
-    parser.add_argument("--jobs", type=int, help="runs at the same time; default 1, or all jobs of a cluster")
+    parser.add_argument("--jobs", type=int, help="runs at the same time; default 1; with --cluster, no limit")
     parser.add_argument(
         "--only",
         action="append",
@@ -53,7 +53,7 @@ def main() -> None:
     if args.dry_run:
         print(dry_run(study, output, args.jobs or 1, args.only))
         return
-    check_libraries("a study", "study", LIBRARIES)
+    check_libraries("a study", LIBRARIES)
     run_study(study, output, make_launcher(args.cluster, output, parameters, args.jobs), args.only)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import UserError, one_line
+from ..errors import UserError, missing_libraries, one_line
 
 
 def check_hub(repository: str) -> None:
@@ -17,7 +17,7 @@ def check_hub(repository: str) -> None:
     try:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
     except ImportError:
-        raise UserError("--push needs huggingface_hub; run: pip install 'mdistiller[hub]'") from None
+        raise missing_libraries("--push", "huggingface_hub") from None
     try:
         validate_repo_id(repository)
         reason = "" if "/" in repository else "it has no user"  # the hub would add one, but not to the upload

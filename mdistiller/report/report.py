@@ -43,7 +43,7 @@ def write_report(
     Raises:
         UserError: a library is missing, a run or its data cannot be read, or the file cannot be written.
     """
-    check_libraries("a report", "report", LIBRARIES)
+    check_libraries("a report", LIBRARIES)
     target = target_page(output, overwrite)
     runs = read_runs([*paths, *([reference] if reference is not None else [])], overrides, own_code)
     number = 0 if reference is None else _number_of(reference, runs)

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Protocol, Sequence
 
 import torch
 
-from ..errors import UserError, one_line
+from ..errors import UserError, missing_libraries, one_line
 from .job import Job, run_job
 
 
@@ -125,7 +125,7 @@ class ClusterLauncher:
         try:
             import submitit
         except ImportError:
-            raise UserError("--cluster needs submitit; run: pip install 'mdistiller[cluster]'") from None
+            raise missing_libraries("--cluster", "submitit") from None
         self.limit = jobs
         self._jobs: List[Any] = []
         try:

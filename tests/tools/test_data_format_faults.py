@@ -109,7 +109,7 @@ TRAINING = [
     (
         TABLES,
         without("datasets"),
-        "the library datasets, which DATASET.TYPE huggingface needs, is missing; pip",
+        "DATASET.TYPE huggingface needs datasets; run: pip install datasets",
     ),
     (TABLES, cut("tables/train.parquet"), "tables/train.parquet cannot be read ("),
     (TABLES + " DATASET.LABEL_COLUMN class", nothing, "has no column 'class'"),
@@ -173,7 +173,7 @@ def names(place: Path, patch: pytest.MonkeyPatch) -> None:
 
 INDEX = "--index shards --classes c.txt"
 WRITING = [
-    ("images out", without("webdataset"), "the library webdataset, which writes shards, is missing; pip install"),
+    ("images out", without("webdataset"), "tools/make_shards.py needs webdataset; run: pip install webdataset"),
     ("images shards", nothing, "shards already exists; give another folder, or remove it first"),
     ("images out", spoil_one, "images/train/class_0/1.png (cannot identify image file"),
     ("images out", spoil_one, "or leave it out with --corrupt skip"),

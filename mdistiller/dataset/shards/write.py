@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, missing_libraries
 from ..folders.layout import TRAIN, VAL, find_parts, part_of
 from ..images.file_names import suffix_of
 from ..loading.image_check import check_images
@@ -84,9 +84,7 @@ def _tar_writer() -> Any:
     try:
         from webdataset import TarWriter
     except ImportError:
-        raise UserError(
-            "the library webdataset, which writes shards, is missing; pip install 'mdistiller[webdataset]'"
-        ) from None
+        raise missing_libraries("tools/make_shards.py", "webdataset") from None
     return TarWriter
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Set, Tuple
 
-from ...errors import UserError, listed, one_line
+from ...errors import UserError, listed, missing_libraries, one_line
 from ..folders.layout import TRAIN, part_of
 
 PARQUET, ARROW = ".parquet", ".arrow"
@@ -33,10 +33,7 @@ def library() -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError(
-            "the library datasets, which DATASET.TYPE huggingface needs, is missing; pip install"
-            " 'mdistiller[huggingface]'"
-        ) from None
+        raise missing_libraries("DATASET.TYPE huggingface", "datasets") from None
     return datasets
 
 

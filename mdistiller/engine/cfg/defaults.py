@@ -25,8 +25,9 @@ _C.DATASET.TYPE = "cifar100"
 _C.DATASET.ROOT = ""
 _C.DATASET.IMAGE_COLUMN = "image"  # `TYPE huggingface`: column of the images
 _C.DATASET.LABEL_COLUMN = "label"  # `TYPE huggingface`: column of the labels
-# Folder of images without labels, at any depth, for methods that need no labels. Each batch gets some of them besides
-# its `BATCH_SIZE` labeled images. See [data-formats.md](data-formats.md#images-without-labels). If empty: none.
+# Folder of images without labels, at any depth, for all methods but `CRD`, `DKD`, `RLD` and `NONE`. Each batch gets
+# some of them besides its `BATCH_SIZE` labeled images. See [data-formats.md](data-formats.md#images-without-labels). If
+# empty: none.
 _C.DATASET.UNLABELED = ""
 _C.DATASET.UNLABELED_RATIO = 1.0  # images without labels in a batch, for each labeled image
 # Number of decoding threads for images held in memory, of worker processes for streamed images; up to 512. For
@@ -116,7 +117,7 @@ _C.SOLVER.DECAY_NORMS = True  # `True`: weight decay applies to all weights; `Fa
 _C.SOLVER.MOMENTUM = 0.9  # momentum of SGD, and of optimizers of timm that have one
 _C.SOLVER.NESTEROV = False  # use Nesterov momentum; for `TYPE SGD`
 # Optimizer: `SGD`, `AdamW`, or an optimizer of `timm.optim` by its name, such as `lamb`, if timm is installed
-# (`pip install 'mdistiller[timm]'`).
+# (`pip install timm`).
 _C.SOLVER.TYPE = "SGD"
 _C.SOLVER.BETAS = None  # coefficients of AdamW's averages, and of timm's optimizers; `None`: the optimizer's default
 _C.SOLVER.EPS = 0.0  # constant in the denominator of the same optimizers; 0: the optimizer's default

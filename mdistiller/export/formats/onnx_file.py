@@ -20,7 +20,7 @@ from .tracing import exporting
 EXPORTERS = {True: "torch.onnx.export(dynamo=True)", False: "torch.onnx.export(dynamo=False)"}
 OPSET = {True: 18, False: 17}  # by dynamo; the newest that PyTorch 2.4 writes is 20
 MAX_BYTES = 2**31  # of a protocol buffer
-NOT_INSTALLED = "run: pip install 'mdistiller[export]'"
+PACKAGES = "onnx onnxruntime onnxscript"
 
 
 def need(*names: str) -> Tuple[ModuleType, ...]:
@@ -34,7 +34,7 @@ def need(*names: str) -> Tuple[ModuleType, ...]:
     try:
         return tuple(importlib.import_module(name) for name in names)
     except ImportError as error:
-        raise UserError(f"ONNX files need {' and '.join(names)} ({error}); {NOT_INSTALLED}") from None
+        raise UserError(f"ONNX files need {' and '.join(names)} ({error}); run: pip install {PACKAGES}") from None
 
 
 def has_new_exporter() -> bool:

@@ -10,13 +10,12 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from torch import Tensor, nn
 
-from ...errors import UserError, did_you_mean, one_line
+from ...errors import UserError, did_you_mean, missing_libraries, one_line
 from .._adapt import AdaptedModel, evaluation_mode, examine, insert, is_equal, noise, running_on, user_code_errors
 from .layout import tokens_to_map
 from .own_input import InputSpec
 from .stages import NUM_STAGES
 
-MISSING = "models of timm need the package timm; run: pip install timm (or pip install 'mdistiller[timm]')"
 OLD = "timm {version} is too old, its {name} has no forward_intermediates; run: pip install --upgrade timm"
 SETTING = "{key} is no argument for DISTILLER.TEACHER_ARGS or STUDENT_ARGS; {remedy}"
 RESERVED = {
@@ -78,7 +77,7 @@ def library() -> Any:
     except ImportError as error:
         if error.name != "timm":
             raise UserError(f"timm cannot be imported ({error}); repair it: pip install --upgrade timm") from error
-        raise UserError(MISSING) from None
+        raise missing_libraries("a model of timm", "timm") from None
     return timm
 
 
