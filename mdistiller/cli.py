@@ -89,6 +89,10 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
         if not line:
             raise
         _exit_with_errors(line)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        _exit_with_errors(f"{error.filename} cannot be accessed ({error.strerror}); fix its permissions")
     except OSError as error:
         if not _is_lost_output(error):
             raise

@@ -1,5 +1,6 @@
 """Helpers for messages."""
 
+import errno
 import importlib.util
 import os
 import subprocess
@@ -7,8 +8,21 @@ import sys
 
 import pytest
 
+from mdistiller import cli
 from mdistiller.errors import UserError, check_libraries
 from tests.conftest import REPO
+
+
+def test_a_file_without_permission_is_one_line(capsys):
+    def main():
+        raise PermissionError(errno.EACCES, "Permission denied", "closed/x.pth")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == 2
+    assert (
+        capsys.readouterr().err == "error: closed/x.pth cannot be accessed (Permission denied); fix its permissions\n"
+    )
 
 
 def test_missing_libraries_are_named_with_the_command_that_installs_them(monkeypatch):

@@ -17,6 +17,8 @@ from ..dataset.folders.layout import TRAIN, VAL, find_val
 from ..dataset.given import NAME
 from ..dataset.images.decode import View
 from ..dataset.loading.dataset_split import DatasetSplit, split_of
+from ..dataset.loading.encoded import UnusableImage
+from ..dataset.loading.image_check import unusable_error
 from ..dataset.loading.in_memory import decode_all
 from ..dataset.loading.splits import ImageSplit, of_any_size
 from ..dataset.loading.statistics import measure_sample
@@ -148,12 +150,28 @@ def read_part(data: Any, argument: str, part: str) -> Part:
         split = split_of(data, argument)
         given: Any = getattr(data, "classes", None)
         named = isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
-        width, height = split.load(0).size
-        return Part(split, list(given) if named else None, width if width == height else None)
+        return Part(split, list(given) if named else None, _side(split))
     inner = (folder / TRAIN if is_folder(folder / TRAIN) else None) if part == TRAIN else find_val(folder)
     place = inner or folder
     found = class_folders(place, LAYOUT)
     return Part(find_images(place, found), found, DEFAULT_SIZE)
+
+
+def _side(split: DatasetSplit) -> Optional[int]:
+    """Return the side of the first image that can be read, in pixels, or `None` if it is not square.
+
+    Raises:
+        UserError: none can be read.
+    """
+    faults: List[str] = []
+    for index in range(len(split)):
+        try:
+            width, height = split.load(index).size
+        except UnusableImage as error:
+            faults.append(error.fault)
+        else:
+            return width if width == height else None
+    raise unusable_error(faults, len(faults))
 
 
 def class_names(given: Optional[Sequence[str]], *parts: Part, otherwise: Sequence[str] = ()) -> List[str]:

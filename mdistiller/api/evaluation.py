@@ -90,6 +90,8 @@ def evaluate(
         with user_code_errors("the model cannot take the images", "or give another input_size"):
             output = logits_of(network(image))
         logits = output[0] if isinstance(output, (tuple, list)) else output
+        if not isinstance(logits, Tensor):
+            raise UserError(f"the model returns a {type(output).__name__}; expected logits [B, K], or (logits, …)")
         if logits.ndim != 2 or logits.shape[1] != loader.info.num_classes:
             raise UserError(
                 f"the model gives logits of the shape {list(logits.shape)} for {len(image)} images; expected one column"

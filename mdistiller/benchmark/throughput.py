@@ -133,7 +133,9 @@ def _step_cost(case: Case) -> Cost:
     index = torch.arange(size, device=trainer.device) % trainer.train_loader.num_images
     image = torch.randn(size, 3, info.input_size, info.input_size, device=trainer.device)
     image = image.to(memory_format=torch.channels_last if trainer.distiller.channels_last else torch.contiguous_format)
-    batch = {"image": image, "target": trainer.train_loader.targets[index], "index": index, "epoch": 1}
+    targets = trainer.train_loader.targets
+    target = targets[index.to(targets.device)].to(trainer.device)
+    batch = {"image": image, "target": target, "index": index, "epoch": 1}
     distiller = trainer.distiller
     teacher_cached = cached and case.warm and distiller.teacher is not None and "maps" not in distiller.teacher_needs
     return step_cost(distiller, batch, precision.dtype or torch.float32, teacher_cached)

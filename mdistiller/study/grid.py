@@ -217,7 +217,11 @@ class _Builder:
 def _replaced(known: Dict[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each setting of the grid that `given` has with another value."""
     for section, settings in known.items():
+        own = given.get(section) or {}
+        if not isinstance(own, Mapping):
+            yield f"{section} is {own!r:.80}; expected a section, such as {section}: {{KEY: VALUE}}"
+            continue
         for key, value in settings.items():
-            other = (given.get(section) or {}).get(key, value)
+            other = own.get(key, value)
             if other != value:
-                yield f"{section}.{key} is {other}, but in a study {DECIDERS} decide it; leave it out"
+                yield f"{section}.{key} is {other}, but a study sets it from {DECIDERS}; remove it"

@@ -18,10 +18,12 @@ from ..errors import UserError, listed, refuse
 from .grid import Cell
 
 Summary = Dict[str, Any]  # the content of a run's summary.json
-NEEDED: Dict[str, Sequence[str]] = {  # the keys that the tables use, and those of the values that are dictionaries
-    **dict.fromkeys(("name", "epochs", "seconds", "images_per_second"), ()),
-    **dict.fromkeys(("num_classes", "train_images", "val_images", "teacher", "teacher_accuracy"), ()),
-    **dict.fromkeys(("precision", "hardware", "settings", "origin"), ()),
+# The keys that the tables use. A value with keys of its own, also with none that is needed, is a dictionary.
+NEEDED: Dict[str, Optional[Sequence[str]]] = {
+    **dict.fromkeys(("name", "epochs", "seconds", "images_per_second")),
+    **dict.fromkeys(("num_classes", "train_images", "val_images", "teacher")),
+    **dict.fromkeys(("precision", "hardware")),
+    **dict.fromkeys(("settings", "origin", "teacher_accuracy"), ()),
     "last": ("deployed_top1", "deployed_top5"),
     "best": ("deployed_top1", "epoch"),
     "deployed": ("parameters", "macs"),
@@ -91,9 +93,9 @@ def check_summary(summary: Any, source: str) -> Summary:
         raise UserError(f"{source} is not the summary of a run, but a {type(summary).__name__}; remove it")
     missing = []
     for key, parts in NEEDED.items():
-        if key not in summary or (parts and not isinstance(summary[key], dict)):
+        if key not in summary or (parts is not None and not isinstance(summary[key], dict)):
             missing.append(key)
-        else:
+        elif parts is not None:
             missing += [f"{key}.{part}" for part in parts if part not in summary[key]]
     if missing:
         raise UserError(

@@ -139,6 +139,47 @@ def test_items_that_cannot_be_read_do_not_hide_the_labels_of_others():
     assert split_of(Broken(), "data").targets.tolist() == Broken.targets
 
 
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_items_that_cannot_be_read_are_left_out_on_request(quick, in_memory, caplog):
+    class Broken(torch.utils.data.Dataset):
+        targets = [0, 1] * 10
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, index):
+            if index in (0, 13):
+                raise OSError("truncated")
+            return np.full((16, 16, 3), index, dtype=np.uint8), self.targets[index]
+
+    quick = {**quick, "input_size": None, "settings": {"DATASET.CORRUPT": "skip", "DATASET.IN_MEMORY": in_memory}}
+    result = mdistiller.distill("resnet8", None, Broken(), Broken(), "NONE", **quick)
+    assert (result.summary["train_images"], result.summary["val_images"]) == (18, 18)
+    line = "left out 2 of 20 training images that cannot be read: 0 of the Broken (truncated); 13 of the Broken"
+    assert any(line in message for message in caplog.messages)
+    quick["settings"]["DATASET.CORRUPT"] = "refuse"
+    with pytest.raises(mdistiller.UserError, match="cannot read .*0 of the Broken"):
+        mdistiller.distill("resnet8", None, Broken(), Broken(), "NONE", **quick, overwrite=True)
+
+
+@pytest.mark.parametrize("targets", [7, torch.tensor(1), "labels", {"a": 1}])
+def test_targets_that_are_no_labels(targets):
+    data = [(np.zeros((16, 16, 3), np.uint8), label) for label in (0, 1, 1)]
+    data = type("Set", (list,), {"targets": targets})(data)
+    assert split_of(data, "data").targets.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("output", [{"logits": 1}, None, "text"])
+def test_a_module_that_returns_no_logits(output):
+    class Other(nn.Module):
+        def forward(self, image):
+            return output
+
+    data = [(np.zeros((16, 16, 3), np.uint8), label) for label in (0, 1)]
+    with pytest.raises(mdistiller.UserError, match=r"the model returns a \w+; expected logits \[B, K\]"):
+        mdistiller.evaluate(Other(), data)
+
+
 def test_an_item_with_a_label_that_is_no_number_is_refused_although_targets_has_one():
     class Words(torch.utils.data.Dataset):
         targets = [0, 1] * 5

@@ -69,13 +69,13 @@ def test_what_the_grid_decides_is_given_nowhere_else(study, place, key, value):
     }[place]
     with pytest.raises(UserError) as caught:
         study(**given)
-    assert f"{key} is {value}, but in a study PAIRS, TEACHER, METHODS, SEEDS and --output decide it" in str(
+    assert f"{key} is {value}, but a study sets it from PAIRS, TEACHER, METHODS, SEEDS and --output" in str(
         caught.value
     )
 
 
 def test_the_student_alone_is_trained_alone(study):
-    with pytest.raises(UserError, match="DISTILLER.TYPE is KD, but in a study"):
+    with pytest.raises(UserError, match="DISTILLER.TYPE is KD, but a study sets it"):
         study(["DISTILLER.TYPE", "KD"])
 
 
@@ -149,6 +149,8 @@ def test_an_error_is_told_once(study):
         ({"SHARE": [1]}, "SHARE has 1; expected names of studies"),
         ({"THREADS": "1"}, "THREADS is '1'; expected a whole number"),
         ({"COMPARE_TO": ["KDD"]}, "COMPARE_TO names 'KDD', which is not a method; did you mean KD?"),
+        ({"METHODS": {"KD": {"DISTILLER": "KD"}}}, "DISTILLER is 'KD'; expected a section, such as DISTILLER: {KEY:"),
+        ({"SETTINGS": {"LOG": "text"}}, "LOG is 'text'; expected a section"),
         ({"SETTINGS": {"SOLVER": 3}}, "SOLVER in s.yaml is a section, given 3"),
     ],
 )

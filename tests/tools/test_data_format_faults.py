@@ -90,6 +90,14 @@ def spoil(place: Path, patch: pytest.MonkeyPatch) -> None:
         (place / "loose" / f"{number}.png").write_bytes(b"PNG")
 
 
+def empty_part(place: Path, patch: pytest.MonkeyPatch) -> None:
+    """Save the tables anew by the library, with a part without rows."""
+    import datasets
+
+    train = datasets.Dataset.from_parquet(str(place / "tables/train.parquet"), cache_dir=str(place / "cache"))
+    datasets.DatasetDict({"train": train, "validation": train.select([])}).save_to_disk(str(place / "saved"))
+
+
 def nothing(place: Path, patch: pytest.MonkeyPatch) -> None:
     pass
 
@@ -112,6 +120,7 @@ TRAINING = [
         "DATASET.TYPE huggingface needs datasets; run: pip install datasets",
     ),
     (TABLES, cut("tables/train.parquet"), "tables/train.parquet cannot be read ("),
+    ("DATASET.TYPE huggingface DATASET.ROOT saved", empty_part, " has no rows"),
     (TABLES + " DATASET.LABEL_COLUMN class", nothing, "has no column 'class'"),
     (TABLES + " DATASET.IMAGE_COLUMN label", nothing, "tables/train/row 0 (the file tables/class_0 is missing)"),
     (TABLES + " DATASET.VAL_FRACTION 0.5", nothing, "has validation images; set DATASET.VAL_FRACTION 0"),

@@ -92,7 +92,6 @@ def split_of(dataset: Any, role: str) -> DatasetSplit:
         raise UserError(f"{role} is a {kind}; expected a folder, the name of a data set, or a Dataset with a length")
     if len(dataset) == 0:
         raise UserError(f"{role} is empty; expected at least one image")
-    _label(dataset, 0, role)
     found = _known_targets(dataset)
     if found is None or len(found) != len(dataset) or not _are_returned(found, dataset, role):
         indices = tqdm(range(len(dataset)), desc=f"reading the labels of {role}", delay=2, disable=None, leave=False)
@@ -111,7 +110,7 @@ def _are_returned(targets: List[int], dataset: Any, role: str) -> bool:
         for index in indices[:: max(1, len(indices) // SAMPLED)]:
             try:
                 item = _item(dataset, index, role)
-            except UserError:  # an image that cannot be read is reported later, or left out
+            except UserError:  # reported when all images are read, or left out
                 continue
             if _label_of(item, index, role) != targets[index]:
                 return False
@@ -153,16 +152,21 @@ def _known_targets(dataset: Any) -> Optional[List[int]]:
         inner = _known_targets(dataset.dataset)
         return None if inner is None else [inner[index] for index in dataset.indices]
     targets = getattr(dataset, "targets", None)
-    if targets is None or getattr(dataset, "target_transform", None) is not None:
+    if isinstance(targets, (np.ndarray, Tensor)):
+        targets = targets.reshape(-1).tolist()
+    if not isinstance(targets, (list, tuple)) or getattr(dataset, "target_transform", None) is not None:
         return None
-    values = targets.tolist() if hasattr(targets, "tolist") else list(targets)
+    values = list(targets)
     return values if values and all(type(value) is int for value in values) else None
 
 
 def _check_constant(split: DatasetSplit, role: str) -> None:
     """Raise a UserError if one of the first images differs when it is read again."""
     for index in range(min(READ_TWICE, len(split))):
-        first, second = (np.asarray(split.load(index)) for _ in range(2))
+        try:
+            first, second = (np.asarray(split.load(index)) for _ in range(2))
+        except UnusableImage:  # reported when all images are read, or left out
+            continue
         if first.shape != second.shape or (first != second).any():
             raise UserError(
                 f"{role} returns different pixels for image {index} each time; remove its random transforms and its"

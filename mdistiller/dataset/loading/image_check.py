@@ -18,6 +18,7 @@ from ...errors import UserError, listed
 from ..images.decode import decode_region
 from ..images.orientation import UPRIGHT, has_damaged_exif, orientation, upright_size
 from ..images.stats import FolderCache
+from .dataset_split import DatasetSplit
 from .encoded import EncodedSplit, Transform, UnusableImage
 from .splits import ImageSplit
 from .workers import explain_worker_deaths
@@ -162,9 +163,16 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
     """Read every image of a streamed split once, in `num_workers` processes; return the split of the usable ones.
 
     The result is cached until a file is added, removed or changed. Unusable images are read again each time. With
-    `corrupt` "unchecked" nothing is read.
+    `corrupt` "unchecked" nothing is read. A `Dataset`, whose changes would not be noticed, is read only with "skip".
     """
-    if corrupt == "unchecked" or not isinstance(split, EncodedSplit):
+    if corrupt == "unchecked":
+        return split
+    if isinstance(split, DatasetSplit) and corrupt == "skip":
+        findings = SplitReport()
+        for index, report in _read(split, range(len(split)), num_workers):
+            findings.add(index, report)
+        return _usable_part(split, findings, corrupt, role)
+    if not isinstance(split, EncodedSplit):
         return split
     ends = [split.path(index).parent for index in (0, len(split) - 1)]
     # The role is part of the key, because both splits may be in train/.
@@ -182,6 +190,10 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
         findings.add(index, report)
     if known is None:
         cache.save(**findings.state_dict())
+    return _usable_part(split, findings, corrupt, role)
+
+
+def _usable_part(split: ImageSplit, findings: SplitReport, corrupt: str, role: str) -> ImageSplit:
     kept = usable_indices(split, findings, corrupt, role)
     return split if len(kept) == len(split) else split.subset(kept)
 
@@ -189,7 +201,7 @@ def check_images(split: ImageSplit, corrupt: str, num_workers: int, role: str) -
 class _CheckDataset(Dataset):
     """Maps a list of indices to the reports on these images."""
 
-    def __init__(self, split: EncodedSplit) -> None:
+    def __init__(self, split: ImageSplit) -> None:
         self.split = split
 
     def __getitem__(self, indices: List[int]) -> List[Tuple[int, ImageReport]]:
@@ -200,7 +212,7 @@ def _shrink(image: Image.Image) -> Image.Image:
     return decode_region(image, (0, 0, *upright_size(image)), CHECK_SIZE)
 
 
-def _read(split: EncodedSplit, indices: Sequence[int], num_workers: int) -> Iterator[Tuple[int, ImageReport]]:
+def _read(split: ImageSplit, indices: Sequence[int], num_workers: int) -> Iterator[Tuple[int, ImageReport]]:
     chunks = [list(indices[start : start + CHUNK]) for start in range(0, len(indices), CHUNK)]
     loader = DataLoader(
         _CheckDataset(split),

@@ -104,6 +104,7 @@ class FileSplit(EncodedSplit):
 
 
 def stat_of(file: bytes) -> Tuple[int, int]:
+    """Return the size in bytes and the modification time in ns of a file, or −1 for both if it cannot be read."""
     try:
         found = os.stat(file)
     except OSError:  # reading the file reports the error

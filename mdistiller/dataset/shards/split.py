@@ -20,6 +20,7 @@ from ...download import sha256_of
 from ...errors import UserError
 from ..images.stats import FolderCache
 from ..loading.encoded import EncodedSplit, as_names
+from ..loading.splits import stat_of
 from .index import Shard
 
 log = logging.getLogger("mdistiller")
@@ -65,7 +66,7 @@ class ShardSplit(EncodedSplit):
 
     @cached_property
     def stats(self) -> np.ndarray:
-        times = np.array([_modified(shard) for shard in self._shards.tolist()], dtype=np.int64)[self._places[:, 0]]
+        times = np.array([stat_of(shard)[1] for shard in self._shards.tolist()], dtype=np.int64)[self._places[:, 0]]
         return np.stack([np.where(times < 0, -1, self._places[:, 2]), times], axis=1)
 
     def open(self, index: int) -> io.BytesIO:
@@ -85,13 +86,6 @@ class ShardSplit(EncodedSplit):
     def subset(self, indices: Tensor) -> ShardSplit:
         rows = indices.numpy()
         return ShardSplit(self._shards, self._checksums, self._names[rows], self._places[rows], self.targets[indices])
-
-
-def _modified(shard: bytes) -> int:
-    try:
-        return os.stat(shard).st_mtime_ns
-    except OSError:  # reading the shard reports the error
-        return -1
 
 
 def check_shards(folder: Path, shards: Sequence[Shard], corrupt: str, num_workers: int) -> None:

@@ -80,8 +80,10 @@ def open_tables(root: Path) -> Tables:
             part = part_of(str(name)) or TRAIN
             if part in tables:
                 raise UserError(
-                    f"{root} has several {part} parts, among {', '.join(map(str, by_name))}; save the one to use alone"
+                    f"{root} has several {part} parts, among {', '.join(map(str, by_name))}; save only the one to use"
                 )
+            if len(table) == 0:
+                raise _no_rows(part, [root])
             tables[part] = table
         return tables
     files = _files(root)
@@ -138,7 +140,11 @@ def _check_rows(files: Sequence[Path], part: str) -> None:
     except (OSError, ArrowException):  # reported when the file is read
         return
     if empty:
-        raise UserError(f"the {part} part, {listed([str(f) for f in files])}, has no rows; remove it, or add images")
+        raise _no_rows(part, files)
+
+
+def _no_rows(part: str, files: Sequence[Path]) -> UserError:
+    return UserError(f"the {part} part, {listed([str(f) for f in files])}, has no rows; remove it, or add images")
 
 
 @contextmanager
@@ -150,6 +156,8 @@ def _reported(root: Path, files: Sequence[Path], datasets: Any) -> Iterator[None
     datasets.disable_progress_bars()
     try:
         yield
+    except IndexError:  # the library fails on a part without rows
+        raise UserError(f"{root} cannot be read (a part of it has no rows); remove that part, or add images") from None
     except (OSError, ValueError, ArrowException, datasets.exceptions.DatasetsError) as error:
         reason = one_line(error.__cause__ or error)
         raise UserError(f"{_damaged(files) or root} cannot be read ({reason}); copy it again, or remove it") from None

@@ -13,7 +13,7 @@ MADE_BY = "safetensors"
 
 
 def write_safetensors(checkpoint: Dict[str, Any], path: Path, description: Description, half: bool = False) -> None:
-    """Write a student's checkpoint to `path`. Folders of this machine do not appear in it.
+    """Write a student's checkpoint to `path`. Absolute paths in its configuration are reduced to their last part.
 
     Args:
         checkpoint: a checkpoint that describes itself, see `mdistiller/engine/checkpoint/student.py`.
