@@ -113,7 +113,7 @@ class BaselineLoop:
         source, *_ = get_dataset(cfg, "cpu")
         if not isinstance(source, DeviceLoader) or source.augment != "pad_crop":
             raise UserError(
-                f"the baseline loop takes images in memory with DATASET.AUGMENT pad_crop, these are"
+                "the baseline loop needs images in memory with DATASET.AUGMENT pad_crop; these are"
                 f" {'in memory' if isinstance(source, DeviceLoader) else 'streamed'}, with {source.augment};"
                 " set DATASET.AUGMENT pad_crop DATASET.IN_MEMORY yes, or leave out --baseline"
             )

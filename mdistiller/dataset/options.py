@@ -68,11 +68,11 @@ class Options:
         policy: "none", "rand_augment" or "trivial_augment".
         policy_ops, policy_magnitude: number and strength of RandAugment's operations.
         erasing: probability that a box of an image is erased.
-        mixup, cutmix: parameters of the proportions in which images are mixed; 0 if they are not.
+        mixup, cutmix: α of the Beta(α, α) distribution of the mixing proportion; 0 for no mixing.
         views: fixed views of each training image; 0 for fresh changes in each epoch.
         views_seed: seed of the fixed views.
         unlabeled: folder of images without labels, or an empty string.
-        unlabeled_ratio: number of them in a batch, for each labeled image.
+        unlabeled_ratio: number of unlabeled images in a batch for each labeled one.
     """
 
     batch_size: int

@@ -1,10 +1,10 @@
 """KDSVD: "Self-supervised Knowledge Distillation Using Singular Value Decomposition" (2018).
 
-The relation of two neighboring stages is that of their strongest directions, the right singular vectors of the stages'
-maps. As in the paper and in the authors' code, a map is decomposed as a matrix with a row for each pixel and a column
-for each channel, so the directions are in channel space. If the student's stage and the teacher's have different
-numbers of channels, a learnable linear map projects the student's directions into the teacher's space. The paper does
-not have this map.
+The student learns how two neighboring stages of the teacher relate. That relation is measured between their strongest
+directions, the right singular vectors of the stages' maps. As in the paper and in the authors' code, a map is
+decomposed as a matrix with a row for each pixel and a column for each channel, so the directions are in channel space.
+If the student's stage and the teacher's have different numbers of channels, a learnable linear map projects the
+student's directions into the teacher's space. The paper does not have this map.
 
 MDistiller uses the matrix `[C · H, W]` instead, whose directions are along the width of the map, so its losses have
 other values. `LAYOUT: mdistiller` computes those. It needs stages of equal widths, but not of equal channels.

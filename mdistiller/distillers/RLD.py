@@ -82,8 +82,9 @@ class RLD(Distiller):
         "BETA": 8.0,  # weight of the masked correlation
         "TEMPERATURE": 4.0,
         "ALPHA_TEMPERATURE": None,  # temperature of the sample confidence; None: TEMPERATURE
-        "WARMUP": 20.0,  # epochs over which both weights rise from 0; 0: no warm-up
+        "WARMUP": 20.0,  # epochs over which both weights rise linearly to their values; 0: no warm-up
     }
+    needs_all_logits = True
     RANGES = {
         "TEMPERATURE": above(0),
         "ALPHA_TEMPERATURE": Range(lambda t: t is None or t in above(0), "a number above 0, or None for TEMPERATURE"),

@@ -26,7 +26,7 @@ from ._base import Distiller, register
 def power_sum(logits_teacher: Tensor, temperature: float) -> Tensor:
     """Return `U = Σ_j p_j^(1/T)`, `[B]`, float32, where `p = softmax(logits_teacher)` and `logits_teacher` is `[B, N]`.
 
-    `U` lies between 1, if one class has probability 1, and `N^(1 − 1/T)`, if all classes are equally probable.
+    `U` is 1 if one class has probability 1, and `N^(1 − 1/T)` if all classes are equally probable.
     """
     logits = logits_teacher.float()
     # from the logits, because probabilities that underflow to 0 would be missing in the sum

@@ -81,6 +81,8 @@ class Distiller(nn.Module):
         unlabeled: whether `forward_train` also takes images without labels. They have zeros in `target [B, N]`, and
             the other rows are probabilities times a weight; see `engine/solver/soft_labels.py`. `False` unless the
             class that defines `forward_train` says so.
+        needs_all_logits: whether the method compares each logit of the teacher with the label's. `TEACHER_TOP_LOGITS`
+            is then refused, because it makes all but the largest logits equal.
         channels_last: whether images and weights are in the faster channels_last memory format. `Tensor.view` cannot
             flatten a map in that format, so this is `False` for classes without `@register`, such as MDistiller's.
         head: the module that replaces the student's own classifier in the deployed student; `None` keeps that
@@ -94,6 +96,7 @@ class Distiller(nn.Module):
     teacher_needs: Tuple[str, ...] = OUTPUTS
     soft_labels = False
     unlabeled = False
+    needs_all_logits = False
     channels_last = True
     student: Any
     teacher: Any

@@ -149,7 +149,7 @@ class Trainer:
             self._probe()
         self.prepare()
         if self.progress.epoch < self.cfg.SOLVER.EPOCHS:
-            self.progress.continue_on(machine(self.device))
+            self.progress.continue_on(machine(self.device, self.precision))
         while self.progress.epoch < self.cfg.SOLVER.EPOCHS:
             self.stop.check()
             row = self.train_epoch(self.progress.epoch + 1)

@@ -221,6 +221,11 @@ def _cache_errors(cfg: CfgNode) -> Iterator[str]:
             f"TEACHER_TOP_LOGITS is {cfg.TEACHER_TOP_LOGITS!r}; expected 0 with {cfg.DISTILLER.TYPE}.LOGIT_STAND, which"
             " needs the mean of all logits"
         )
+    if cfg.TEACHER_TOP_LOGITS > 0 and getattr(distiller_dict.get(cfg.DISTILLER.TYPE), "needs_all_logits", False):
+        yield (
+            f"TEACHER_TOP_LOGITS is {cfg.TEACHER_TOP_LOGITS!r}; expected 0 with {cfg.DISTILLER.TYPE}, which compares"
+            " the logit of each class with the label's"
+        )
     try:
         folder = expanded(choice)
         if not (choice in CACHES or "/" in f"{choice}{folder}" or (choice and folder.is_dir())):

@@ -10,7 +10,7 @@ from ..distillers import has_teacher
 from ..engine.evaluation.cost import deployed_cost
 from ..errors import printable
 from ..models import library_of, parts_of
-from ..models.adapters.given_models import PLACE
+from ..models.adapters.given_models import PREFIX
 from .proof import Proof
 from .source import Source
 
@@ -108,14 +108,14 @@ def shown_model(name: str) -> str:
 def _name_to_give(arch: str) -> str:
     """Return the name by which a command line can build the model `arch`, with a placeholder for an unknown file."""
     place, _, attribute = arch.partition(":")
-    return f"path/to/file.py:{attribute.partition('.')[2]}" if place == PLACE else shown_model(arch)
+    return f"path/to/file.py:{attribute.partition('.')[2]}" if place == PREFIX else shown_model(arch)
 
 
 def needs_to_rebuild(arch: str) -> str:
     """Return what rebuilding a student from its weights needs, or an empty string for a model of the zoo."""
     parts = parts_of(arch)
     if parts is not None:
-        if parts[0] == PLACE:
+        if parts[0] == PREFIX:
             return f"pass an instance of {parts[1].partition('.')[2]} as model to mdistiller.load"
         what = f"file {Path(parts[0]).name}" if parts[2] else f"module {parts[0]}"
         return f"the {what} must be there, and named (-m {shown_model(arch)})"

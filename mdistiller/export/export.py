@@ -143,7 +143,7 @@ def _first_proven(
             fault = job.fault(proof)
         except ExporterFailed as error:
             fault = str(error)
-        except UserError as error:  # from opening or running the file; the remedy is for the reader of a finished one
+        except UserError as error:  # from opening or running the file; its remedy is for users of a finished export
             fault = (error.faults[0].rpartition("; ")[0] or error.faults[0]).replace(str(job.file), "the file")
         if not fault:
             return Result(job.file, job.file, made_by, proof, notes=tuple(notes))

@@ -30,7 +30,7 @@ Run = Callable[[Tensor], Tensor]  # images uint8 [B, S, S, 3] to logits [B, K]
 
 @dataclass(frozen=True)
 class Proof:
-    """What an export and its student have in common.
+    """The comparison of an export with its student.
 
     Attributes:
         images: a description of the images, such as "2000 validation images of cifar100".

@@ -92,7 +92,7 @@ class OutputCollector:
 
 
 class MostConfident:
-    """Keeps the images that one classifier gets right and another wrong, with the highest probability of the first."""
+    """Keeps the images that one classifier gets right and another gets wrong, ranked by the first one's confidence."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -1,4 +1,4 @@
-"""What all sections read: the runs, their teachers, and what was seen of them."""
+"""The input of all sections: the runs, their teachers, and their outputs on the validation images."""
 
 from __future__ import annotations
 

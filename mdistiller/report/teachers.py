@@ -14,7 +14,7 @@ from ..engine.cfg import PRETRAINED, merge_known
 from ..engine.networks.build import build_teacher
 from ..errors import UserError
 from ..models import library_of, may_build
-from ..models.adapters.given_models import PLACE
+from ..models.adapters.given_models import PREFIX
 from ..paths import find_file
 from .blocks import plain
 from .runs import Run
@@ -77,7 +77,7 @@ def _build(run: Run, options: Optional[Dict[str, Any]], key: str, own_code: Sequ
         return Teacher("", key, None, "No run here was trained with a teacher.")
     label = plain(options["TEACHER"])
     permitted = [name for name in own_code if may_build(name, options["TEACHER"])]
-    was_object = options["TEACHER"].startswith(f"{PLACE}:")
+    was_object = options["TEACHER"].startswith(f"{PREFIX}:")
     if was_object and not options.get("TEACHER_WEIGHTS"):
         why = f"The teacher {label} was an object in Python, and its weights are in no file."
         return Teacher(label, key, None, why)
@@ -103,5 +103,5 @@ def _build(run: Run, options: Optional[Dict[str, Any]], key: str, own_code: Sequ
 
 
 def _with_root(info: DatasetInfo, root: str) -> DatasetInfo:
-    """Return `info` with the folder of the data set, whose lists of classes and words a teacher's outputs may need."""
+    """Return `info` with the folder of the data set; its class lists may be needed to name a teacher's outputs."""
     return replace(info, root=find_file(root)) if root else info

@@ -53,31 +53,38 @@ class Conditions(NamedTuple):
     """Conditions that the settings do not fix, but that must be equal for results to be averaged.
 
     Attributes:
-        precision: the precision of the training.
+        precision: the precision of the training; all of them if the run was resumed in another one.
         device: the kind of device, such as `cpu` or `cuda`.
-        processes: the number of processes.
+        processes: the number of processes; all of them if the run was resumed with another number.
         train_images: the number of training images.
+        train_labels, train_content: digests of the training images; `None` if each seed draws its own part of them.
         val_labels, val_content: digests of the validation images.
         teacher: the digest of the teacher's weights, or `None`.
     """
 
     precision: str
     device: str
-    processes: int
+    processes: str
     train_images: int
+    train_labels: Optional[str]
+    train_content: Optional[str]
     val_labels: Optional[str]
     val_content: Optional[str]
     teacher: Optional[str]
 
     def averaged_with(self, other: Conditions) -> bool:
         """Whether results may be averaged."""
-        rest = [(each.train_images, each.teacher) for each in (self, other)]
-        return self.comparable(other) and rest[0] == rest[1]
+        return self.comparable(other) and self.teacher == other.teacher and self.same_training(other)
 
     def comparable(self, other: Conditions) -> bool:
         """Whether results may be compared, if their training images and teachers are the same."""
         same = (self.precision, self.device, self.processes) == (other.precision, other.device, other.processes)
         return same and self.same_validation(other)
+
+    def same_training(self, other: Conditions) -> bool:
+        """Whether the runs learned from the same images, as far as their digests can tell."""
+        mine, theirs = ((each.train_images, each.train_labels) for each in (self, other))
+        return mine == theirs and not other_images(self.train_content, other.train_content)
 
     def same_validation(self, other: Conditions) -> bool:
         """Whether the runs were evaluated on the same images, as far as their digests can tell."""
@@ -117,12 +124,19 @@ def spread(values: Sequence[float]) -> Spread:
 
 def conditions_of(summary: Summary) -> Conditions:
     """Return what must be equal for two results to be averaged, beside their settings."""
-    origin = summary["origin"]
+    origin, settings = summary["origin"], summary["settings"]
+    parts = [*summary.get("earlier_machines", []), {"processes": 1, **summary}]
+    precision, processes = (
+        " then ".join(dict.fromkeys(str(part[key]) for part in parts if key in part))
+        for key in ("precision", "processes")
+    )
+    own_part = settings.get("DATASET.TRAIN_FRACTION", 1) < 1 and settings.get("DATASET.FRACTION_SEED") is None
     return Conditions(
-        summary["precision"],
+        precision,
         summary.get("device", "cpu").partition(":")[0],
-        summary.get("processes", 1),
+        processes,
         summary["train_images"],
+        *(None if own_part else origin.get(key) for key in ("train_labels", "train_content")),
         *(origin.get(key) for key in ("val_labels", "val_content", "teacher")),
     )
 
@@ -224,9 +238,11 @@ def _label(group: Group, block: Sequence[Group]) -> str:
     if len({each.device for each in others}) > 1:
         parts.append(mine.device)
     if len({each.processes for each in others}) > 1:
-        parts.append(f"{mine.processes} processes" if mine.processes > 1 else "1 process")
+        parts.append("1 process" if mine.processes == "1" else f"{mine.processes} processes")
     if len({each.train_images for each in others}) > 1:
         parts.append(f"{mine.train_images:,} training images")
+    elif not all(mine.same_training(each) for each in others):
+        parts.append(f"training images {_digest(mine.train_content or mine.train_labels)}")
     if not all(mine.same_validation(each) for each in others):
         parts.append(f"validation images {_digest(mine.val_content)}")
     if mine.teacher and len({each.teacher for each in others} - {None}) > 1:

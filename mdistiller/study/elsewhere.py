@@ -18,7 +18,9 @@ SUMMARIES = "summaries.jsonl"  # of a study's folder
 
 
 def finished_elsewhere(study: Study, output: Path, images: ValidationImages) -> Dict[str, Summary]:
-    """Return the summaries that belong to the study's cells, by name, from its `SUMMARIES` and from those it shares.
+    """Return the summaries that belong to the study's cells, by name.
+
+    They come from the files in `SUMMARIES` and from the studies in `SHARE`.
 
     A result is used if its settings are the study's, its validation images are those on this machine, and the same
     file has the result of its teacher. Otherwise it is left out, with a note. Where the images are not here they are
@@ -61,7 +63,7 @@ def _usable(path: Path, study: Study, images: ValidationImages) -> Dict[str, Sum
         log.info(f"note: {path} has {name} under other conditions ({change}){others}; not used")
     reasons = [images.missing(cell.cfg) for cell in study.all_cells() if cell.name in found]
     for reason in dict.fromkeys(filter(None, reasons)):
-        log.info(f"note: results of {path} are used without a look at the data ({reason})")
+        log.info(f"note: results of {path} are used, but their validation images could not be compared ({reason})")
     return found
 
 

@@ -30,7 +30,7 @@ TIMED_STEPS = 3
 def seconds_per_epoch(study: Study, cells: Iterable[Cell], summaries: Dict[str, Summary]) -> Dict[Row, float]:
     """Return the estimated seconds of an epoch, with its share of the evaluations, of the rows of `cells`.
 
-    That of a row with finished runs is their median. In a row without one, a few steps and an evaluation batch are
+    For a row with finished runs, it is their median. In a row without one, a few steps and an evaluation batch are
     measured on this machine, with a teacher of random weights.
 
     Args:
@@ -90,7 +90,7 @@ def _measured(cell: Cell) -> float:
 
 
 def on_this_hardware(summaries: Dict[str, Summary], threads: int) -> Dict[str, Summary]:
-    """Return the summaries of runs on this machine's kind of hardware with so many CPU threads, by name."""
+    """Return the summaries of runs on this machine's kind of hardware with `threads` CPU threads, by name."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

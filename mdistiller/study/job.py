@@ -20,7 +20,7 @@ class Job:
     Attributes:
         name: the name of the cell.
         arguments: the arguments of `tools/train.py`.
-        run: the folder of the run. A run that has saved a state is continued, another one starts again.
+        run: the folder of the run. A run that has saved a state is continued, any other is restarted.
         log: the file that the output of the run is appended to.
         folder: the working directory of the process.
         environment: the environment variables to set.

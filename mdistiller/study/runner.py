@@ -28,7 +28,7 @@ def run_study(study: Study, output: Path, launcher: Launcher, only: Sequence[str
     Args:
         output: the folder of the study.
         launcher: the launcher that starts the runs.
-        only: the patterns of the names of cells to run; other cells are not run, except teachers of those that are.
+        only: patterns of the names of cells to run. Other cells do not run, except teachers that these cells need.
 
     Raises:
         UserError: the folder is in use, or holds runs with other settings or on other data; or, after all runs have

@@ -25,7 +25,7 @@ COLUMNS = (
     *("last_top1", "last_top5", "best_top1", "best_epoch", "teacher_top1", *EXTRA_ACCURACIES),
     *("epochs", "train_images", "val_images", "seconds", "epoch_seconds", "images_per_second"),
     *("parameters", "macs", "head_parameters", "head_macs"),
-    *("settings", "teacher_weights", "train_content", "val_content"),
+    *("settings", "teacher_weights", "train_labels", "train_content", "val_content"),
     *("precision", "processes", "hardware", "mdistiller", "commit", "python", "torch", "torchvision"),
 )
 MACHINE_COLUMNS = (
@@ -62,7 +62,7 @@ def _values(summary: Summary) -> Dict[str, Any]:
         **summary["deployed"],
         "settings": settings_digest(settings),
         "teacher_weights": origin.get("teacher") or "",
-        **{key: origin.get(key, "") for key in ("train_content", "val_content")},
+        **{key: origin.get(key, "") for key in ("train_labels", "train_content", "val_content")},
         **{key: summary[key] for key in ("precision", "hardware")},
         "processes": summary.get("processes", 1),
         **summary["versions"],

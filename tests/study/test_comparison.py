@@ -25,7 +25,14 @@ def summary(top1, teacher="t1", precision="float32", images="i1", train_images=9
     return {
         "last": {"deployed_top1": top1, "deployed_top5": top1},
         "best": {"deployed_top1": top1 + 1, "deployed_top5": top1, "epoch": 3},
-        "origin": {"teacher": teacher, "val_labels": "v", "val_content": "c", "train_content": images},
+        "origin": {
+            "teacher": teacher,
+            "val_labels": "v",
+            "val_content": "c",
+            "train_content": images,
+            "train_labels": "l",
+        },
+        "settings": {},
         "precision": precision,
         "train_images": train_images,
         "epoch_seconds": 10.0,
@@ -122,6 +129,36 @@ def test_other_numbers_of_training_images_are_not_averaged():
     assert [list(each.summaries) for each in found] == [[0], [1]]
 
 
+def test_other_training_images_are_not_averaged_unless_each_seed_draws_its_own():
+    cells = tuple(Cell("KD", seed) for seed in (0, 1, 2))
+    study = Study("s", (), cells, (), 1, True, (), ())
+    summaries = {cell.name: summary(50.0, images=f"pixels: {cell.seed // 2}") for cell in cells}
+    assert [list(each.summaries) for each in groups(study, summaries)] == [[0, 1], [2]]
+    summaries["p/KD/0"]["origin"]["train_labels"] = "other"
+    assert [list(each.summaries) for each in groups(study, summaries)] == [[0], [1], [2]]
+    for run in summaries.values():
+        run["settings"] = {"DATASET.TRAIN_FRACTION": 0.5, "DATASET.FRACTION_SEED": None}
+    assert [list(each.summaries) for each in groups(study, summaries)] == [[0, 1, 2]]
+    for run in summaries.values():
+        run["settings"]["DATASET.FRACTION_SEED"] = 0
+    assert len(groups(study, summaries)) == 3
+
+
+def test_a_run_that_was_resumed_in_another_precision_is_not_averaged():
+    cells = tuple(Cell("KD", seed) for seed in (0, 1))
+    study = Study("s", (), cells, (), 1, True, (), ())
+    summaries = {cell.name: {**summary(50.0, precision="bfloat16"), "processes": 1} for cell in cells}
+    summaries["p/KD/1"]["earlier_machines"] = [
+        {"hardware": "as an earlier version recorded it"},
+        {"precision": "float32", "processes": 2},
+        {"precision": "bfloat16", "processes": 2},
+    ]
+    assert labels(groups(study, summaries)) == [
+        "KD (bfloat16, 1 process)",
+        "KD (float32 then bfloat16, 2 then 1 processes)",
+    ]
+
+
 def test_runs_on_a_gpu_are_not_averaged_with_those_on_the_cpu():
     cells = tuple(Cell("KD", seed) for seed in (0, 1, 2))
     study = Study("s", (), cells, (), 1, True, (), ())
@@ -173,11 +210,14 @@ def test_a_table_of_several_teachers_and_odd_names():
 
 def test_labels_name_what_differs():
     row = Row("p", "", "KD")
-    one = Conditions("float32", "cpu", 1, 9, "v", "pixels: 123456789", "t")
+    one = Conditions("float32", "cpu", "1", 9, "l", "pixels: 777777777", "v", "pixels: 123456789", "t")
     for change, names in (
         ({"device": "cuda"}, ["KD (cpu)", "KD (cuda)"]),
-        ({"processes": 2}, ["KD (1 process)", "KD (2 processes)"]),
+        ({"processes": "2"}, ["KD (1 process)", "KD (2 processes)"]),
         ({"train_images": 1000}, ["KD (9 training images)", "KD (1,000 training images)"]),
+        ({"processes": "2 then 1"}, ["KD (1 process)", "KD (2 then 1 processes)"]),
+        ({"train_content": "pixels: 88"}, ["KD (training images 777777)", "KD (training images 88)"]),
+        ({"train_labels": "m"}, ["KD (training images 777777)", "KD (training images 777777)"]),
         ({"val_content": "pixels: abcdefghi"}, ["KD (validation images 123456)", "KD (validation images abcdef)"]),
         ({"precision": "bfloat16", "teacher": "u"}, ["KD (float32, teacher t)", "KD (bfloat16, teacher u)"]),
     ):

@@ -43,7 +43,7 @@ def test_results_of_other_images_or_teachers_are_not_used(place, launcher, caplo
         caplog.clear()
         # without the images there is nothing to compare
         assert "0 of 7 runs to do" in dry_run(read_study("small.yaml", ["DATASET.ROOT", "gone"]), Path("other"), 1)
-        assert "are used without a look at the data (" in caplog.text
+        assert "validation images could not be compared (" in caplog.text
     # another teacher: its students are not used, and the student alone is
     (place / "small.yaml").write_text(
         (place / "small.yaml").read_text().replace("TEACHER: {}", "TEACHER: {SOLVER: {LR: 0.02}}")

@@ -109,7 +109,7 @@ TRAINING = [
     (SHARDS, gone("shards/train-000000.tar"), "train-000000.tar cannot be read (No such file or directory); copy it"),
     (SHARDS, cut("shards/train-000000.tar"), "bytes instead of"),
     (SHARDS, cut("shards/index.json"), "index.json cannot be read ("),
-    (SHARDS, flip, "train-000000.tar has another checksum: not what the index describes"),
+    (SHARDS, flip, "train-000000.tar has another checksum: it does not match the index"),
     (SHARDS, relabel, "a label in train-000000.tar is 3, expected 0 to 2"),
     (SHARDS + " DATASET.VAL_FRACTION 0.5", nothing, "has validation images; set DATASET.VAL_FRACTION 0"),
     ("DATASET.TYPE webdataset DATASET.ROOT https://a.b/c.tar", nothing, "https://a.b/c.tar is a URL; copy the data"),

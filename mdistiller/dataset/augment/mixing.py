@@ -41,8 +41,8 @@ class Mixing:
         Args:
             batch: the batch: `image [B, 3, S, S]`, `target [B]`, and other entries, which are not mixed.
             seed: the seed of the batch.
-            neighbor_first: whether the first image only serves as the one before the second; it is left out of what is
-                returned. Otherwise the first image is mixed with the last.
+            neighbor_first: whether the first image is only the mixing partner of the second. It is then not returned.
+                Otherwise the first image is mixed with the last.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

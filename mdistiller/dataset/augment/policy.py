@@ -17,11 +17,11 @@ from .epoch_plan import derive_seed
 
 
 class ImagePolicy:
-    """Changes images after cropping and flipping; what is random follows from a seed.
+    """Changes images after cropping and flipping; a seed determines all random choices.
 
     Args:
         options: the options of the data set; those whose names begin with `policy`, and `erasing`, are used.
-        mean: the mean color of the images in [0, 1]; what is erased, or comes from outside the image, gets this color.
+        mean: the mean color of the images in [0, 1], which fills erased boxes and pixels from outside the image.
     """
 
     def __init__(self, options: Options, mean: Sequence[float]) -> None:

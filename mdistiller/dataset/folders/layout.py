@@ -149,9 +149,9 @@ def hold_out(files: Images, folder: Path, classes: Sequence[str], fraction: floa
 
     Of a class with `n` images, `round(fraction · n)` are held out for validation, at least one and at most `n − 1`. The
     choice depends only on a hash of each file name below `folder`, not on `EXPERIMENT.SEED` or the location of
-    `folder`, so a teacher, its student and a later evaluation hold out the same images of a folder. The names, and so
-    the choice, are others in shards and tables. Adding or removing a file moves at most one other file of its class. A
-    smaller fraction selects a subset of a larger one.
+    `folder`, so a teacher, its student and a later evaluation hold out the same images of a folder. Shards and
+    tables name images differently, so they hold out other images. Adding or removing a file moves at most one other
+    file of its class. A smaller fraction selects a subset of a larger one.
 
     Args:
         files: the images, with labels that are positions in `classes`.

@@ -16,7 +16,7 @@ from ..options import Options
 from .loader import Batch, Loader
 from .splits import ArraySplit
 
-# The kind of a fingerprint. Before it had its present name, that of a training set included the padding.
+# The kind of a fingerprint. Earlier versions included the padding of a training set, and called that kind "pixels".
 KIND = {False: "pixels", True: "pixels without padding"}  # by whether the loader is for training
 
 

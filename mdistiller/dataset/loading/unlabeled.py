@@ -15,8 +15,8 @@ NO_LABEL = -1
 def with_unlabeled(batch: Batch, more: Batch, num_labeled: int, weight: float) -> Batch:
     """Return a batch of labeled images followed by images without labels, `L + U` entries.
 
-    `target` is −1 where there is no label. "label_weight" is 0 there, and `weight` for the others. An average over all
-    images of losses times these weights is the average over the labeled ones.
+    `target` is −1 where there is no label. "label_weight" is 0 there, and `weight` for the others. The mean
+    of `loss · label_weight` over the batch is the mean loss of the labeled images.
 
     Args:
         batch: a batch of `L` labeled images.

@@ -112,7 +112,7 @@ def _picture(sample: Dict[str, Tuple[str, int, int]], suffixes: Any, where: str)
 
 
 def write_index(folder: Path, classes: Sequence[str], shards: Shards) -> None:
-    """Write the index of the shards in `folder`; a former one is replaced in one step."""
+    """Write the index of the shards in `folder`; an existing index is replaced atomically."""
     content = {**FORMAT, "classes": list(classes), **{part: [asdict(s) for s in of] for part, of in shards.items()}}
     replace_text(folder / INDEX, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
 

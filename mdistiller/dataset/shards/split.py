@@ -125,10 +125,10 @@ def check_shards(folder: Path, shards: Sequence[Shard], corrupt: str, num_worker
     first = f"the shard {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} shards, first {damaged[0]}"
     if corrupt != "skip":
         raise UserError(
-            f"{first}: not what the index describes; copy it again, or make the index again with tools/make_shards.py"
+            f"{first}: it does not match the index; copy it again, or make the index again with tools/make_shards.py"
             " --index, or use the images that can be read with DATASET.CORRUPT skip"
         )
-    log.warning("%s: not what the index describes; its images are used as far as they can be read", first)
+    log.warning("%s: it does not match the index; its images are used as far as they can be read", first)
 
 
 def _damaged(folder: Path, shards: Sequence[Shard], num_workers: int) -> List[str]:

@@ -35,7 +35,7 @@ def make_shards(
     """Write the images of a folder to shards, byte by byte and in the order in which `imagefolder` numbers them.
 
     The same images give the same files, because members have no dates or owners; but Python 3.8 fills fields of their
-    headers that later versions leave empty. `out` appears in one step, when it is complete.
+    headers that later versions leave empty. `out` is created atomically, after all shards are complete.
 
     Args:
         source: an image folder, `train/<class>/*` and `val/<class>/*`.

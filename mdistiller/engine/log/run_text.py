@@ -162,7 +162,7 @@ def summary_of(
         "peak_memory_mib": memory_figures(device)["peak_memory_mib"],
         "device": str(device),
         "precision": str(precision),
-        **(progress.machines or [machine(device)])[-1],
+        **(progress.machines or [machine(device, precision)])[-1],
         **({"earlier_machines": progress.machines[:-1]} if len(progress.machines) > 1 else {}),
         "deployed": cost._asdict(),
         "origin": short_origin(origin),

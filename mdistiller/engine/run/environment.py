@@ -12,7 +12,7 @@ from typing import Any, Dict
 import torch
 import torchvision
 
-from ... import __version__
+from ... import __version__, distributed
 from ...paths import SHIPPED
 
 BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # instructions that multiply bfloat16 matrices
@@ -45,9 +45,14 @@ def _commit() -> Dict[str, str]:
     return {"commit": answer.stdout.strip()}
 
 
-def machine(device: torch.device) -> Dict[str, Any]:
-    """Return `hardware` and `versions` of this process, for summary.json."""
-    return {"hardware": describe_hardware(device), "versions": versions()}
+def machine(device: torch.device, precision: object) -> Dict[str, Any]:
+    """Return `hardware`, `versions`, `precision` and the number of `processes` of this process, for summary.json."""
+    return {
+        "hardware": describe_hardware(device),
+        "versions": versions(),
+        "precision": str(precision),
+        "processes": distributed.get_world_size(),
+    }
 
 
 def versions() -> Dict[str, str]:

@@ -46,8 +46,8 @@ class Progress:
         last: the accuracies in percent of the last evaluation.
         evaluated: the epoch of the last evaluation, or 0.
         wandb_id: the ID of the Weights & Biases run.
-        machines: the hardware and the versions that the run was trained with, from `environment.machine`, in order. A
-            run that is resumed elsewhere, or with other versions, has several.
+        machines: the hardware, versions, precision and number of processes that the run was trained with, from
+            `environment.machine`, in order. A run that is resumed with others has several.
     """
 
     epoch: int = 0
@@ -83,7 +83,7 @@ class Progress:
             setattr(self, entry.name, state[entry.name])
 
     def continue_on(self, machine: Dict[str, Any]) -> None:
-        """Record the hardware and the versions with which training goes on."""
+        """Record the hardware, versions, precision and processes with which training goes on."""
         if machine not in self.machines[-1:]:
             self.machines = [*self.machines, machine]
 

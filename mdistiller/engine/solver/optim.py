@@ -111,8 +111,8 @@ SCHEDULES: Dict[str, Callable[[CfgNode, float], float]] = {"step": _step_decay, 
 def learning_rate(cfg: CfgNode, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of the training step `step`, counted from 0 over the whole run.
 
-    The schedule `step` keeps its rate over an epoch; `cosine` and `linear` fall to 0 step by step. Over the first
-    `WARMUP_EPOCHS` the rate is multiplied by a linear ramp from 0 to 1.
+    The schedule `step` lowers the rate at given epochs; `cosine` and `linear` lower it in every step, towards 0. Over
+    the first `WARMUP_EPOCHS` the rate is multiplied by a linear ramp from 0 to 1.
     """
     factor = SCHEDULES[cfg.SOLVER.SCHEDULE](cfg, step / steps_per_epoch)
     warmup_steps = cfg.SOLVER.WARMUP_EPOCHS * steps_per_epoch

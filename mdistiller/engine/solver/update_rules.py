@@ -87,7 +87,8 @@ class DistillationOriented(UpdateRule):
     The paper's algorithm has no weight decay and does not mention parameters that one loss alone reaches. Both follow
     the authors' code, including one detail: a parameter that only the distillation losses reach does not decay in its
     first step.
-    Apart from that step, `Δ = 0` is SGD on the sum of the losses. For parameters without weight decay, `λ` is 0.
+    With `Δ = 0`, a parameter that the same losses reach in every step takes SGD on their sum, apart from that detail.
+    For parameters without weight decay, `λ` is 0. With `SOLVER.NESTEROV`, each step uses Nesterov's momentum instead.
 
     The constructor trusts the settings; `config_errors` validates them.
 

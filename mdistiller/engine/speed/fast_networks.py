@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from ... import distributed
 from ...dataset.loading.loader import Batch, Loader
 from ...distillers import Distiller
-from ...errors import counted, one_line
+from ...errors import UserError, counted, one_line
 from ...models import ClassifierModel, own_input_of
 from ...models.adapters.hooked import HookedModel
 from .fold_batchnorm import fold_batchnorm
@@ -41,6 +41,9 @@ class FastNetworks:
         cfg: the resolved configuration.
         precision: the precision of the training steps.
         say: a function that receives lines for the user.
+
+    Raises:
+        UserError: the loss depends on a cache, by `TEACHER_TOP_LOGITS`, and there is none.
     """
 
     def __init__(self, distiller: Distiller, loader: Loader, cfg: CfgNode, precision: Precision, say: Say) -> None:
@@ -53,11 +56,16 @@ class FastNetworks:
         # on the CPU, compiling slows BatchNorm's gradient: students by a quarter
         self._compiles_student = mode is not None and loader.device.type != "cpu"
         compiled = trained_parts(distiller) if self._compiles_student else []
-        if distiller.teacher is not None and self._fold_teacher(cfg, precision, say):
-            if cfg.TEACHER_CACHE != "off":
-                self._cache = self._open_cache(cfg, precision, say)
-            if mode and self._cache is None:
-                compiled.append((self._teacher, "forward"))
+        folded = distiller.teacher is not None and self._fold_teacher(cfg, precision, say)
+        if folded and cfg.TEACHER_CACHE != "off":
+            self._cache = self._open_cache(cfg, precision, say)
+        if cfg.TEACHER_TOP_LOGITS and self._cache is None and "logits" in distiller.teacher_needs:
+            raise UserError(
+                f"TEACHER_TOP_LOGITS is {cfg.TEACHER_TOP_LOGITS}, but there is no teacher cache (the line above says"
+                " why), and all logits give another loss; make room for the cache, or set TEACHER_TOP_LOGITS 0"
+            )
+        if folded and mode and self._cache is None:
+            compiled.append((self._teacher, "forward"))
         for module, name in compiled:
             if isinstance(module, HookedModel):
                 say(f"note: {module.adapted_name} is not compiled: its outputs are taken by hooks")
@@ -115,7 +123,7 @@ class FastNetworks:
             top = TopLogits(widths["logits"], cfg.TEACHER_TOP_LOGITS)
             say(
                 f"note: {widths['logits'] - top.number} of {widths['logits']} classes share the rest of the teacher's"
-                " probability evenly; the higher the method's temperature, the more that changes its loss"
+                " probability evenly, which changes the loss; docs/speed.md has the error by number and temperature"
             )
         elif cfg.TEACHER_TOP_LOGITS and "logits" not in widths:
             say(f"note: TEACHER_TOP_LOGITS has no effect: {cfg.DISTILLER.TYPE} does not read the teacher's logits")

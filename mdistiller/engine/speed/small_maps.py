@@ -2,7 +2,7 @@
 
 AMX multiplies blocks of 16 pixels, and PyTorch's kernels take them from one row of the output. A map that is 4 pixels
 wide leaves three quarters of each block empty. Here, the images of a batch lie side by side in one wide map, with zeros
-between them. Each output is the same sum.
+between them. Each output is the same sum of products.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def _is_suitable(conv: nn.Conv2d) -> bool:
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
         and 2 * conv.padding[1] + conv.stride[1] >= _kernel_width(conv)  # the kernel reaches the end of a row
+        and conv.padding[1] < _kernel_width(conv)  # no column of the output lies in the padding alone
     )
 
 

@@ -19,9 +19,10 @@ BASE = 2048  # float16 has every whole number up to this one
 class TopLogits:
     """Encodes logits as rows of fewer values, which float16 holds, and decodes them.
 
-    The decoded logits of the `k` most probable classes are exact. All other classes get one logit, such that their
-    probabilities at temperature 1 add up to what they were. So the softmax at temperature 1 is exact for the `k`
-    classes. At another temperature it is an approximation, because the other classes are not equally probable.
+    The decoded logits of the `k` most probable classes are exact, up to the rounding of the table. All other classes
+    get one logit, such that their probabilities at temperature 1 add up to what they were. So the softmax at
+    temperature 1 is exact for the `k` classes. At another temperature it is an approximation, because the other classes
+    are not equally probable.
 
     Args:
         num_classes: the number of classes, `N`.

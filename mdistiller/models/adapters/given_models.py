@@ -1,6 +1,6 @@
 """Models that were given as objects in Python, and so have no name by which another process could build them.
 
-For as long as they are in use they have names such as `python:student.MyNet`: place, role and class.
+While in use, each has a name such as `python:student.MyNet`, made of a prefix, its role and its class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 from ...errors import UserError
 
-PLACE = "python"  # what stands before the colon of their names
+PREFIX = "python"  # of their names
 
 _models: ContextVar[Mapping[str, nn.Module]] = ContextVar("given_models")
 
@@ -28,7 +28,7 @@ def given_models(**models: nn.Module) -> Iterator[Dict[str, str]]:
     Args:
         models: the models by role, such as `student`.
     """
-    names = {role: f"{PLACE}:{role}.{type(model).__name__}" for role, model in models.items()}
+    names = {role: f"{PREFIX}:{role}.{type(model).__name__}" for role, model in models.items()}
     token = _models.set({**_models.get({}), **{names[role]: model for role, model in models.items()}})
     try:
         yield names
@@ -42,7 +42,7 @@ def given_constructor(name: str) -> Optional[Callable[[], nn.Module]]:
     Raises:
         UserError: the name is of this kind, and no such model is given now.
     """
-    if not name.startswith(f"{PLACE}:"):
+    if not name.startswith(f"{PREFIX}:"):
         return None
     model = _models.get({}).get(name)
     if model is None:

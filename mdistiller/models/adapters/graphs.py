@@ -83,7 +83,9 @@ def trace(model: nn.Module, training: bool) -> fx.Graph:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that refuses a `forward` which switches gradients off, or autocast on or off; a graph would not.
+    """A tracer that refuses a `forward` which switches gradients off, or autocast on or off.
+
+    A graph does not record these switches.
 
     Args:
         autocast: whether to trace under autocast.

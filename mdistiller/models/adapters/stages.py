@@ -26,22 +26,23 @@ class Candidate(NamedTuple):
 
 
 def stages_of(
-    candidates: Sequence[Candidate], given: Mapping[str, Any], named: Callable[[str, Sequence[Candidate]], Candidate]
+    candidates: Sequence[Candidate], given: Mapping[str, Any], find: Callable[[str, Sequence[Candidate]], Candidate]
 ) -> List[Candidate]:
     """Return the stage maps that a user names, or those of `choose_stages`; empty if there are no candidates.
 
     Args:
         candidates: the maps that may represent stages, in the order of computation.
         given: the names of modules; `final_map` replaces the last candidate, `feats` the choice.
-        named: the function that returns the one of some candidates that is the output of a module, or raises.
+        find: a function of a module's name and the candidates. It returns the candidate that this module computes, or
+            raises a UserError.
     """
     if "final_map" in given:
-        candidates = candidates[: candidates.index(named(given["final_map"], candidates)) + 1]
+        candidates = candidates[: candidates.index(find(given["final_map"], candidates)) + 1]
     if not candidates:
         return []
     if "feats" not in given:
         return choose_stages(candidates)
-    stages = [named(path, candidates) for path in given["feats"]]
+    stages = [find(path, candidates) for path in given["feats"]]
     if "final_map" in given and stages[-1] is not candidates[-1]:
         stages.append(candidates[-1])
     return stages

@@ -25,7 +25,7 @@ from ...paths import portable_path, user_path
 from .._adapt import AdaptedModel, evaluation_mode, examine, insert, noise, running_on, user_code_errors
 from .._contract import ClassifierModel
 from .._outputs import logits_of
-from .given_models import PLACE, given_constructor
+from .given_models import PREFIX, given_constructor
 from .graphs import NotTraceable
 from .hooked import hook_outputs
 from .traced import trace_outputs
@@ -71,7 +71,7 @@ def may_build(name: str, recorded: str) -> bool:
             class `MyNet` may build it.
     """
     parts, recorded_parts = parts_of(name), parts_of(recorded)
-    if parts is not None and recorded_parts is not None and recorded_parts[0] == PLACE:
+    if parts is not None and recorded_parts is not None and recorded_parts[0] == PREFIX:
         return parts[1] == recorded_parts[1].split(".", 1)[-1]
     return same_model(name, recorded)
 
@@ -203,16 +203,19 @@ def adapt(
         adapted = insert(model, AdaptedModel, name)
         examine(adapted, num_classes, input_size)
         return adapted
-    return infer_outputs(model, name, num_classes, input_size, features)
+    return _infer_outputs(model, name, num_classes, input_size, features)
 
 
-def infer_outputs(
+def _infer_outputs(
     model: nn.Module, name: str, num_classes: int, input_size: int, features: Optional[Mapping[str, Any]] = None
 ) -> AdaptedModel:
-    """Find the maps and the feature of a model that returns logits alone; without a classifier it stays one of logits.
+    """Add the maps and the pooled feature to a model that returns only logits.
+
+    If no classifier is found, the model still returns only logits.
 
     Raises:
-        UserError: the model cannot run on these images, or `features` names what is not there.
+        UserError: the model cannot run on these images, or `features` names a module that does not exist or computes no
+            map.
     """
     _check_features(features, name)
     reasons = []

@@ -419,6 +419,7 @@ def test_versions_are_those_that_trained(folder, monkeypatch):
     longer = summary(epochs=2, more=("SOLVER.EPOCHS", "2"))
     assert longer["versions"]["commit"] == "later"
     assert [machine["versions"]["commit"] for machine in longer["earlier_machines"]] == ["first"]
+    assert [(part["precision"], part["processes"]) for part in longer["earlier_machines"]] == [("float32", 1)]
 
 
 def test_resume_with_other_data_is_refused(folder):

@@ -23,6 +23,10 @@ SHAPES = [
     ((3, 1), 1, (1, 0), 1),
     ((1, 3), (2, 1), (0, 1), 1),
 ]
+NOT_SUITABLE = [  # of the output, some columns see only padding
+    ((3, 1), 1, 1, 1),
+    (2, 1, 2, 1),
+]
 
 
 @pytest.fixture
@@ -105,6 +109,7 @@ def test_which_convolutions_are_replaced(monkeypatch):
         nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(2, 2, 3, padding="same"),
         nn.Conv2d(2, 2, 3),
+        *(nn.Conv2d(2, 2, *shape) for shape in NOT_SUITABLE),
         Own(2, 2, 3, padding=1),
         nn.ConvTranspose2d(2, 2, 3),
     ]

@@ -12,6 +12,7 @@ from mdistiller.engine.build import build_trainer
 from mdistiller.engine.speed.table_folder import PREFIX, prepare_folder
 from mdistiller.engine.speed.teacher_cache import CachedTeacher
 from mdistiller.engine.speed.top_logits import TopLogits
+from mdistiller.errors import UserError
 from tests.engine.speed.test_teacher_cache import CPU, cached, fill, losses, opened, settings  # noqa: F401 (a fixture)
 
 CROPS = ["DATASET.AUGMENT", "resized_crop", "DATASET.VIEWS", "2"]
@@ -95,6 +96,8 @@ def test_a_table_beyond_the_limit_is_not_made(settings, tmp_path, choice):  # ty
     assert not isinstance(networks._teacher, CachedTeacher)
     assert not list(tmp_path.glob("folder/*"))
     assert len(fill(networks, trainer)) == len(trainer.train_loader)
+    with pytest.raises(UserError, match="TEACHER_TOP_LOGITS is 1, but there is no teacher cache"):
+        opened(settings, *CROPS, "TEACHER_CACHE", choice, "TEACHER_CACHE_GB", "1e-7", "TEACHER_TOP_LOGITS", "1")
 
 
 def test_the_limit_is_of_all_tables_of_a_folder(tmp_path):  # type: ignore[no-untyped-def]
@@ -152,6 +155,10 @@ BAD = [
     ("TEACHER_CACHE_GB nan", "TEACHER_CACHE_GB"),
     ("TEACHER_TOP_LOGITS -5 TEACHER_CACHE memory", "TEACHER_TOP_LOGITS is -5; expected a number of logits"),
     ("TEACHER_TOP_LOGITS 5", "TEACHER_TOP_LOGITS is 5; expected 0 with TEACHER_CACHE off"),
+    (
+        "TEACHER_TOP_LOGITS 5 TEACHER_CACHE memory DISTILLER.TYPE RLD DISTILLER.TEACHER resnet14",
+        "TEACHER_TOP_LOGITS is 5; expected 0 with RLD, which compares the logit of each class with the label's",
+    ),
     (
         "TEACHER_TOP_LOGITS 5 TEACHER_CACHE memory DISTILLER.TYPE KD KD.LOGIT_STAND True DISTILLER.TEACHER resnet14",
         "expected 0 with KD.LOGIT_STAND, which needs the mean of all logits",
