@@ -22,7 +22,7 @@ def writing_to(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         raise UserError(
-            f"cannot write to {path} ({cause.strerror or cause}); what was saved before is unchanged: free some space,"
+            f"cannot write to {path} ({cause.strerror or cause}); earlier files are unchanged: free some space,"
             " fix the permissions, or choose another folder"
         ) from None
 

@@ -32,7 +32,7 @@ class OneLineParser(argparse.ArgumentParser):
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Accept `KEY VALUE` pairs. Call `parse_intermixed_args`, so that options may come before or after the pairs."""
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change, as SOLVER.LR 0.1"
+        "overrides", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change, such as SOLVER.LR 0.1"
     )
 
 
@@ -98,7 +98,7 @@ def run(main: Callable[[], None], interrupted: str = "continue with --resume fro
             raise
         # otherwise Python would flush the buffered output at exit, and fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit_with_errors(f"the output cannot be written ({error.strerror}); {interrupted}")
+        _exit_with_errors(f"the output or a file cannot be written ({error.strerror}); {interrupted}")
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(130)
@@ -130,7 +130,7 @@ class _PrintHandler(logging.Handler):
 
 
 def _is_lost_output(error: OSError) -> bool:
-    """Return whether stdout failed. Errors of files have a file name; the code that writes a file reports them."""
+    """Return whether a write failed, in most cases to stdout. Code that writes a file reports its own errors."""
     return error.filename is None and error.errno in LOST_OUTPUT
 
 

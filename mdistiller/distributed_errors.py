@@ -34,8 +34,8 @@ def reported_once(store: dist.Store, rank: int, world_size: int) -> Iterator[Non
         if not _is_lost_connection(error):
             raise
         raise UserError(
-            f"process {rank} of {world_size} lost the connection to the others ({one_line(error)}); see the first error"
-            " among them"
+            f"process {rank} of {world_size} lost the connection to the others ({one_line(error)}); the first error"
+            " that another process printed is the cause"
         ) from None
 
 
@@ -70,4 +70,6 @@ def to_sendable(error: Exception) -> Exception:
     """Return an exception that can be pickled. Only the main process shows the traceback of an unexpected error."""
     if isinstance(error, UserError):
         return UserError(*error.faults)
-    return OSError(*error.args) if isinstance(error, OSError) else UserError(f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError):
+        return OSError(*error.args) if error.errno is None else OSError(error.errno, error.strerror, error.filename)
+    return UserError(f"{type(error).__name__}: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import lzma
 import os
 import re
@@ -12,13 +13,21 @@ import tarfile
 import urllib.error
 import urllib.request
 import zlib
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, List, Optional, Tuple
+from typing import IO, Any, Iterator, List, Optional, Tuple
 
 from tqdm import tqdm
 
 from .errors import UserError, one_line
-from .paths import check_not_device
+from .paths import cache_root, check_not_device
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger("mdistiller")
 
 TIMEOUT = 30  # seconds
 CHUNK = 1 << 20  # bytes
@@ -102,6 +111,26 @@ def _fetch(url: str, part: Path, version: Path) -> Optional[int]:
                     return total
                 file.write(chunk)
                 bar.update(len(chunk))
+
+
+@contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Let one process of this user at a time download and unpack `target`; another one waits."""
+    lock = cache_root() / "locks" / hashlib.sha256(os.path.realpath(target).encode()).hexdigest()[:16]
+    with ExitStack() as stack:
+        if fcntl is not None:
+            with suppress(OSError):  # no place for the lock, or a file system without locks
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                _wait_for_lock(stack.enter_context(lock.open("a", encoding="utf-8")), target)
+        yield
+
+
+def _wait_for_lock(file: IO[str], target: Path) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        log.info(f"note: waiting for another process, which gets {target.name}")
+        fcntl.lockf(file, fcntl.LOCK_EX)
 
 
 class BadArchive(UserError):

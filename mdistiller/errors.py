@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from typing import Iterable, Mapping, Optional, Sequence
+from typing import Iterable, Mapping, Optional, Sequence, Tuple, Type
 
 MAX_LINE_LENGTH = 2000  # characters
 MAX_NAMES = 30  # listed when no name is similar
 MAX_REASON_LENGTH = 300  # characters of another exception's message within ours
-_NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
+_NO_MEMORY = re.compile(
+    "can't allocate memory|Storage size calculation overflowed|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+)
 
 
 class UserError(ValueError):
@@ -28,6 +30,9 @@ class UserError(ValueError):
     def __init__(self, *faults: str) -> None:
         self.faults = [_without_the_middle(printable(fault)) for fault in faults]
         super().__init__("\n".join(self.faults))
+
+    def __reduce__(self) -> Tuple[Type[UserError], Tuple[str, ...]]:
+        return UserError, tuple(self.faults)  # a subclass may be built from something else
 
 
 def printable(text: object) -> str:

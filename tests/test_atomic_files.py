@@ -104,7 +104,7 @@ def check_stopped_by(spoil, run):
         save()
 
     run.save = second_time_spoilt
-    with pytest.raises(UserError, match="cannot write to .*what was saved before is unchanged") as error:
+    with pytest.raises(UserError, match="cannot write to .*earlier files are unchanged") as error:
         run.train()
     assert "\n" not in str(error.value)
     for name in ("latest.pth", "best.pth", "student_best.pth", "student_latest.pth"):

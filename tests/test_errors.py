@@ -3,13 +3,16 @@
 import errno
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 
 from mdistiller import cli
-from mdistiller.errors import UserError, check_libraries
+from mdistiller.dataset.loading.encoded import UnusableImage
+from mdistiller.distributed_errors import to_sendable
+from mdistiller.errors import UserError, check_libraries, memory_shortage
 from tests.conftest import REPO
 
 
@@ -23,6 +26,19 @@ def test_a_file_without_permission_is_one_line(capsys):
     assert (
         capsys.readouterr().err == "error: closed/x.pth cannot be accessed (Permission denied); fix its permissions\n"
     )
+
+
+def test_errors_pass_to_another_process_whole():
+    error = pickle.loads(pickle.dumps(UnusableImage("a.png (cut)")))
+    assert (type(error), error.faults) == (UserError, UnusableImage("a.png (cut)").faults)
+    assert pickle.loads(pickle.dumps(UserError("one", "two"))).faults == ["one", "two"]
+    sent = to_sendable(PermissionError(errno.EACCES, "Permission denied", "a/b"))
+    assert (type(sent), sent.filename, sent.strerror) == (PermissionError, "a/b", "Permission denied")
+
+
+@pytest.mark.parametrize("line", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_a_gpu_without_memory(line):
+    assert memory_shortage(RuntimeError(line)).startswith("out of memory (CUDA error")
 
 
 def test_missing_libraries_are_named_with_the_command_that_installs_them(monkeypatch):
@@ -44,4 +60,4 @@ def test_output_that_cannot_be_written_is_one_line_and_status_2():
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, cwd=REPO
         )
     assert (found.returncode, len(found.stderr.splitlines())) == (2, 1)
-    assert "the output cannot be written (No space left on device)" in found.stderr
+    assert "the output or a file cannot be written (No space left on device)" in found.stderr

@@ -14,6 +14,7 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from mdistiller.atomic_files import replace_text
 from mdistiller.cli import OneLineParser, add_overrides, new_file, run
 
 
@@ -70,8 +71,8 @@ def main() -> None:
     print(throughput.show(rows, conditions))
     if json_file:
         content = {"command": sys.argv, "conditions": conditions, "rows": rows}
-        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        replace_text(json_file, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    run(main, "nothing was kept; start again")
+    run(main, "start again")

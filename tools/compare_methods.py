@@ -7,6 +7,7 @@
 import json
 import sys
 
+from mdistiller.atomic_files import replace_text
 from mdistiller.cli import OneLineParser, add_overrides, new_file, run
 
 
@@ -44,8 +45,8 @@ def main() -> None:
         print(methods.show_learning(rows, conditions))
     if json_file:
         content = {"command": sys.argv, "conditions": conditions, "rows": rows}
-        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        replace_text(json_file, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    run(main, interrupted="nothing was kept; start again")
+    run(main, interrupted="start again")

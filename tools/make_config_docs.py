@@ -223,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="start again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def read_idx(path: Path, header: int) -> np.ndarray:
     """Return the bytes after the header of an IDX file. It has 16 bytes for images and 8 bytes for labels."""
     try:
         return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)[header:]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path} ({error}); give the folder of Fashion-MNIST's four *.gz files") from error
 
 
@@ -28,8 +29,15 @@ def make_sheets(source: Path, target: Path) -> int:
     """Write one sheet per class and split, with the class's first images in file order; return their size in bytes."""
     size = 0
     for split, (prefix, rows, columns) in SHEETS.items():
-        images = read_idx(source / f"{prefix}-images-idx3-ubyte.gz", 16).reshape(-1, TILE, TILE)
+        pixels = read_idx(source / f"{prefix}-images-idx3-ubyte.gz", 16)
         labels = read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", 8)
+        counts = np.bincount(labels, minlength=len(CLASSES))
+        if len(pixels) != len(labels) * TILE * TILE or len(counts) > len(CLASSES) or counts.min() < rows * columns:
+            raise UserError(
+                f"{source} has {len(labels)} labels and {len(pixels)} pixels of the split {split}; expected those of"
+                " Fashion-MNIST"
+            )
+        images = pixels.reshape(-1, TILE, TILE)
         for label in range(len(CLASSES)):
             tiles = images[labels == label][: rows * columns].reshape(rows, columns, TILE, TILE)
             sheet = target / sheet_name(split, label)
@@ -48,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="start again")

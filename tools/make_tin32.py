@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Tuple
 
@@ -40,6 +41,7 @@ def make_images(root: str, target: Path) -> int:
         raise UserError(f"{splits.info.root} lacks {len(missing)} of {len(CLASSES)} classes, such as {missing[0]}")
     part = target.with_name(f"{target.name}.part")
     with writing_to(part):
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         part.mkdir(parents=True, exist_ok=True)
     names = splits.info.classes
     count = resize(splits.train, names, part / "train") + resize(splits.val, names, part / "val")
@@ -69,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, interrupted="start again")

@@ -25,9 +25,11 @@ def main() -> None:
         metavar="POINTS",
         help="with --half or --int8: largest loss of top-1, in percentage points; default 0.5",
     )
-    parser.add_argument("--no-data", action="store_true", help="prove on random images instead of the validation set")
+    parser.add_argument(
+        "--no-data", action="store_true", help="check the export on random images instead of the validation set"
+    )
     parser.add_argument("--teacher-license", default="", metavar="TEXT", help="license of the teacher's weights")
-    parser.add_argument("--push", metavar="USER/NAME", help="upload export and card to a hub, by huggingface_hub")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the export and its model card with huggingface_hub")
     parser.add_argument("--private", action="store_true", help="with --push: create a private repository")
     parser.add_argument("-d", "--dataset", help="data set; by default the checkpoint's")
     add_overrides(parser)

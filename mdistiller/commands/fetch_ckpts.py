@@ -9,7 +9,7 @@ from typing import NoReturn, Optional
 
 from .. import paths
 from ..cli import OneLineParser, run
-from ..download import BadArchive, download, sha256_of, unpack
+from ..download import BadArchive, download, one_at_a_time, sha256_of, unpack
 from ..errors import UserError
 
 RELEASE = "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
@@ -26,23 +26,37 @@ def main() -> None:
         raise UserError(f"--sha256 {args.sha256} is not a SHA-256 sum; expected 64 hexadecimal digits")
 
     folder = paths.ckpt_root()
-    if args.file is None and args.url == RELEASE and _all_released_present():
-        print(f"all released teachers are in {folder}; remove one to download it again")
+    if args.file is not None:
+        _unpack(paths.user_path(args.file), folder, args.sha256)
         return
-    archive = paths.user_path(args.file or folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
-    downloads = args.file is None and not archive.is_file()
-    print(f"{args.url} -> {archive}" if downloads else f"unpacking {archive}", flush=True)
+    archive = paths.user_path(folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
+    with one_at_a_time(archive):
+        if args.url == RELEASE and _all_released_present():
+            print(f"all released teachers are in {folder}; remove one to download it again")
+        else:
+            _download_and_unpack(args.url, archive, folder, args.sha256)
+
+
+def _download_and_unpack(url: str, archive: Path, folder: Path, sha256: Optional[str]) -> None:
+    downloads = not archive.is_file()
     if downloads:
-        download(args.url, archive)
+        print(f"{url} -> {archive}", flush=True)
+        download(url, archive)
     try:
-        _check_sum(archive, args.sha256)
-        written, kept = unpack(archive, folder)
-    except BadArchive:
+        _unpack(archive, folder, sha256)
+    except BadArchive as error:
         if downloads:
             archive.unlink()
-        raise
+            raise
+        raise UserError(f"{error.faults[0].partition(';')[0]}; remove it, and run this again to download it") from None
     if downloads:  # removed last, so that a full disk or Ctrl-C does not cost the download
         archive.unlink()
+
+
+def _unpack(archive: Path, folder: Path, sha256: Optional[str]) -> None:
+    print(f"unpacking {archive}", flush=True)
+    _check_sum(archive, sha256)
+    written, kept = unpack(archive, folder)
     for path in written:
         print(path)
     print(f"{folder}: {len(written)} files written, {len(kept)} kept unchanged")

@@ -8,7 +8,7 @@ from ..cli import OneLineParser, run
 
 
 def main() -> None:
-    parser = OneLineParser(description="Write a page about runs that works without a network.")
+    parser = OneLineParser(description="Write a self-contained HTML report that compares runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, such as output/demo_sfakd")
     parser.add_argument("--output", required=True, metavar="FILE", help="the page, such as report.html")
     parser.add_argument("--reference", metavar="RUN", help="run that the others are compared with; default the first")

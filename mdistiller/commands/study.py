@@ -60,13 +60,15 @@ def main() -> None:
 def _parameters(parser: OneLineParser, words: Sequence[str]) -> Dict[str, Any]:
     import yaml
 
+    from ..engine.cfg.yaml_files import parse
+
     parameters: Dict[str, Any] = {}
     for word in words:
         key, separator, text = word.partition("=")
         if not (key and separator):
             parser.error(f"--cluster-option is {word!r}; expected KEY=VALUE, such as timeout_min=600")
         try:
-            parameters[key] = yaml.safe_load(text)
+            parameters[key] = parse(text)
         except yaml.YAMLError:
             parser.error(f"--cluster-option {key} has the value {text!r}, which is not valid YAML")
     return parameters

@@ -12,7 +12,7 @@ from torchvision.datasets.utils import check_integrity
 from yacs.config import CfgNode
 
 from .. import paths
-from ..download import download, unpack
+from ..download import download, one_at_a_time, unpack
 from ..errors import UserError
 from .info import DatasetInfo
 from .loading.splits import ArraySplit, Splits
@@ -59,11 +59,12 @@ class _Verified:
 def _download(published: Type[CIFAR10], title: str, root: Path) -> None:
     archive = root / published.filename
     try:
-        if not archive.is_file():
-            download(published.url, archive)
-        if not check_integrity(str(archive), published.tgz_md5):
-            raise UserError(f"{archive} is damaged, remove it: its MD5 sum is not {published.tgz_md5}")
-        unpack(archive, root)
+        with one_at_a_time(archive):  # several runs may start on a new machine
+            if not archive.is_file():
+                download(published.url, archive)
+            if not check_integrity(str(archive), published.tgz_md5):
+                raise UserError(f"{archive} is damaged, remove it: its MD5 sum is not {published.tgz_md5}")
+            unpack(archive, root)
     except (UserError, OSError) as error:
         reason = str(error).split(";")[0]
         raise UserError(

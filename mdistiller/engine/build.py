@@ -116,6 +116,6 @@ def _check_memory_format(name: str, model: nn.Module, input_size: int) -> None:
                 raise
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{name} cannot take images in the memory format channels_last ({reason}); write reshape for view in"
-                " its forward"
+                f"{name} cannot take images in the memory format channels_last ({reason}); use reshape instead of"
+                " view in its forward method"
             ) from None

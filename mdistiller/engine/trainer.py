@@ -271,7 +271,8 @@ class Trainer:
 
     def validate(self) -> Dict[str, float]:
         """Evaluate on the validation set; return top-1 and top-5 in percent by name."""
-        self.progress.last = self.evaluation()
+        with keep_random_state(self.device):  # some models draw random numbers in evaluation too
+            self.progress.last = self.evaluation()
         return self.progress.last
 
     def _evaluate(self, epoch: int) -> Dict[str, float]:

@@ -97,13 +97,19 @@ class TrainingState:
             if self.average is not None:
                 self.average.load_state_dict(state.get("ema", {}))
             self._load_random_state(state["random"])
-        self.scaler.load_state_dict(state["scaler"])
+            try:
+                self.scaler.load_state_dict(state["scaler"])
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise ValueError(f"its scaler cannot be used ({one_line(error)})") from None
         return [*self._precision_notes(state), *self._schedule_notes(state, folder)]
 
     def _load_random_state(self, saved_by: List[Dict[str, Any]]) -> None:
         rank = distributed.get_rank()
         if rank < len(saved_by):  # a process that did not exist then keeps the numbers of its seed
-            set_random_state(saved_by[rank], self.device)
+            try:
+                set_random_state(saved_by[rank], self.device)
+            except (KeyError, TypeError, RuntimeError, OverflowError) as error:
+                raise ValueError(f"its random state cannot be used ({one_line(error)})") from None
 
     def _check_same_run(self, state: Dict[str, Any], path: str) -> None:
         saved, given = state["config"], to_dict(self.cfg)
@@ -145,7 +151,7 @@ class TrainingState:
         if before == self.precision:
             return []
         return [
-            f"note: the run was trained in {before} and goes on in {self.precision}, which SOLVER.AMP auto chooses on"
+            f"note: the run was trained in {before} and continues in {self.precision}, which SOLVER.AMP auto chooses on"
             " this machine"
         ]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..distillers import Distiller
 from ..errors import UserError, listed
 from ..models._adapt import noise
+from .run.random_state import keep_random_state
 from .speed.precision import Precision
 
 NUM_IMAGES = 2
@@ -43,8 +44,7 @@ def trial_losses(
         return None
     image = distiller.in_memory_format(noise(distiller, input_size, NUM_IMAGES))
     index = torch.arange(NUM_IMAGES, device=image.device)
-    devices = [image.device] if image.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), precision.autocast():
+    with keep_random_state(image.device), precision.autocast():
         result = copied(image=image, target=index % num_classes, index=index, epoch=epoch)
     return _checked(type(distiller).__name__, result, num_classes)
 

@@ -202,7 +202,7 @@ def _folder_errors(cfg: CfgNode) -> Iterator[str]:
 def _cache_errors(cfg: CfgNode) -> Iterator[str]:
     """Yield a line for each error in the keys of the teacher cache.
 
-    A misspelled word is one of them, which would otherwise become a folder of that name.
+    This includes a misspelled `off` or `memory`, which would otherwise be taken as a folder name.
     """
     choice = cfg.TEACHER_CACHE
     yield from unmet(

@@ -58,7 +58,7 @@ def _solver_errors(solver: CfgNode) -> Iterator[str]:
         (
             least <= solver.BATCH_SIZE,
             "SOLVER.BATCH_SIZE",
-            f"at least {least}, BatchNorm cannot train on one image{each}",
+            f"at least {least}, because BatchNorm cannot train on one image{each}",
         ),
         (solver.BATCH_SIZE <= MAX_EPOCHS_OR_IMAGES, "SOLVER.BATCH_SIZE", f"at most {MAX_EPOCHS_OR_IMAGES} images"),
         (1 <= solver.EPOCHS <= MAX_EPOCHS_OR_IMAGES, "SOLVER.EPOCHS", f"at least 1 and at most {MAX_EPOCHS_OR_IMAGES}"),

@@ -251,7 +251,7 @@ def test_files_of_the_librarys_own_cache_are_no_images(load: Make, image_folder:
 def test_two_training_parts_are_refused(load: Make, image_folder: Path, tmp_path: Path) -> None:
     rows = table(image_folder / "train")
     datasets.DatasetDict({"train": rows, "extra": rows, "val": rows}).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(UserError, match=r"several train parts, among train, extra, val; save the one to use alone"):
+    with pytest.raises(UserError, match=r"several train parts, among train, extra, val; save only the one to use"):
         load(tmp_path / "saved")
 
 

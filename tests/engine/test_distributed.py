@@ -260,7 +260,7 @@ def test_errors_are_told_once(run):
     lines = sorted(line for line in output.splitlines() if line.startswith("error:"))
     assert lines == [
         "error: SOLVER.BATCH_SIZE is 3; expected at least 4,"
-        " BatchNorm cannot train on one image in each of 2 processes",
+        " because BatchNorm cannot train on one image in each of 2 processes",
         "error: SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base",
     ]
 

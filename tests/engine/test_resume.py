@@ -189,7 +189,7 @@ def test_another_precision_is_told(resume, place):
     checkpoint.save({**state, "precision": "bfloat16 autocast"}, place / STATE)
     status, out, _ = resume()
     note = (
-        "note: the run was trained in bfloat16 autocast and goes on in float32, which SOLVER.AMP auto chooses on this"
+        "note: the run was trained in bfloat16 autocast and continues in float32, which SOLVER.AMP auto chooses on this"
     )
     assert status == 0 and note in out
 

@@ -1,6 +1,7 @@
 """The training loop on a handful of images: files, numbers, resume, and what is refused."""
 
 import json
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -180,9 +181,21 @@ def exploding(root):
     return with_distiller(trainer, Exploding(trainer.distiller.student, None, None))
 
 
+def test_an_evaluation_that_draws_random_numbers_changes_no_training(image_folder):
+    trainer = build_trainer(settings(image_folder, method="NONE"))
+    student, drawn = trainer.distiller.student, []
+    student.register_forward_pre_hook(lambda module, args: drawn.append(torch.rand(()) + random.random()))
+    before = torch.get_rng_state(), random.getstate()
+    trainer.validate()
+    assert drawn
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_state(image_folder):
     trainer = exploding(image_folder)
-    line = r"epoch 2, step 2 \(loss_odd nan, loss_even 0\); .*; its state is in output/run/nonfinite\.pth$"
+    line = (
+        r"epoch 2, step 2 \(loss_odd nan, loss_even 0\); .*; the training state was saved to output/run/nonfinite\.pth$"
+    )
     with pytest.raises(NonFiniteLoss, match=line):
         trainer.train()
     assert "stopped: NonFiniteLoss the loss is not finite at epoch 2" in trainer.folder.worklog.read_text()
@@ -213,7 +226,9 @@ def test_gradients_that_are_not_finite_in_float16_stop_the_run(image_folder, mon
     trainer = build_trainer(settings(image_folder, "LOG.WANDB", "False"))
     monkeypatch.setattr(trainer.step.scaler, "is_enabled", lambda: trainer.progress.epoch == 1)
     monkeypatch.setattr(trainer.step.scaler, "get_scale", lambda: 0.5)
-    with pytest.raises(NonFiniteLoss, match=r"not finite in float16 at epoch 2, step 5, .* is in output/run/nonfinite"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"not finite in float16 at epoch 2, step 5, .* saved to output/run/nonfinite"
+    ):
         trainer.train()
     kept = checkpoint.read_checkpoint(trainer.folder.nonfinite)["nonfinite"]
     assert kept == {"epoch": 2, "step": 5, "tensors": []}

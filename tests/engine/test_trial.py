@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,11 +58,15 @@ def test_what_cannot_train(make, fault):
 
 
 def test_nothing_changes():
-    distiller = Given(lambda logits: (logits, {**loss(logits), "loss_each": logits.sum(1)}))
+    def draws(logits):
+        return logits * (1 + random.random() + np.random.rand() + float(torch.rand(())))
+
+    distiller = Given(lambda logits: (draws(logits), {**loss(logits), "loss_each": logits.sum(1)}))
     before = {key: value.clone() for key, value in distiller.state_dict().items()}
-    state = torch.get_rng_state()
+    state, others = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1].tolist())
     assert trial_losses(distiller, 16, 3, 1, FLOAT32) == ["loss_ce", "loss_each"]
     assert torch.equal(torch.get_rng_state(), state)
+    assert others == (random.getstate(), np.random.get_state()[1].tolist())
     assert all(torch.equal(value, before[key]) for key, value in distiller.state_dict().items())
     assert not any(parameter.grad is not None for parameter in distiller.parameters())
 

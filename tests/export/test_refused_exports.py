@@ -62,7 +62,7 @@ PREDICTIONS = [
     ("gone.onnx", "no student at .*gone.onnx; give a checkpoint, a run folder, or an export"),
     ("teacher.pth", "teacher.pth holds weights alone, as the released teachers do; expected a student that describes"),
     ("run", "the folder .*run holds no student .student_best.pth or student_latest.pth.; give the folder"),
-    ("latest.pth", "latest.pth is a training state, to resume from; give the student_latest.pth"),
+    ("latest.pth", "latest.pth is a training state for --resume; give student_latest.pth"),
     ("large.pth", "the checkpoint's description is damaged .input_size.; get the file again"),
     ("undescribed.pth", "the checkpoint's description is damaged .mean.; get the file again"),
     ("future.pth", "the checkpoint has format version 99; this mdistiller reads up to 1"),

@@ -116,7 +116,7 @@ BAD = [
     (("eval", "-m", "vgg8"), "no checkpoint of vgg8 is released"),
     (("eval", "-m", "vgg13"), "no checkpoint at .*vgg13_vanilla"),
     ((*EVAL, CKPT, "DATASET.ROOT", "four"), "trained on 3 classes, the data set imagefolder has 4"),
-    ((*EVAL, "output/t/latest.pth"), "is a training state, to resume from; give the student_latest.pth"),
+    ((*EVAL, "output/t/latest.pth"), "is a training state for --resume; give student_latest.pth"),
     (
         (*TRAIN, "DISTILLER.STUDENT", "vgg8", "DATASET.INPUT_SIZE", "2", "DATASET.PADDING", "1"),
         "vgg8 cannot take images of 2 px",

@@ -42,7 +42,7 @@ def test_the_checkpoint_names_its_model(command, student_file):
     [
         ((), "nothing to evaluate; give a checkpoint or the folder of a run (-c), or a released teacher (-m)"),
         (("-c", "weights.pth"), "weights.pth holds weights alone and names no model; give its name"),
-        (("-c", "own.pth"), "own.pth holds own.py:make, a model of somebody's own code; if you trust that code, name"),
+        (("-c", "own.pth"), "own.pth holds own.py:make, a model defined in custom code; if you trust that code, name"),
     ],
 )
 def test_a_model_that_must_be_named(command, student_file, tmp_path, arguments, message):

@@ -15,7 +15,10 @@ from tests.dataset.loading.test_image_check import FAULTY
 CONFIGURATIONS = [
     ("SOLVER.LRR 1", ["unknown config key SOLVER.LRR in the command line; did you mean SOLVER.LR"]),
     ("SOLVR.LR 1", ["unknown config key SOLVR in the command line; did you mean SOLVER"]),
-    ("SOLVER.BATCH_SIZE 1", ["SOLVER.BATCH_SIZE is 1; expected at least 2, BatchNorm cannot train on one image"]),
+    (
+        "SOLVER.BATCH_SIZE 1",
+        ["SOLVER.BATCH_SIZE is 1; expected at least 2, because BatchNorm cannot train on one image"],
+    ),
     ("SOLVER.BATCH_SIZE 8.5", ["SOLVER.BATCH_SIZE in the command line is 8.5; expected a whole number"]),
     ("SOLVER.EPOCHS 0", ["SOLVER.EPOCHS is 0; expected at least 1"]),
     ("SOLVER.LR 0", ["SOLVER.LR is 0.0; expected a number above 0"]),

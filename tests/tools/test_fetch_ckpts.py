@@ -8,6 +8,7 @@ import os
 import re
 import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from mdistiller import download
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.models import build_model, cifar_model_dict
+from tests.processes import run_python
 
 NAME = "cifar_teachers.tar"
 TEACHER = "cifar_teachers/vgg13_vanilla/ckpt_epoch_240.pth"
@@ -171,6 +173,35 @@ def test_a_wrong_sum(fetch, server, folder):
     assert f"is {hashlib.sha256(server.content).hexdigest()}, expected {'0' * 64}; download it again" in err
     assert files_of(folder) == set()
     assert "expected 64 hexadecimal digits" in fetch("--sha256", "abc", fails=True)
+
+
+def test_a_bad_archive_that_was_there_is_named_and_kept(fetch, server, folder):
+    folder.mkdir()
+    (folder / NAME).write_bytes(server.content[:3000])
+    assert f"{NAME} is truncated" in (err := fetch("--url", server.url, fails=True)) or "damaged" in err
+    assert err.endswith("; remove it, and run this again to download it\n")
+    assert files_of(folder) == {NAME} and server.ranges == []
+
+
+def test_two_downloads_of_the_same_file(tmp_path):
+    """The second waits, and finds what the first has written."""
+    target, order, begun = tmp_path / NAME, [], threading.Event()
+
+    def first():
+        with download.one_at_a_time(target):
+            begun.set()
+            time.sleep(0.5)
+            order.append("first")
+
+    code = "import sys; from mdistiller.download import one_at_a_time\nwith one_at_a_time(sys.argv[1]): print('second')"
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert begun.wait(60)
+    status, out, _ = run_python("-c", code.replace("sys.argv[1]", "__import__('pathlib').Path(sys.argv[1])"), target)
+    order.append(out.split()[-1])
+    thread.join()
+    assert (status, order) == (0, ["first", "second"])
+    assert list(tmp_path.glob("*")) == [tmp_path / "cache"]
 
 
 def test_without_a_network(fetch, folder):

@@ -37,6 +37,7 @@ def test_classes():
 
 def test_the_studies_can_read_the_images(archive, tmp_path):
     target = tmp_path / "data" / "tin32-dev"
+    (tmp_path / "data/tin32-dev.part/train/of a killed process").mkdir(parents=True)
     assert make_images(str(archive), target) == 300
     settings = load_cfg("imagefolder/vanilla", ["DATASET.ROOT", str(target), "DATASET.INPUT_SIZE", "32"])
     _, val_loader, num_images, num_classes = get_dataset(settings)

@@ -221,7 +221,9 @@ def test_nobody_reads(place):
     reader = "{ exec <&-; echo > gone; }"
     status, _, err = in_shell(f"{{ read < gone; tools/train.py --cfg run.yaml; }} | {reader}; exit ${{PIPESTATUS[0]}}")
     assert status == 2
-    line = "error: the output cannot be written (Broken pipe); continue with --resume from the last saved state"
+    line = (
+        "error: the output or a file cannot be written (Broken pipe); continue with --resume from the last saved state"
+    )
     assert err == line + "\n"
 
 

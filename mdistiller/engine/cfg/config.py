@@ -155,7 +155,9 @@ def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: s
     """Merge the valid entries of `change` into `cfg`, in place; yield a fault for each other entry."""
     for key, value in change.items():
         name = f"{prefix}{key}"
-        if key not in cfg and not cfg.is_new_allowed():
+        if "." in str(key) and name in dict(leaves(CFG)):
+            yield name, f"{name} in {source} is written with a dot; write {_nested(name)}"
+        elif key not in cfg and not cfg.is_new_allowed():
             section = [f"{prefix}{known}" for known in defaults]
             yield name, f"{UNKNOWN} {name} in {source}{did_you_mean(name, dict(leaves(CFG)), instead=section)}"
         elif key in cfg and isinstance(cfg[key], CN):
@@ -170,6 +172,12 @@ def _merge(cfg: CN, defaults: CN, change: Dict[str, Any], source: str, prefix: s
                 cfg[key] = typed(value, defaults[key], name, source)
             except UserError as error:
                 yield name, str(error)
+
+
+def _nested(name: str) -> str:
+    """Return the YAML form of a full key, such as `SOLVER: {LR: …}`."""
+    *sections, key = name.split(".")
+    return "".join(f"{section}: {{" for section in sections) + f"{key}: …" + "}" * len(sections)
 
 
 def resolved(cfg: CN, **dataset: Any) -> CN:

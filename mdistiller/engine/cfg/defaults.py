@@ -25,7 +25,7 @@ _C.DATASET.TYPE = "cifar100"
 _C.DATASET.ROOT = ""
 _C.DATASET.IMAGE_COLUMN = "image"  # `TYPE huggingface`: column of the images
 _C.DATASET.LABEL_COLUMN = "label"  # `TYPE huggingface`: column of the labels
-# Folder of images without labels, at any depth, for all methods but `CRD`, `DKD`, `RLD` and `NONE`. Each batch gets
+# Folder of images without labels, at any depth, for all methods except `CRD`, `DKD`, `RLD` and `NONE`. Each batch gets
 # some of them besides its `BATCH_SIZE` labeled images. See [data-formats.md](data-formats.md#images-without-labels). If
 # empty: none.
 _C.DATASET.UNLABELED = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -16,11 +17,21 @@ from ...paths import expanded, read_text, shipped_config, shipped_configs, user_
 MAX_VALUES = 100_000  # values in a configuration; the largest shipped one has fewer than 100
 
 
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader, except that duplicate keys are errors and dates stay strings."""
+    """SafeLoader, except that duplicate keys are errors, and only decimal digits are whole numbers.
+
+    Dates, and what YAML 1.1 takes for whole numbers, such as `010`, `12:30` and `2024_01_15`, stay strings.
+    """
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        first: [
+            (tag, DECIMAL if tag == "tag:yaml.org,2002:int" else pattern)
+            for tag, pattern in resolvers
+            if tag != "tag:yaml.org,2002:timestamp"
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 

@@ -1,6 +1,6 @@
 """Checkpoint files: read without executing anything, written atomically, and loaded into a student."""
 
-from .file import read_checkpoint, save
+from .file import DamagedCheckpoint, read_checkpoint, save
 from .foreign_weights import load_checkpoint, weights_of
 from .student import (
     FORMAT,
@@ -18,6 +18,7 @@ from .student import (
 __all__ = [
     "FORMAT",
     "STUDENT_FILES",
+    "DamagedCheckpoint",
     "check_arch",
     "check_known",
     "choose_arch",

@@ -6,6 +6,7 @@ The checksums are those of the zip archive that `torch.save` writes, so any zip 
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import pickle
 import warnings
@@ -17,15 +18,22 @@ from typing import IO, Any, Dict, Optional
 import torch
 
 from ...atomic_files import replace
-from ...errors import UserError
+from ...errors import UserError, memory_shortage
 from ...paths import find_file
 from .foreign_weights import allow_arguments, is_safetensors, read_safetensors
 from .numpy_scalars import allow_numpy_scalars
 
 MAX_PICKLE_BYTES = 256 * 2**20  # bytes; the pickled part is far smaller, but a compressed one could unpack to any size
 
+# errors of a damaged archive, whose offsets may point anywhere; any other OSError is one of the disk or the system
+OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)
+
 allow_numpy_scalars()
 allow_arguments()
+
+
+class DamagedCheckpoint(UserError):
+    """A file that is truncated, damaged, or not a checkpoint. Reading it again will not help."""
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
@@ -34,7 +42,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     Only tensors and plain values are accepted; nothing is executed.
 
     Raises:
-        UserError: the file is missing, truncated, damaged, of another kind, or would run code.
+        DamagedCheckpoint: the file is truncated, damaged, of another kind, or would run code.
+        UserError: the file is missing or cannot be read, or there is not enough memory.
     """
     path = find_file(path)
     if not path.is_file():
@@ -52,18 +61,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Dict[str, Any]:
     except PermissionError as error:
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror}); fix its permissions") from None
     except zipfile.BadZipFile as error:
-        raise UserError(f"checkpoint {path} is damaged ({_reason(error)}); get it again") from None
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)}); get it again") from None
     except pickle.UnpicklingError as error:
         reason = _reason(error)
         if "operand" in reason:  # bytes of another kind of file
-            raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({reason}); get it again") from None
-        raise UserError(f"checkpoint {path} refused: {reason}; save it as tensors and plain values") from None
+            raise DamagedCheckpoint(
+                f"checkpoint {path} is truncated or not a PyTorch file ({reason}); get it again"
+            ) from None
+        raise DamagedCheckpoint(f"checkpoint {path} refused: {reason}; save it as tensors and plain values") from None
     except Exception as error:  # damaged bytes can make the unpickler raise any type
         reason = _reason(error)
-        raise UserError(f"checkpoint {path} is truncated or not a PyTorch file ({reason}); get it again") from None
+        if memory_shortage(error) or (isinstance(error, OSError) and error.errno not in (None, *OF_CONTENT)):
+            raise UserError(f"checkpoint {path} cannot be read ({reason}); the file is unchanged, try again") from None
+        raise DamagedCheckpoint(
+            f"checkpoint {path} is truncated or not a PyTorch file ({reason}); get it again"
+        ) from None
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise UserError(f"checkpoint {path} holds a {kind}; expected a dictionary with the key 'model'")
+        raise DamagedCheckpoint(f"checkpoint {path} holds a {kind}; expected a dictionary with the key 'model'")
     return content
 
 

@@ -112,7 +112,7 @@ def load_checkpoint(
 def _find(checkpoint: Dict[str, Any], path: str | os.PathLike[str]) -> Tuple[str, Dict[str, torch.Tensor]]:
     if "distiller" in checkpoint and "optimizer" in checkpoint:
         raise UserError(
-            f"{path} is a training state, to resume from; give the student_latest.pth or _best.pth beside it"
+            f"{path} is a training state for --resume; give student_latest.pth or student_best.pth from the same folder"
         )
     found = dict(_states(checkpoint))
     averaged = {key: state for key, state in found.items() if set(key.split(".")) & set(AVERAGED)}

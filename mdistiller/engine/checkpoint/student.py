@@ -197,7 +197,7 @@ def choose_arch(checkpoint: Dict[str, Any], model: str, path: str | os.PathLike[
     if not model and library_of(arch) == "user":
         given_constructor(arch)  # has its own message
         raise UserError(
-            f"checkpoint {path} holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME"
+            f"checkpoint {path} holds {arch}, a model defined in custom code; if you trust that code, name it: -m NAME"
             " on the command line, model=... in Python"
         )
     return arch

@@ -75,10 +75,12 @@ def eval_checkpoint(
     student = load_student(checkpoint, arch, info.num_classes, source, info.name, info.input_size, *options).eval()
     # the memory format of training, so that rounding is the same
     student.to(device).to(memory_format=torch.channels_last)
-    confusion = Confusion(info.num_classes)
-    accuracy = evaluate(student.forward_eval, loader, observe=confusion.add)
     if per_class:
+        confusion = Confusion(info.num_classes)
+        accuracy = evaluate(student.forward_eval, loader, observe=confusion.add)
         confusion.write(per_class, info.classes)
+    else:
+        accuracy = evaluate(student.forward_eval, loader)
 
     head = student.head
     parts = f"backbone {_millions(student.backbone)}" + (f", {head.kind} head {_millions(head)}" if head else "")

@@ -8,12 +8,14 @@ from ... import distributed
 
 
 def progress_bar(title: str, num_images: int, done: int = 0) -> tqdm:
-    """Return a bar that counts images; there is none if stderr is not a terminal, or in another process than the main.
+    """Return a bar that counts images.
+
+    It is disabled if stderr is not a terminal, and in all processes except the main one.
 
     Args:
         title: the text that stands before the bar.
         num_images: the number of images of the epoch.
-        done: the number of images that a resumed epoch has behind it.
+        done: the number of images already processed in a resumed epoch.
     """
     return tqdm(
         total=num_images,

@@ -44,7 +44,8 @@ def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> I
             yield f"teacher {arch} with the weights that its library releases"
         else:
             file = (weights if weights != PRETRAINED else "") or released_teacher(arch, info.name, info.input_size)
-            yield f"teacher {arch} {f'from {find_file(file).absolute()}' if file else 'as its constructor gives it'}"
+            source = f"from {find_file(file).absolute()}" if file else "with the weights that its constructor sets"
+            yield f"teacher {arch} {source}"
     own = getattr(distiller.teacher, "own_input", None)
     if own is not None or cfg.DISTILLER.STUDENT_WEIGHTS:
         line = f"input: the student sees {InputSpec(info.input_size, info.mean, info.std).in_words()}"
@@ -56,7 +57,7 @@ def opening_lines(cfg: CfgNode, distiller: Distiller, train_loader: Loader) -> I
     if distiller.overrides_forward_test:
         yield (
             f"note: {cfg.DISTILLER.TYPE} overrides forward_test; the saved student is the backbone alone, whose"
-            " accuracy is `bare_top1` in metrics.jsonl (to save more with it, set self.head)"
+            " accuracy is `bare_top1` in metrics.jsonl. To save a head too, set self.head"
         )
     world_size = distributed.get_world_size()
     if world_size > 1:

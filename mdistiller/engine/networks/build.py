@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any, Dict, Mapping, Optional, Tuple
 
@@ -71,7 +72,9 @@ def input_errors(given: Any) -> str:
     valid = type(size) is int and 1 <= size <= 4096 and interpolation in INTERPOLATIONS
     for key in ("mean", "std"):
         values = given.get(key, [1.0, 1.0, 1.0])
-        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        numbers = isinstance(values, list) and all(
+            type(value) in (int, float) and math.isfinite(value) for value in values
+        )
         valid = valid and numbers and len(values) == 3 and (key == "mean" or min(values) > 0)
     return "" if valid else expected
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -45,16 +46,19 @@ class RunFolder:
         """Return the file of the state after `epoch` that `LOG.SAVE_CHECKPOINT_FREQ` keeps."""
         return self.path / f"epoch_{epoch}.pth"
 
+    def _all_kept(self) -> List[Path]:
+        return [path for path in self.path.glob("epoch_*.pth") if re.fullmatch(r"epoch_\d+", path.stem)]
+
     def remedy(self) -> str:
         """Return what to do if `latest.pth` and the state before it cannot be used, for a message."""
-        kept = sorted(self.path.glob("epoch_*.pth"), key=lambda path: path.stat().st_mtime)[-1:]
+        kept = sorted(self._all_kept(), key=lambda path: path.stat().st_mtime)[-1:]
         others = " or ".join(path.name for path in (self.best, *kept) if path.is_file())
         return f"{f'copy {others} to {self.latest.name}, or ' if others else ''}start again with --overwrite"
 
     def _present(self) -> List[Path]:
         """Return the files of an earlier run."""
         own = [value for value in vars(self).values() if value != self.path and value.exists()]
-        return own + list(self.path.glob("epoch_*.pth")) + self._partial()
+        return own + self._all_kept() + self._partial()
 
     def _partial(self) -> List[Path]:
         """Return files that a killed run was writing."""

@@ -28,7 +28,7 @@ _held: Set[Path] = set()  # fcntl would grant them twice to one process
 def locked(folder: Path, remedy: str = REMEDY) -> Iterator[None]:
     """Make `folder` and hold its lock, which the system releases when the process ends. Workers do not inherit it.
 
-    On a file system without locks a note says so.
+    If the file system does not support locks, a note is logged.
 
     Args:
         remedy: the advice for the case that the folder is in use, given in the error message.
@@ -80,7 +80,7 @@ def _take(file: IO[str], folder: Path, remedy: str, note: bool = True) -> None:
                 raise _in_use(folder, file.read().strip() or "another process", remedy) from None
             reason = error.strerror or str(error)
     if note:
-        log.info(f"note: {folder} cannot be locked ({reason}); start no second run in it")
+        log.info(f"note: {folder} cannot be locked ({reason}); do not start a second run in it")
 
 
 def _in_use(folder: Path, holder: str, remedy: str) -> UserError:

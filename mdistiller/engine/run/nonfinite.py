@@ -47,4 +47,4 @@ def save_evidence(error: NonFiniteLoss, state: Dict[str, Any], path: Path) -> No
         distributed.run_on_main(lambda: checkpoint.save(content, path))
     except (OSError, RuntimeError, UserError) as failure:  # torch.save raises RuntimeError on a full disk
         return NonFiniteLoss(f"{error}; its state cannot be written to {path} ({' '.join(str(failure).split())[:120]})")
-    return NonFiniteLoss(f"{error}; its state is in {path}")
+    return NonFiniteLoss(f"{error}; the training state was saved to {path}")

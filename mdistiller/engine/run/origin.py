@@ -56,7 +56,7 @@ def origin_of(train_loader: Loader, val_loader: Loader, teacher: Optional[nn.Mod
 
 
 def origin_of_val(val_loader: Loader) -> Dict[str, Any]:
-    """Return the part of `origin_of` that tells of the validation images."""
+    """Return the part of `origin_of` that describes the validation images."""
     return _images("val", val_loader)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ...atomic_files import writing_to
 from ...errors import UserError
-from ..checkpoint import read_checkpoint
+from ..checkpoint import DamagedCheckpoint, read_checkpoint
 from .folder import RunFolder
 from .origin import is_origin
 from .progress import is_count
@@ -23,13 +23,13 @@ def find_latest(folder: RunFolder) -> Tuple[Dict[str, Any], str]:
     """Return the last state in `folder` and an empty string, or the state before it and why the last one is not used.
 
     Raises:
-        UserError: neither can be read.
+        UserError: neither can be read, or the last one is not damaged but cannot be read now.
     """
     try:
         if folder.latest.is_file():
             return read_checkpoint(folder.latest), ""
         fault = f"{folder.latest} is missing"  # the process was killed between the two renames of a save
-    except UserError as error:
+    except DamagedCheckpoint as error:
         fault = str(error).partition(";")[0]
     try:
         return read_checkpoint(folder.previous), fault

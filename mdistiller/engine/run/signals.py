@@ -27,7 +27,7 @@ class RunStopped(SystemExit):
 class StopSignals:
     """A context manager that records SIGINT and SIGTERM for `check`. A second SIGINT raises KeyboardInterrupt.
 
-    Outside the main thread handlers cannot be installed; signals keep their behavior.
+    In other threads, no handlers are installed, and signals behave as before.
 
     Attributes:
         received: the name of the received signal, or `None`.

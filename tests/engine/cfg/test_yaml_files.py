@@ -22,6 +22,9 @@ def test_base_files_chain_and_are_relative_to_the_file(tmp_path):
         ("SOLVER: {LR: 0.1\n", "is not valid YAML"),
         ("SOLVER: 3\n", "SOLVER in .* is a section"),
         ("SOLVER: {LRR: 3}\n", "unknown config key SOLVER.LRR in .*bad.yaml"),
+        ("SOLVER.LR: 0.1\n", "SOLVER.LR in .*bad.yaml is written with a dot; write SOLVER: {LR: …}"),
+        ("SFAKD: {MASK.TYPE: hard}\n", "SFAKD.MASK.TYPE in .* is written with a dot; write SFAKD: {MASK: {TYPE: …}}"),
+        ("SOLVER: {EPOCHS: 010}\n", "SOLVER.EPOCHS in .* is '010'; expected a whole number"),
         ("_BASE_: bad.yaml\n", "leads back to the file itself"),
         ("_BASE_: gone.yaml\n", "gone.yaml cannot be read"),
         ("SOLVER: !!python/object/apply:os.system ['touch owned']\n", "is not valid YAML"),
@@ -32,6 +35,14 @@ def test_bad_files(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         load_cfg(str(tmp_path / "bad.yaml"))
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["2024_01_15", "010", "12:30", "0x10", "2024-01-15", "1_000"])
+def test_a_name_of_digits_stays_as_it_is_written(tmp_path, name):
+    (tmp_path / "a.yaml").write_text(f"EXPERIMENT: {{NAME: {name}, SEED: 10}}\nSOLVER: {{WARMUP_EPOCHS: +3}}\n")
+    cfg = load_cfg(str(tmp_path / "a.yaml"))
+    assert (name, 10, 3) == (cfg.EXPERIMENT.NAME, cfg.EXPERIMENT.SEED, cfg.SOLVER.WARMUP_EPOCHS)
+    assert name == load_cfg(None, ["EXPERIMENT.NAME", name]).EXPERIMENT.NAME
 
 
 def test_a_missing_file_offers_its_neighbors():

@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(UserError, match=r"cannot write to .*s\.pth \(No space left on device\); what was saved"):
+    with pytest.raises(UserError, match=r"cannot write to .*s\.pth \(No space left on device\); earlier files"):
         ck.save({"model": {"a": torch.ones(1)}}, tmp_path / "s.pth")
     assert torch.equal(ck.read_checkpoint(tmp_path / "s.pth")["model"]["a"], torch.zeros(1))
     assert [path.name for path in tmp_path.glob("s.*")] == ["s.pth"]

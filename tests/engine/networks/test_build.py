@@ -126,7 +126,11 @@ def test_a_released_teacher_sees_its_own_normalization(settings, weights):
 
 
 @pytest.mark.parametrize(
-    "value", ["wide", "{sizes: 3}", "{size: 0}", "{size: 8.5}", "{mean: 0.5}", "{std: [1, 1, 0]}", "{interpolation: x}"]
+    "value",
+    [
+        *("wide", "{sizes: 3}", "{size: 0}", "{size: 8.5}", "{mean: 0.5}", "{interpolation: x}"),
+        *("{std: [1, 1, 0]}", "{std: [1, .nan, 1]}", "{mean: [.inf, 0, 0]}"),
+    ],
 )
 def test_inputs_that_are_none(settings, value):
     cfg, _ = settings("DISTILLER.TYPE", "KD", "DISTILLER.TEACHER_INPUT", value)

@@ -84,7 +84,7 @@ def test_where_nothing_can_be_locked_a_note_says_so(tmp_path, monkeypatch, caplo
     with locked(tmp_path):
         check_free(tmp_path)
     shown = {"no fcntl": "this system has no fcntl", "no locks": "No locks available"}[reason]
-    notes = [f"note: {tmp_path} cannot be locked ({shown}); start no second run in it"]
+    notes = [f"note: {tmp_path} cannot be locked ({shown}); do not start a second run in it"]
     assert [record.message for record in caplog.records] == notes
 
 
