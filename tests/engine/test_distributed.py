@@ -94,12 +94,14 @@ def teacher_and_images(folder):
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    """What one and two processes have after the same 8 global batches, by method.
+def steps(request, tmp_path_factory):
+    """What one and two processes have after the same 8 global batches, by method, for the methods of the chosen tests.
 
     The first worker of pytest-xdist that needs it computes it for all.
     """
-    names, base = [*FLOAT32, *DOUBLE], tmp_path_factory.getbasetemp()
+    tests = [item.callspec.params for item in request.session.items if "steps" in getattr(item, "fixturenames", ())]
+    chosen = {params["name"] for params in tests}
+    names, base = [name for name in (*FLOAT32, *DOUBLE) if name in chosen], tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "steps"
     complete = folder / "complete"
     with FileLock(f"{folder}.lock"):
@@ -137,8 +139,9 @@ def test_two_processes_train_the_weights_of_one(steps, name, tolerance):
             torch.testing.assert_close(two["state"][key], one["state"][key], rtol=10 * tolerance, atol=10 * tolerance)
 
 
-def test_processes_share_the_teachers_outputs(steps):
-    assert [result["known"] for result in steps["KD-double-views"]] == [1.0, 1.0]
+@pytest.mark.parametrize("name", ["KD-double-views"])
+def test_processes_share_the_teachers_outputs(steps, name):
+    assert [result["known"] for result in steps[name]] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", DOUBLE)
@@ -263,11 +266,6 @@ def test_errors_are_told_once(run):
         " because BatchNorm cannot train on one image in each of 2 processes",
         "error: SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base",
     ]
-
-    status, output = run("wrong", "DATASET.ROOT", "nowhere")  # which the first process looks for before the other
-    assert status != 0
-    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
-    assert line.startswith("error: DATASET.ROOT nowhere is not a folder; expected ")
 
 
 def test_a_restart_takes_over_no_run_of_another(run, tmp_path):

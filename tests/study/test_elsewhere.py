@@ -55,6 +55,7 @@ def test_results_of_other_images_or_teachers_are_not_used(place, launcher, caplo
 
 def test_results_of_two_files_belong_to_the_teacher_of_their_file(place, launcher):
     """Two studies with other teachers and the same students: only the students alone are the same."""
+    (place / "small.yaml").write_text((place / "small.yaml").read_text().replace("SEEDS: [0, 1]", "SEEDS: [0]"))
     run_study(read_study("small.yaml", ["SOLVER.EPOCHS", "2"]), Path("weak"), launcher)
     text = (place / "small.yaml").read_text().replace("EPOCHS: 1", "EPOCHS: 2")
     (place / "small.yaml").write_text(text)

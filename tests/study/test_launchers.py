@@ -53,9 +53,8 @@ def no_teacher(one_method):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
-@pytest.mark.parametrize("cluster", ["debug", "local"])
-def test_submitit(no_teacher, command, launcher, cluster):
-    options = ["--cluster", cluster, "--cluster-option", "timeout_min=5"]
+def test_submitit(no_teacher, command, launcher):
+    options = ["--cluster", "local", "--cluster-option", "timeout_min=5"]
     status, out, err = command("study", "small.yaml", *options, "--output", "jobs")
     assert (status, err) == (0, ""), out
     assert {row["state"] for row in rows(Path("jobs"))} == {"finished"}

@@ -36,7 +36,7 @@ def test_a_killed_run(folder: Path, name: str) -> None:  # noqa: F811
         write_in_form(name, folder, Path())
 
     def make(run: str):  # type: ignore[no-untyped-def]
-        return built(folder, run, method, more=more)
+        return built(folder, run, method, epochs=2, more=more)
 
     whole = make("whole")
     whole.train()

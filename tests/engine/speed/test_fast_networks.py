@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -91,7 +92,9 @@ def test_a_cache_without_a_teacher_has_no_effect(built):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.filterwarnings("ignore")  # from the compiler's own imports
-def test_a_compiled_teacher_has_the_same_outputs(built):
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])  # without and with the generated C++ code
+def test_a_compiled_teacher_has_the_same_outputs(built, monkeypatch, backend):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     trainer, networks, _ = built("KD", "SOLVER.COMPILE", "default")
     image = torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
