@@ -166,7 +166,7 @@ def _named_model(model: Any, role: str) -> Dict[str, Any]:
         raise UserError(f"{path} holds weights alone; give {role}='NAME' and {role}_weights={str(path)!r}")
     if library_of(checkpoint["arch"]) == "user":
         raise UserError(
-            f"{path} holds {checkpoint['arch']}, a model of somebody's own code; if you trust it, give the {role} by"
+            f"{path} holds {checkpoint['arch']}, a model defined in custom code; if you trust it, give the {role} by"
             f" that name, or as an object, and {role}_weights={str(path)!r}"
         )
     return {key: checkpoint["arch"], f"{key}_WEIGHTS": str(path)}

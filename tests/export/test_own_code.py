@@ -30,7 +30,7 @@ def test_a_hostile_checkpoint_runs_nothing(command, student_file, image_folder):
         for tool, *arguments in calls:
             status, out, err = command(tool, "-c", student_file, *arguments)
             assert (status, out, len(err.splitlines())) == (2, "", 1), err
-            assert f"holds {arch}, a model of somebody's own code; if you trust that code, name it: -m NAME" in err
+            assert f"holds {arch}, a model defined in custom code; if you trust that code, name it: -m NAME" in err
     assert not os.path.exists("hacked")
 
 

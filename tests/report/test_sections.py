@@ -165,7 +165,7 @@ def test_an_unfinished_run_says_so(runs):
 def test_a_model_of_the_users_own(trained, registries_as_before):
     model = f"{REPO / 'tests/models/adapters/made_models.py'}:Net"
     folder = train(trained, "adapted", "DISTILLER.TYPE", "SFAKD", student=model, epochs=1)
-    with pytest.raises(UserError, match="a model of somebody's own code; if you trust that code, name it: -m NAME"):
+    with pytest.raises(UserError, match="a model defined in custom code; if you trust that code, name it: -m NAME"):
         look_at(folder)
     material = look_at(folder, own_code=[model])
     seen = material.seen[0]
