@@ -115,11 +115,12 @@ def _fetch(url: str, part: Path, version: Path) -> Optional[int]:
 
 @contextmanager
 def one_at_a_time(target: Path) -> Iterator[None]:
-    """Let one process of this user at a time download and unpack `target`; another one waits."""
-    lock = cache_root() / "locks" / hashlib.sha256(os.path.realpath(target).encode()).hexdigest()[:16]
+    """Let one process of this user at a time download to `target`, a file or folder; another one waits."""
     with ExitStack() as stack:
         if fcntl is not None:
-            with suppress(OSError):  # no place for the lock, or a file system without locks
+            with suppress(OSError, UserError):  # no place for the lock, or a file system without locks
+                name = hashlib.sha256(os.path.realpath(target).encode()).hexdigest()[:16]
+                lock = cache_root() / "locks" / name
                 lock.parent.mkdir(parents=True, exist_ok=True)
                 _wait_for_lock(stack.enter_context(lock.open("a", encoding="utf-8")), target)
         yield
@@ -129,7 +130,7 @@ def _wait_for_lock(file: IO[str], target: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        log.info(f"note: waiting for another process, which gets {target.name}")
+        log.info(f"note: waiting for another process that downloads to {target}")
         fcntl.lockf(file, fcntl.LOCK_EX)
 
 

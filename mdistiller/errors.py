@@ -54,7 +54,7 @@ def refuse(faults: Iterable[str]) -> None:
 
 def missing_libraries(what: str, *names: str) -> UserError:
     """Return the error that `what`, such as `a study`, needs these packages of PyPI, which are not installed."""
-    return UserError(f"{what} needs {' and '.join(names)}; run: pip install {' '.join(names)}")
+    return UserError(f"{what} needs {', '.join(names)}; run: pip install {' '.join(names)}")
 
 
 def check_libraries(what: str, libraries: Mapping[str, str]) -> None:

@@ -46,7 +46,7 @@ def test_missing_libraries_are_named_with_the_command_that_installs_them(monkeyp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name != "json" else object())
     with pytest.raises(UserError) as caught:
         check_libraries("a page", libraries)
-    assert str(caught.value) == "a page needs Jinja2 and scipy; run: pip install Jinja2 scipy"
+    assert str(caught.value) == "a page needs Jinja2, scipy; run: pip install Jinja2 scipy"
     monkeypatch.undo()
     check_libraries("a page", {"json": "json"})
 

@@ -7,7 +7,7 @@
 import json
 import sys
 
-from mdistiller.atomic_files import replace_text
+from mdistiller.atomic_files import writing_to
 from mdistiller.cli import OneLineParser, add_overrides, new_file, run
 
 
@@ -45,7 +45,8 @@ def main() -> None:
         print(methods.show_learning(rows, conditions))
     if json_file:
         content = {"command": sys.argv, "conditions": conditions, "rows": rows}
-        replace_text(json_file, json.dumps(content, indent=2) + "\n")
+        with writing_to(json_file):
+            json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

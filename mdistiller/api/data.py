@@ -16,9 +16,8 @@ from ..dataset.folders.class_folders import check_same_classes, class_folders, f
 from ..dataset.folders.layout import TRAIN, VAL, find_val
 from ..dataset.given import NAME
 from ..dataset.images.decode import View
-from ..dataset.loading.dataset_split import DatasetSplit, split_of
+from ..dataset.loading.dataset_split import READ_TWICE, DatasetSplit, split_of
 from ..dataset.loading.encoded import UnusableImage
-from ..dataset.loading.image_check import unusable_error
 from ..dataset.loading.in_memory import decode_all
 from ..dataset.loading.splits import ImageSplit, of_any_size
 from ..dataset.loading.statistics import measure_sample
@@ -161,17 +160,17 @@ def _side(split: DatasetSplit) -> Optional[int]:
     """Return the side of the first image that can be read, in pixels, or `None` if it is not square.
 
     Raises:
-        UserError: none can be read.
+        UserError: none of the first images can be read.
     """
     faults: List[str] = []
-    for index in range(len(split)):
+    for index in range(min(len(split), READ_TWICE)):
         try:
             width, height = split.load(index).size
         except UnusableImage as error:
             faults.append(error.fault)
         else:
             return width if width == height else None
-    raise unusable_error(faults, len(faults))
+    raise UserError(f"none of the first {len(faults)} images can be read: {faults[0]}; correct the Dataset")
 
 
 def class_names(given: Optional[Sequence[str]], *parts: Part, otherwise: Sequence[str] = ()) -> List[str]:

@@ -26,12 +26,11 @@ def main() -> None:
         raise UserError(f"--sha256 {args.sha256} is not a SHA-256 sum; expected 64 hexadecimal digits")
 
     folder = paths.ckpt_root()
-    if args.file is not None:
-        _unpack(paths.user_path(args.file), folder, args.sha256)
-        return
     archive = paths.user_path(folder / (Path(args.url.split("?")[0]).name[-200:] or "checkpoints.tar"))
-    with one_at_a_time(archive):
-        if args.url == RELEASE and _all_released_present():
+    with one_at_a_time(folder):
+        if args.file is not None:
+            _unpack(paths.user_path(args.file), folder, args.sha256)
+        elif args.url == RELEASE and _all_released_present():
             print(f"all released teachers are in {folder}; remove one to download it again")
         else:
             _download_and_unpack(args.url, archive, folder, args.sha256)
@@ -48,7 +47,8 @@ def _download_and_unpack(url: str, archive: Path, folder: Path, sha256: Optional
         if downloads:
             archive.unlink()
             raise
-        raise UserError(f"{error.faults[0].partition(';')[0]}; remove it, and run this again to download it") from None
+        fault = error.faults[0].rpartition("; ")[0] or error.faults[0]
+        raise UserError(f"{fault}; remove it, and run this again to download it") from None
     if downloads:  # removed last, so that a full disk or Ctrl-C does not cost the download
         archive.unlink()
 

@@ -33,7 +33,7 @@ from .run.save_interval import SaveInterval
 from .run.saved_state import read_latest
 from .run.signals import RunStopped, StopSignals
 from .solver.update_rules import DistillationOriented, SummedLosses, UpdateRule
-from .speed.fast_networks import FastNetworks
+from .speed.fast_networks import FastNetworks, check_top_logits
 from .speed.memory import memory_figures
 from .step import TrainStep
 from .training_state import TrainingState
@@ -112,6 +112,7 @@ class Trainer:
             RunStopped: SIGINT or SIGTERM arrived; the state is saved.
         """
         self.step.check_losses(self.progress.epoch + 1)
+        check_top_logits(self.distiller, self.train_loader, self.cfg)
         with self.folder.claim(resume, overwrite) as resumed:
             notes: List[str] = []
             if resumed:

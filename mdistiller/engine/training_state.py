@@ -108,7 +108,7 @@ class TrainingState:
         if rank < len(saved_by):  # a process that did not exist then keeps the numbers of its seed
             try:
                 set_random_state(saved_by[rank], self.device)
-            except (KeyError, TypeError, RuntimeError, OverflowError) as error:
+            except (LookupError, TypeError, RuntimeError, OverflowError) as error:
                 raise ValueError(f"its random state cannot be used ({one_line(error)})") from None
 
     def _check_same_run(self, state: Dict[str, Any], path: str) -> None:

@@ -242,7 +242,10 @@ def _label(group: Group, block: Sequence[Group]) -> str:
     if len({each.train_images for each in others}) > 1:
         parts.append(f"{mine.train_images:,} training images")
     elif not all(mine.same_training(each) for each in others):
-        parts.append(f"training images {_digest(mine.train_content or mine.train_labels)}")
+        differ = any(other_images(mine.train_content, each.train_content) for each in others)
+        parts.append(
+            f"training images {_digest(mine.train_content)}" if differ else f"labels {_digest(mine.train_labels)}"
+        )
     if not all(mine.same_validation(each) for each in others):
         parts.append(f"validation images {_digest(mine.val_content)}")
     if mine.teacher and len({each.teacher for each in others} - {None}) > 1:
@@ -251,4 +254,4 @@ def _label(group: Group, block: Sequence[Group]) -> str:
 
 
 def _digest(text: Optional[str]) -> str:
-    return str(text).rpartition(": ")[2][:6]
+    return "unknown" if text is None else text.rpartition(": ")[2][:6]

@@ -162,11 +162,29 @@ def test_items_that_cannot_be_read_are_left_out_on_request(quick, in_memory, cap
         mdistiller.distill("resnet8", None, Broken(), Broken(), "NONE", **quick, overwrite=True)
 
 
-@pytest.mark.parametrize("targets", [7, torch.tensor(1), "labels", {"a": 1}])
+@pytest.mark.parametrize(
+    "targets", [7, torch.tensor(1), torch.eye(3), [0], "labels", {"a": 1}, np.array([[0], [1], [1]])]
+)
 def test_targets_that_are_no_labels(targets):
     data = [(np.zeros((16, 16, 3), np.uint8), label) for label in (0, 1, 1)]
     data = type("Set", (list,), {"targets": targets})(data)
     assert split_of(data, "data").targets.tolist() == [0, 1, 1]
+    assert split_of(torch.utils.data.Subset(data, [2, 0]), "data").targets.tolist() == [1, 0]
+
+
+def test_a_fault_of_the_data_set_itself():
+    class Wrong(torch.utils.data.Dataset):
+        targets = [0, 1] * 10
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, index):
+            raise NameError("name 'pictures' is not defined")
+
+    line = "none of the first 8 images can be read: 0 of the Wrong .name 'pictures' is not defined.; correct the Data"
+    with pytest.raises(mdistiller.UserError, match=line):
+        mdistiller.distill("resnet8", None, Wrong(), Wrong(), "NONE")
 
 
 @pytest.mark.parametrize("output", [{"logits": 1}, None, "text"])

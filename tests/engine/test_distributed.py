@@ -267,6 +267,11 @@ def test_errors_are_told_once(run):
         "error: SOLVER.TRAINER dot trains in one process; start one, or use SOLVER.TRAINER base",
     ]
 
+    status, output = run("wrong", "DATASET.ROOT", "nowhere")  # which the first process looks for before the other
+    assert status != 0
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: DATASET.ROOT nowhere is not a folder; expected ")
+
 
 def test_a_restart_takes_over_no_run_of_another(run, tmp_path):
     folder = tmp_path / "output/other"

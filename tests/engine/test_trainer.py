@@ -180,6 +180,14 @@ def exploding(root):
     return with_distiller(trainer, Exploding(trainer.distiller.student, None, None))
 
 
+def test_reduced_logits_without_a_cache_are_refused_before_the_folder_is_touched(teacher):
+    reduced = ["DATASET.AUGMENT", "resized_crop", "TEACHER_CACHE", "memory", "TEACHER_TOP_LOGITS", "1"]
+    trainer = build_trainer(settings(teacher, *reduced, name="reduced", method="KD"))
+    with pytest.raises(UserError, match=r"TEACHER_TOP_LOGITS is 1, .* no teacher cache \(.* countless forms of an image"):
+        trainer.train()
+    assert not trainer.folder.path.exists()
+
+
 def test_an_evaluation_that_draws_random_numbers_changes_no_training(image_folder):
     trainer = build_trainer(settings(image_folder, method="NONE"))
     student, drawn = trainer.distiller.student, []

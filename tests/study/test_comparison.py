@@ -217,7 +217,7 @@ def test_labels_name_what_differs():
         ({"train_images": 1000}, ["KD (9 training images)", "KD (1,000 training images)"]),
         ({"processes": "2 then 1"}, ["KD (1 process)", "KD (2 then 1 processes)"]),
         ({"train_content": "pixels: 88"}, ["KD (training images 777777)", "KD (training images 88)"]),
-        ({"train_labels": "m"}, ["KD (training images 777777)", "KD (training images 777777)"]),
+        ({"train_labels": "m"}, ["KD (labels l)", "KD (labels m)"]),
         ({"val_content": "pixels: abcdefghi"}, ["KD (validation images 123456)", "KD (validation images abcdef)"]),
         ({"precision": "bfloat16", "teacher": "u"}, ["KD (float32, teacher t)", "KD (bfloat16, teacher u)"]),
     ):

@@ -6,9 +6,9 @@ import hashlib
 import io
 import os
 import re
+import sys
 import tarfile
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import torch
 from mdistiller import download
 from mdistiller.engine.checkpoint import read_checkpoint
 from mdistiller.models import build_model, cifar_model_dict
-from tests.processes import run_python
 
 NAME = "cifar_teachers.tar"
 TEACHER = "cifar_teachers/vgg13_vanilla/ckpt_epoch_240.pth"
@@ -115,7 +114,10 @@ def archive_of(files, change=None, mode="w"):
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """The files below a folder, without the lock in the user's cache."""
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.parent.name != "locks"
+    }
 
 
 def test_download_and_unpack(fetch, server, folder):
@@ -183,24 +185,23 @@ def test_a_bad_archive_that_was_there_is_named_and_kept(fetch, server, folder):
     assert files_of(folder) == {NAME} and server.ranges == []
 
 
-def test_two_downloads_of_the_same_file(tmp_path):
-    """The second waits, and finds what the first has written."""
-    target, order, begun = tmp_path / NAME, [], threading.Event()
+WAITING = """
+import logging, pathlib, sys
+from mdistiller.download import one_at_a_time
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+with one_at_a_time(pathlib.Path(sys.argv[1])):
+    print("second")
+"""
 
-    def first():
-        with download.one_at_a_time(target):
-            begun.set()
-            time.sleep(0.5)
-            order.append("first")
 
-    code = "import sys; from mdistiller.download import one_at_a_time\nwith one_at_a_time(sys.argv[1]): print('second')"
-    thread = threading.Thread(target=first)
-    thread.start()
-    assert begun.wait(60)
-    status, out, _ = run_python("-c", code.replace("sys.argv[1]", "__import__('pathlib').Path(sys.argv[1])"), target)
-    order.append(out.split()[-1])
-    thread.join()
-    assert (status, order) == (0, ["first", "second"])
+def test_two_downloads_to_the_same_place(tmp_path, started):
+    """The second process waits until the first has ended."""
+    target = tmp_path / NAME
+    with download.one_at_a_time(target):
+        process = started(sys.executable, "-c", WAITING, target)
+        process.wait_for(f"note: waiting for another process that downloads to {target}")
+        assert "second" not in process.output("stdout")
+    assert process.finish()[:2] == (0, "second\n")
     assert list(tmp_path.glob("*")) == [tmp_path / "cache"]
 
 

@@ -17,7 +17,7 @@ from ..images.orientation import upright
 from ..images.pictures import as_picture
 from .encoded import Transform, UnusableImage
 
-READ_TWICE = 8  # images, to find random transforms
+READ_TWICE = 8  # first images, to find random transforms
 SAMPLED = 64  # images that are read to identify a set, and to compare its labels
 
 
@@ -150,10 +150,13 @@ def _known_targets(dataset: Any) -> Optional[List[int]]:
     """Return the labels that a data set of torchvision, or a `Subset` of one, holds as `targets`; else `None`."""
     if isinstance(dataset, Subset):
         inner = _known_targets(dataset.dataset)
-        return None if inner is None else [inner[index] for index in dataset.indices]
+        whole: Any = dataset.dataset
+        if inner is None or len(inner) != len(whole):
+            return None
+        return [inner[index] for index in dataset.indices]
     targets = getattr(dataset, "targets", None)
     if isinstance(targets, (np.ndarray, Tensor)):
-        targets = targets.reshape(-1).tolist()
+        targets = targets.reshape(-1).tolist() if tuple(targets.shape[1:]) in ((), (1,)) and targets.ndim else None
     if not isinstance(targets, (list, tuple)) or getattr(dataset, "target_transform", None) is not None:
         return None
     values = list(targets)

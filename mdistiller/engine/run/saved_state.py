@@ -23,7 +23,7 @@ def find_latest(folder: RunFolder) -> Tuple[Dict[str, Any], str]:
     """Return the last state in `folder` and an empty string, or the state before it and why the last one is not used.
 
     Raises:
-        UserError: neither can be read, or the last one is not damaged but cannot be read now.
+        UserError: both are missing or damaged, or one that is not damaged cannot be read now.
     """
     try:
         if folder.latest.is_file():
@@ -32,11 +32,11 @@ def find_latest(folder: RunFolder) -> Tuple[Dict[str, Any], str]:
     except DamagedCheckpoint as error:
         fault = str(error).partition(";")[0]
     try:
-        return read_checkpoint(folder.previous), fault
-    except UserError:
-        raise UserError(
-            f"--resume: {fault}, and {folder.previous.name} cannot be read either; {folder.remedy()}"
-        ) from None
+        if folder.previous.is_file():
+            return read_checkpoint(folder.previous), fault
+    except DamagedCheckpoint:
+        pass
+    raise UserError(f"--resume: {fault}, and {folder.previous.name} cannot be read either; {folder.remedy()}")
 
 
 def read_latest(folder: RunFolder) -> Dict[str, Any]:

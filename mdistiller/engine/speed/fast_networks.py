@@ -27,6 +27,35 @@ from .top_logits import TopLogits
 Say = Callable[[str], None]
 
 
+def check_top_logits(distiller: Distiller, loader: Loader, cfg: CfgNode) -> None:
+    """Raise a UserError if `TEACHER_TOP_LOGITS` needs a cache that the settings rule out."""
+    reason = _needs_cache(distiller, loader, cfg) and _why_no_cache(distiller, loader, cfg)
+    if reason:
+        raise _without_cache(cfg, reason)
+
+
+def _needs_cache(distiller: Distiller, loader: Loader, cfg: CfgNode) -> bool:
+    """Whether the teacher's logits are reduced, which only a cache does."""
+    return "logits" in distiller.teacher_needs and 0 < cfg.TEACHER_TOP_LOGITS < loader.info.num_classes
+
+
+def _without_cache(cfg: CfgNode, reason: str) -> UserError:
+    return UserError(
+        f"TEACHER_TOP_LOGITS is {cfg.TEACHER_TOP_LOGITS}, but there is no teacher cache ({reason}), and all logits give"
+        " another loss; make the cache possible, or set TEACHER_TOP_LOGITS 0"
+    )
+
+
+def _why_no_cache(distiller: Distiller, loader: Loader, cfg: CfgNode) -> str:
+    """Return why the settings rule out a cache, or an empty string."""
+    if loader.num_variants is None:
+        remedy = "" if loader.mixes else "; DATASET.VIEWS 10 would fix ten of them"
+        return f"{loader.unlimited_by} makes countless forms of an image{remedy}"
+    if not set(distiller.teacher_needs) <= {"logits", "pooled"}:
+        return f"{cfg.DISTILLER.TYPE} reads the teacher's maps; the teacher runs in each step"
+    return ""
+
+
 class FastNetworks:
     """Replaces a distiller's networks by faster forms while an epoch is trained.
 
@@ -59,11 +88,8 @@ class FastNetworks:
         folded = distiller.teacher is not None and self._fold_teacher(cfg, precision, say)
         if folded and cfg.TEACHER_CACHE != "off":
             self._cache = self._open_cache(cfg, precision, say)
-        if cfg.TEACHER_TOP_LOGITS and self._cache is None and "logits" in distiller.teacher_needs:
-            raise UserError(
-                f"TEACHER_TOP_LOGITS is {cfg.TEACHER_TOP_LOGITS}, but there is no teacher cache (the line above says"
-                " why), and all logits give another loss; make room for the cache, or set TEACHER_TOP_LOGITS 0"
-            )
+        if self._cache is None and _needs_cache(distiller, loader, cfg):
+            raise _without_cache(cfg, "the line above says why")
         if folded and mode and self._cache is None:
             compiled.append((self._teacher, "forward"))
         for module, name in compiled:
@@ -106,12 +132,9 @@ class FastNetworks:
 
     def _open_cache(self, cfg: CfgNode, precision: Precision, say: Say) -> Optional[CachedTeacher]:
         teacher, loader, needs = self._distiller.teacher, self._loader, self._distiller.teacher_needs
-        if loader.num_variants is None:
-            remedy = "" if loader.mixes else "; DATASET.VIEWS 10 would fix ten of them"
-            say(f"teacher cache: none, {loader.unlimited_by} makes countless forms of an image{remedy}")
-            return None
-        if not set(needs) <= {"logits", "pooled"}:
-            say(f"teacher cache: none, {cfg.DISTILLER.TYPE} reads the teacher's maps; the teacher runs in each step")
+        reason = _why_no_cache(self._distiller, loader, cfg)
+        if reason:
+            say(f"teacher cache: none, {reason}")
             return None
         info = loader.info
         noise = torch.randn(2, 3, info.input_size, info.input_size, generator=torch.Generator().manual_seed(0))

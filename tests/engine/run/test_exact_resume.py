@@ -95,15 +95,17 @@ METHODS = [
 
 @pytest.mark.parametrize(("method", "trainer"), METHODS)
 def test_within_an_epoch(folder, method, trainer):
+    epochs = 3 if method == "CRD" else 2  # the one with the most state goes on for another epoch
+
     def make(name):
-        return built(folder, name, method, trainer, epochs=2, more=["CRD.NCE.K", "16"])
+        return built(folder, name, method, trainer, epochs=epochs, more=["CRD.NCE.K", "16"])
 
     whole = make("whole")
     whole.train()
     # saved after steps 6 and 8, that is 1 and 3 of the second epoch; step 9 is done again
     resumed = crashed_and_resumed(STEPS + 5, make)
     assert differences(whole.folder.path, resumed.folder.path) == []
-    assert "resumed after epoch 1 of 2, step 3 of 5 in the next" in resumed.folder.worklog.read_text()
+    assert f"resumed after epoch 1 of {epochs}, step 3 of 5 in the next" in resumed.folder.worklog.read_text()
     assert (resumed.progress.best, resumed.progress.last, resumed.progress.images) == (
         whole.progress.best,
         whole.progress.last,

@@ -139,16 +139,23 @@ def test_a_state_that_cannot_be_read_now_is_no_damaged_one(image_folder, monkeyp
         patch.setattr(torch, "load", load)
         with pytest.raises(UserError, match=r"latest.pth cannot be read \("):
             run_of(image_folder).train(resume=True)
-    assert run.folder.latest.read_bytes() == content and not run.folder.damaged.exists()
+        assert run.folder.latest.read_bytes() == content
+        run.folder.latest.unlink()  # then the state before is read, and must not be given up either
+        with pytest.raises(UserError, match=r"latest.previous.pth cannot be read \("):
+            run_of(image_folder).train(resume=True)
+    run.folder.latest.write_bytes(content)
+    assert not run.folder.damaged.exists()
     assert read_latest(run.folder)["epoch"] == 2
 
 
-@pytest.mark.parametrize("part", ["python", "numpy", "torch"])
-def test_a_damaged_random_state_is_one_line(image_folder, part):
+@pytest.mark.parametrize(
+    ("part", "damage"), [("python", {"state": 1}), ("python", []), ("numpy", {"state": 1}), ("torch", {"state": 1})]
+)
+def test_a_damaged_random_state_is_one_line(image_folder, part, damage):
     run = run_of(image_folder, epochs=2)
     run.train()
     state = ck.read_checkpoint(run.folder.latest)
-    state["random"][0][part] = {"state": 1}
+    state["random"][0][part] = damage
     ck.save(state, run.folder.latest)
     with pytest.raises(UserError, match="is not a valid training state .*: its random state cannot be used"):
         run_of(image_folder).train(resume=True)
