@@ -183,7 +183,9 @@ def exploding(root):
 def test_reduced_logits_without_a_cache_are_refused_before_the_folder_is_touched(teacher):
     reduced = ["DATASET.AUGMENT", "resized_crop", "TEACHER_CACHE", "memory", "TEACHER_TOP_LOGITS", "1"]
     trainer = build_trainer(settings(teacher, *reduced, name="reduced", method="KD"))
-    with pytest.raises(UserError, match=r"TEACHER_TOP_LOGITS is 1, .* no teacher cache \(.* countless forms of an image"):
+    with pytest.raises(
+        UserError, match=r"TEACHER_TOP_LOGITS is 1, .* no teacher cache \(.* countless forms of an image"
+    ):
         trainer.train()
     assert not trainer.folder.path.exists()
 
