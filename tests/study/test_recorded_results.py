@@ -139,6 +139,16 @@ def test_the_table_of_fewer_images():
         assert {str(run["epochs"]) for run in runs.values()} == {row["epochs"]}
 
 
+def test_the_table_of_2500_images():
+    (table,) = (rows for rows in tables((REPO / "docs/results.md").read_text("utf-8")) if "2,500 images" in rows[0])
+    expected = results("fraction")["vgg13_vgg8, 25 %"]
+    assert [row["2,500 images"] for row in table] == list(expected)
+    for row in table:
+        method = row.pop("2,500 images")
+        for column, value in row.items():
+            assert value.replace("−", "-") == expected[method][COLUMNS[column]], (method, column)
+
+
 def test_the_table_of_precise_bn():
     with (REPO / "configs/studies/results/precise_bn_epochs.csv").open(encoding="utf-8") as file:
         recorded_epochs = list(csv.DictReader(file))
