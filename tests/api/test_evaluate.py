@@ -124,48 +124,44 @@ def test_labels_that_the_items_have_and_targets_has_not():
     assert mdistiller.evaluate(Spy(2), Merged())["confusion"] == [[10, 0], [10, 0]]
 
 
+class Broken(torch.utils.data.Dataset):
+    """20 images with labels, of which those at `places` cannot be read."""
+
+    targets = [0, 1] * 10
+
+    def __init__(self, *places):
+        self.places = places
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        if index in self.places:
+            raise OSError("truncated")
+        return np.full((16, 16, 3), index, dtype=np.uint8), self.targets[index]
+
+
 def test_items_that_cannot_be_read_do_not_hide_the_labels_of_others():
-    class Broken(torch.utils.data.Dataset):
-        targets = [0, 1] * 5
-
-        def __len__(self):
-            return len(self.targets)
-
-        def __getitem__(self, index):
-            if index == 9:
-                raise OSError("truncated")
-            return np.zeros((16, 16, 3), dtype=np.uint8), self.targets[index]
-
-    assert split_of(Broken(), "data").targets.tolist() == Broken.targets
+    assert split_of(Broken(19), "data").targets.tolist() == Broken.targets
 
 
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
 def test_items_that_cannot_be_read_are_left_out_on_request(quick, in_memory, caplog):
-    class Broken(torch.utils.data.Dataset):
-        targets = [0, 1] * 10
-
-        def __len__(self):
-            return len(self.targets)
-
-        def __getitem__(self, index):
-            if index in (0, 13):
-                raise OSError("truncated")
-            return np.full((16, 16, 3), index, dtype=np.uint8), self.targets[index]
-
+    data = Broken(0, 13)
     quick = {**quick, "input_size": None, "settings": {"DATASET.CORRUPT": "skip", "DATASET.IN_MEMORY": in_memory}}
-    result = mdistiller.distill("resnet8", None, Broken(), Broken(), "NONE", **quick)
+    result = mdistiller.distill("resnet8", None, data, data, "NONE", **quick)
     assert (result.summary["train_images"], result.summary["val_images"]) == (18, 18)
     line = "left out 2 of 20 training images that cannot be read: 0 of the Broken (truncated); 13 of the Broken"
     assert any(line in message for message in caplog.messages)
     quick["settings"]["DATASET.CORRUPT"] = "refuse"
     with pytest.raises(mdistiller.UserError, match="cannot read .*0 of the Broken"):
-        mdistiller.distill("resnet8", None, Broken(), Broken(), "NONE", **quick, overwrite=True)
+        mdistiller.distill("resnet8", None, data, data, "NONE", **quick, overwrite=True)
 
 
 @pytest.mark.parametrize(
     "targets", [7, torch.tensor(1), torch.eye(3), [0], "labels", {"a": 1}, np.array([[0], [1], [1]])]
 )
-def test_targets_that_are_no_labels(targets):
+def test_labels_are_those_of_the_items_whatever_targets_holds(targets):
     data = [(np.zeros((16, 16, 3), np.uint8), label) for label in (0, 1, 1)]
     data = type("Set", (list,), {"targets": targets})(data)
     assert split_of(data, "data").targets.tolist() == [0, 1, 1]
@@ -173,18 +169,10 @@ def test_targets_that_are_no_labels(targets):
 
 
 def test_a_fault_of_the_data_set_itself():
-    class Wrong(torch.utils.data.Dataset):
-        targets = [0, 1] * 10
-
-        def __len__(self):
-            return len(self.targets)
-
-        def __getitem__(self, index):
-            raise NameError("name 'pictures' is not defined")
-
-    line = "none of the first 8 images can be read: 0 of the Wrong .name 'pictures' is not defined.; correct the Data"
+    wrong = Broken(*range(20))
+    line = "none of the first 8 images can be read: 0 of the Broken .truncated.; correct the Dataset"
     with pytest.raises(mdistiller.UserError, match=line):
-        mdistiller.distill("resnet8", None, Wrong(), Wrong(), "NONE")
+        mdistiller.distill("resnet8", None, wrong, wrong, "NONE")
 
 
 @pytest.mark.parametrize("output", [{"logits": 1}, None, "text"])

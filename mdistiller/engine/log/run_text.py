@@ -162,7 +162,7 @@ def summary_of(
         "seconds": round(progress.total_seconds, 1),
         "peak_memory_mib": memory_figures(device)["peak_memory_mib"],
         "device": str(device),
-        "precision": str(precision),
+        "precision": str(precision),  # like `processes`, missing in the machines of earlier versions
         **(progress.machines or [machine(device, precision)])[-1],
         **({"earlier_machines": progress.machines[:-1]} if len(progress.machines) > 1 else {}),
         "deployed": cost._asdict(),

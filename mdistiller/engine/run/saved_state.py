@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from typing import Any, Callable, Dict, Tuple
 
 import torch
@@ -31,11 +32,9 @@ def find_latest(folder: RunFolder) -> Tuple[Dict[str, Any], str]:
         fault = f"{folder.latest} is missing"  # the process was killed between the two renames of a save
     except DamagedCheckpoint as error:
         fault = str(error).partition(";")[0]
-    try:
+    with suppress(DamagedCheckpoint):
         if folder.previous.is_file():
             return read_checkpoint(folder.previous), fault
-    except DamagedCheckpoint:
-        pass
     raise UserError(f"--resume: {fault}, and {folder.previous.name} cannot be read either; {folder.remedy()}")
 
 
